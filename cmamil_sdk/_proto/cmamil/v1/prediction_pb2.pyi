@@ -1,0 +1,179 @@
+import datetime
+
+from cmamil_sdk._proto.cmamil.v1 import slide_pb2 as _slide_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STAGE_UNSPECIFIED: _ClassVar[Stage]
+    STAGE_QUEUED: _ClassVar[Stage]
+    STAGE_PLANNING: _ClassVar[Stage]
+    STAGE_TILES: _ClassVar[Stage]
+    STAGE_AGGREGATING: _ClassVar[Stage]
+STAGE_UNSPECIFIED: Stage
+STAGE_QUEUED: Stage
+STAGE_PLANNING: Stage
+STAGE_TILES: Stage
+STAGE_AGGREGATING: Stage
+
+class OutputOptions(_message.Message):
+    __slots__ = ("attention", "top_k")
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    attention: bool
+    top_k: int
+    def __init__(self, attention: _Optional[bool] = ..., top_k: _Optional[int] = ...) -> None: ...
+
+class PredictSlideRequest(_message.Message):
+    __slots__ = ("model", "slide", "tiling", "output", "request_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLIDE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    slide: _slide_pb2.SlideSource
+    tiling: _slide_pb2.TilingOptions
+    output: OutputOptions
+    request_id: str
+    def __init__(self, model: _Optional[str] = ..., slide: _Optional[_Union[_slide_pb2.SlideSource, _Mapping]] = ..., tiling: _Optional[_Union[_slide_pb2.TilingOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class StreamPredictSlideRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: PredictSlideRequest
+    def __init__(self, request: _Optional[_Union[PredictSlideRequest, _Mapping]] = ...) -> None: ...
+
+class ClassScore(_message.Message):
+    __slots__ = ("label", "probability")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    probability: float
+    def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class TopTile(_message.Message):
+    __slots__ = ("scale", "x", "y", "size", "score")
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    scale: str
+    x: int
+    y: int
+    size: float
+    score: float
+    def __init__(self, scale: _Optional[str] = ..., x: _Optional[int] = ..., y: _Optional[int] = ..., size: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
+
+class ScaleAttention(_message.Message):
+    __slots__ = ("scale", "tile_size", "coords", "attention", "branches", "contribution")
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    TILE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    COORDS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    scale: str
+    tile_size: float
+    coords: _containers.RepeatedScalarFieldContainer[int]
+    attention: _containers.RepeatedScalarFieldContainer[float]
+    branches: int
+    contribution: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, scale: _Optional[str] = ..., tile_size: _Optional[float] = ..., coords: _Optional[_Iterable[int]] = ..., attention: _Optional[_Iterable[float]] = ..., branches: _Optional[int] = ..., contribution: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class StageTimings(_message.Message):
+    __slots__ = ("queued", "open", "tissue", "decode", "encode", "aggregate", "total")
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    TISSUE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    queued: _duration_pb2.Duration
+    open: _duration_pb2.Duration
+    tissue: _duration_pb2.Duration
+    decode: _duration_pb2.Duration
+    encode: _duration_pb2.Duration
+    aggregate: _duration_pb2.Duration
+    total: _duration_pb2.Duration
+    def __init__(self, queued: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., open: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tissue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., aggregate: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class PredictSlideResponse(_message.Message):
+    __slots__ = ("request_id", "model", "bundle", "bundle_sha256", "slide_id", "label", "scores", "coarse_scores", "tiles_per_scale", "tiles_failed", "mpp", "mpp_source", "timings", "engine", "top_tiles", "warnings", "attention")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SLIDE_ID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    COARSE_SCORES_FIELD_NUMBER: _ClassVar[int]
+    TILES_PER_SCALE_FIELD_NUMBER: _ClassVar[int]
+    TILES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    MPP_FIELD_NUMBER: _ClassVar[int]
+    MPP_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TOP_TILES_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    bundle: str
+    bundle_sha256: str
+    slide_id: str
+    label: str
+    scores: _containers.RepeatedCompositeFieldContainer[ClassScore]
+    coarse_scores: _containers.RepeatedCompositeFieldContainer[ClassScore]
+    tiles_per_scale: _containers.RepeatedCompositeFieldContainer[_slide_pb2.ScaleTiles]
+    tiles_failed: int
+    mpp: float
+    mpp_source: _slide_pb2.MppSource
+    timings: StageTimings
+    engine: str
+    top_tiles: _containers.RepeatedCompositeFieldContainer[TopTile]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    attention: _containers.RepeatedCompositeFieldContainer[ScaleAttention]
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., slide_id: _Optional[str] = ..., label: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., coarse_scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., tiles_per_scale: _Optional[_Iterable[_Union[_slide_pb2.ScaleTiles, _Mapping]]] = ..., tiles_failed: _Optional[int] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[_slide_pb2.MppSource, str]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., engine: _Optional[str] = ..., top_tiles: _Optional[_Iterable[_Union[TopTile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., attention: _Optional[_Iterable[_Union[ScaleAttention, _Mapping]]] = ...) -> None: ...
+
+class Accepted(_message.Message):
+    __slots__ = ("queue_position", "model")
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    queue_position: int
+    model: str
+    def __init__(self, queue_position: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("stage", "done", "total")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    stage: Stage
+    done: int
+    total: int
+    def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class StreamPredictSlideResponse(_message.Message):
+    __slots__ = ("request_id", "sequence", "accepted", "progress", "result")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    sequence: int
+    accepted: Accepted
+    progress: Progress
+    result: PredictSlideResponse
+    def __init__(self, request_id: _Optional[str] = ..., sequence: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[PredictSlideResponse, _Mapping]] = ...) -> None: ...

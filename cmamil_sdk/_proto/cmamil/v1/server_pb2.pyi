@@ -1,0 +1,107 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PackageVersion(_message.Message):
+    __slots__ = ("package", "version")
+    PACKAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    package: str
+    version: str
+    def __init__(self, package: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class EngineInfo(_message.Message):
+    __slots__ = ("name", "device", "precision", "version", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device: str
+    precision: str
+    version: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., version: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ModelRuntime(_message.Message):
+    __slots__ = ("model", "encoder", "aggregator")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    encoder: EngineInfo
+    aggregator: EngineInfo
+    def __init__(self, model: _Optional[str] = ..., encoder: _Optional[_Union[EngineInfo, _Mapping]] = ..., aggregator: _Optional[_Union[EngineInfo, _Mapping]] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("state", "restarts", "tiles")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Worker.State]
+        STATE_STARTING: _ClassVar[Worker.State]
+        STATE_IDLE: _ClassVar[Worker.State]
+        STATE_BUSY: _ClassVar[Worker.State]
+    STATE_UNSPECIFIED: Worker.State
+    STATE_STARTING: Worker.State
+    STATE_IDLE: Worker.State
+    STATE_BUSY: Worker.State
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    TILES_FIELD_NUMBER: _ClassVar[int]
+    state: Worker.State
+    restarts: int
+    tiles: int
+    def __init__(self, state: _Optional[_Union[Worker.State, str]] = ..., restarts: _Optional[int] = ..., tiles: _Optional[int] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_active_slides", "max_queued", "max_tiles", "max_slide_pixels", "default_deadline", "max_deadline", "max_request_bytes")
+    MAX_ACTIVE_SLIDES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    MAX_TILES_FIELD_NUMBER: _ClassVar[int]
+    MAX_SLIDE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    MAX_DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_active_slides: int
+    max_queued: int
+    max_tiles: int
+    max_slide_pixels: int
+    default_deadline: _duration_pb2.Duration
+    max_deadline: _duration_pb2.Duration
+    max_request_bytes: int
+    def __init__(self, max_active_slides: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_tiles: _Optional[int] = ..., max_slide_pixels: _Optional[int] = ..., default_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "packages", "models", "workers", "limits", "uptime", "active_slides", "queued_slides", "tiles_decoded")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PACKAGES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SLIDES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_SLIDES_FIELD_NUMBER: _ClassVar[int]
+    TILES_DECODED_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    packages: _containers.RepeatedCompositeFieldContainer[PackageVersion]
+    models: _containers.RepeatedCompositeFieldContainer[ModelRuntime]
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    limits: Limits
+    uptime: _duration_pb2.Duration
+    active_slides: int
+    queued_slides: int
+    tiles_decoded: int
+    def __init__(self, version: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageVersion, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelRuntime, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_slides: _Optional[int] = ..., queued_slides: _Optional[int] = ..., tiles_decoded: _Optional[int] = ...) -> None: ...

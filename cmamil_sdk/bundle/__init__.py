@@ -1,0 +1,8 @@
+"""The model bundle: a directory with everything a prediction needs, hashed and self-testing."""
+
+from __future__ import annotations
+
+from cmamil_sdk.bundle.load import Aggregated, Bundle
+from cmamil_sdk.bundle.manifest import Manifest
+
+__all__ = ["Aggregated", "Bundle", "Manifest"]

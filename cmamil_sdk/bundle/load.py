@@ -1,0 +1,237 @@
+"""Load a bundle: verify every byte, open the graphs, run the golden test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.bundle.manifest import (
+    AGGREGATOR_GRAPH,
+    ENCODER_GRAPH,
+    GOLDEN,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+)
+from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.errors import (
+    BundleCorrupt,
+    BundleUnsupported,
+    NonFiniteOutput,
+    RecipeMismatch,
+    SelfTestFailed,
+)
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.features.file import FeatureProvenance, recipe_key
+from cmamil_sdk.files import parse_document, sha256_of_file
+
+Float32 = npt.NDArray[np.float32]
+
+GOLDEN_MIN_COSINE = 0.9999
+GOLDEN_MAX_DIFFERENCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The aggregator's answer for one bag; C classes, n tiles at a scale.
+
+    Attributes:
+        logits: ``[C]`` before the temperature; ``bias`` plus all contributions add up to it.
+        bias: ``[C]``.
+        probabilities: ``[C]``, calibrated.
+        attention: per scale ``[n]``, sums to 1.
+        contribution: per scale ``[n, C]``.
+        seconds: time taken.
+    """
+
+    logits: Float32
+    bias: Float32
+    probabilities: Float32
+    attention: Mapping[str, Float32]
+    contribution: Mapping[str, Float32]
+    seconds: float
+
+
+class Bundle:
+    """A verified bundle with its aggregator loaded."""
+
+    def __init__(
+        self, root: Path, manifest: Manifest, sha256: str, engine: str, device: str
+    ) -> None:
+        """Use :meth:`load`."""
+        self.root = root
+        self.manifest = manifest
+        self.sha256 = sha256
+        self._engine, self._device = engine, device
+        self._aggregator = self._open(AGGREGATOR_GRAPH, threads=1)
+
+    @classmethod
+    def load(cls, path: Path, *, engine: str = "auto", device: str = "auto") -> Self:
+        """Load a bundle, or refuse it with the reason.
+
+        Args:
+            path: the directory that holds ``manifest.json``.
+            engine: as :func:`~cmamil_sdk.engines.load_engine`.
+            device: likewise.
+
+        Raises:
+            BundleCorrupt: a file is missing or changed.
+            BundleUnsupported: a newer schema, or a graph that cannot be run.
+            SelfTestFailed: the golden test does not reproduce on this engine.
+            EngineMissing: the engine or device asked for is not here.
+        """
+        manifest, sha256 = read_manifest(path)
+        verify_files(path, manifest)
+        bundle = cls(path, manifest, sha256, engine, device)
+        bundle.self_test()
+        return bundle
+
+    @property
+    def label(self) -> str:
+        """``name/version``."""
+        return f"{self.manifest.name}/{self.manifest.version}"
+
+    @property
+    def engine_label(self) -> str:
+        """Engine, device and precision in use."""
+        return self._aggregator.info.label
+
+    def open_encoder(self, threads: int = 1) -> Engine:
+        """A new encoder engine: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``."""
+        return self._open(ENCODER_GRAPH, threads)
+
+    def check_recipe(self, provenance: FeatureProvenance) -> None:
+        """Refuse features of another recipe or encoder (RecipeMismatch)."""
+        if provenance.recipe_key() != recipe_key(self.manifest.recipe, self.manifest.encoder):
+            raise RecipeMismatch(
+                f"The features of slide {provenance.slide_id} were made by another recipe or "
+                f"encoder than bundle {self.label} was trained on; extract them with the bundle's."
+            )
+
+    def aggregate(self, bag: Bag) -> Aggregated:
+        """Run the aggregator on one bag.
+
+        Raises:
+            ScaleMismatch: the bag lacks a scale.
+            FieldInvalid: features of another width.
+            NonFiniteOutput: a logit is NaN or infinite.
+        """
+        started = time.perf_counter()
+        names = self.manifest.recipe.names
+        bag = bag.select(names)
+        inputs: dict[str, npt.NDArray[Any]] = {f"features_{n}": bag.features[n] for n in names}
+        if self.manifest.index_inputs:
+            arrays = bag.index_arrays()
+            inputs.update({name: arrays[name] for name in self.manifest.index_inputs})
+        outputs = self._aggregator.infer(inputs)
+        if not np.isfinite(outputs["logits"]).all():
+            raise NonFiniteOutput(
+                f"Slide {bag.slide_id}: bundle {self.label} returned NaN or infinity; "
+                "check the features, or load the bundle on another engine."
+            )
+        return Aggregated(
+            logits=outputs["logits"][0],
+            bias=outputs["bias"][0],
+            probabilities=outputs["probabilities"][0],
+            attention={n: outputs[f"attention_{n}"][0] for n in names},
+            contribution={n: outputs[f"contribution_{n}"] for n in names},
+            seconds=time.perf_counter() - started,
+        )
+
+    def self_test(self) -> dict[str, float]:
+        """Reproduce the golden values on this engine; returns the differences found.
+
+        Raises:
+            SelfTestFailed: they are not reproduced.
+        """
+        with np.load(self.root / GOLDEN, allow_pickle=False) as stored:
+            golden = {name: stored[name] for name in stored.files}
+        encoder = self.open_encoder()
+        features = encoder.infer({"tiles": golden["encoder/in/tiles"]})["features"]
+        encoder.close()
+        expected = golden["encoder/out/features"]
+        norms = np.linalg.norm(features, axis=1) * np.linalg.norm(expected, axis=1)
+        cosine = float(((features * expected).sum(axis=1) / norms).min())
+        outputs = self._aggregator.infer(_golden_part(golden, "aggregator/in/"))
+        difference = max(
+            float(np.abs(value - outputs[name]).max())
+            for name, value in _golden_part(golden, "aggregator/out/").items()
+        )
+        if not (cosine >= GOLDEN_MIN_COSINE and difference <= GOLDEN_MAX_DIFFERENCE):
+            raise SelfTestFailed(
+                f"Bundle {self.label} does not reproduce its golden values on {self.engine_label}: "
+                f"encoder cosine {cosine:.6f} (at least {GOLDEN_MIN_COSINE}), aggregator difference "
+                f"{difference:.2e} (at most {GOLDEN_MAX_DIFFERENCE}); use another engine."
+            )
+        return {"encoder_cosine": cosine, "aggregator_difference": difference}
+
+    def _open(self, graph: str, threads: int) -> Engine:
+        return load_engine(
+            self.root / graph, engine=self._engine, device=self._device, threads=threads
+        )
+
+
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """The manifest of a bundle and its sha256.
+
+    Raises:
+        BundleCorrupt: missing or damaged.
+        BundleUnsupported: written by a newer version.
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+        document = json.loads(data)
+    except OSError as problem:
+        raise BundleCorrupt(
+            f"{path} is no bundle, it has no readable {MANIFEST}; name the directory "
+            "<name>/<version> that `cmamil export` wrote."
+        ) from problem
+    except ValueError as problem:
+        raise BundleCorrupt(f"{file} is not JSON ({problem}); export the model again.") from problem
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise BundleUnsupported(
+            f"{file} has schema version {version}, this version reads up to {SCHEMA_VERSION}; "
+            "update cmamil-sdk."
+        )
+    manifest = parse_document(Manifest, document, where=file, error=BundleCorrupt)
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def verify_files(path: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        BundleCorrupt: missing, or size or hash differ.
+    """
+    for name, entry in manifest.files.items():
+        file = path / name
+        try:
+            size, digest = file.stat().st_size, sha256_of_file(file)
+        except OSError as problem:
+            raise BundleCorrupt(
+                f"{file} is missing or unreadable; copy the whole bundle again."
+            ) from problem
+        if (size, digest) != (entry.size, entry.sha256):
+            raise BundleCorrupt(
+                f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
+                f"{entry.sha256[:12]}…); copy the bundle again."
+            )
+
+
+def _golden_part(
+    golden: Mapping[str, npt.NDArray[Any]], prefix: str
+) -> dict[str, npt.NDArray[Any]]:
+    return {name.removeprefix(prefix): v for name, v in golden.items() if name.startswith(prefix)}
+
+
+__all__ = ["Aggregated", "Bundle", "read_manifest", "verify_files"]

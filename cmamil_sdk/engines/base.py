@@ -1,0 +1,57 @@
+"""What every engine offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What is in use: never what was asked for.
+
+    Attributes:
+        name: ``onnxruntime``.
+        device: ``cpu`` or ``cuda:N``.
+        precision: of the arithmetic, ``fp32``.
+        version: of the runtime.
+        reason: why this engine and device were chosen.
+    """
+
+    name: str
+    device: str
+    precision: str
+    version: str
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """Short form for tables, for example ``onnxruntime-cpu-fp32``."""
+        return f"{self.name}-{self.device.split(':')[0]}-{self.precision}"
+
+
+class Engine(Protocol):
+    """A loaded graph. ``infer`` may be called from several threads at once."""
+
+    info: EngineInfo
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+        """Run the graph on named inputs and return its named outputs.
+
+        Raises:
+            FieldInvalid: an input is missing, unknown, or of the wrong type or shape.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the graph."""
+        ...
+
+
+__all__ = ["Array", "Engine", "EngineInfo"]

@@ -1,0 +1,55 @@
+"""Choose an engine and a device, and say why."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cmamil_sdk.engines.base import Engine
+from cmamil_sdk.errors import EngineMissing, FieldInvalid
+
+ENGINES = ("onnxruntime",)
+
+
+def load_engine(
+    graph: Path, *, engine: str = "auto", device: str = "auto", threads: int = 1
+) -> Engine:
+    """Load a graph.
+
+    Args:
+        graph: the ``.onnx`` file.
+        engine: ``auto`` or the name of an engine.
+        device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
+        threads: threads within one call of ``infer``.
+
+    Raises:
+        FieldInvalid: an unknown engine or device.
+        EngineMissing: what was asked for is not available here.
+        BundleUnsupported: the graph cannot be run.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise FieldInvalid(f"--engine {engine} is unknown; choose auto or {', '.join(ENGINES)}.")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise FieldInvalid(f"--device {device} is unknown; choose auto, cpu or cuda:N.")
+    from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine, cuda_available  # noqa: PLC0415
+
+    if device != "auto":
+        return OnnxRuntimeEngine(graph, device=device, threads=threads, reason="asked for")
+    chosen, why = ("cuda:0", "a CUDA device") if cuda_available() else ("cpu", "no CUDA provider")
+    return OnnxRuntimeEngine(
+        graph, device=chosen, threads=threads, reason=f"auto: onnxruntime is installed, {why}"
+    )
+
+
+def available_engines() -> dict[str, dict[str, str | bool]]:
+    """For each engine: ``available``, ``version``, ``why`` and ``fix``."""
+    try:
+        from cmamil_sdk.engines.onnxruntime import cuda_available, version  # noqa: PLC0415
+    except EngineMissing as problem:
+        why, _, fix = str(problem).partition("; ")
+        return {"onnxruntime": {"available": False, "version": "", "why": why, "fix": fix}}
+    why = "CPU and CUDA" if cuda_available() else "CPU"
+    return {"onnxruntime": {"available": True, "version": version(), "why": why, "fix": ""}}
+
+
+__all__ = ["available_engines", "load_engine"]

@@ -1,0 +1,129 @@
+"""ONNX graphs on ONNX Runtime, CPU or CUDA, with no silent change of device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.engines.base import Array, EngineInfo
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
+
+try:
+    import onnxruntime as ort
+except ImportError as problem:
+    raise EngineMissing(
+        "onnxruntime is not installed; install cmamil-sdk[cpu], or onnxruntime-gpu for CUDA."
+    ) from problem
+
+_NUMPY_TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+}
+
+
+class OnnxRuntimeEngine:
+    """One ONNX graph in one session.
+
+    Args:
+        graph: the ``.onnx`` file.
+        device: ``cpu`` or ``cuda:N``.
+        threads: threads within one ``infer``.
+        reason: why this engine was chosen.
+
+    Raises:
+        EngineMissing: the device is not there.
+        BundleUnsupported: the file is no graph this runtime can run.
+    """
+
+    def __init__(self, graph: Path, *, device: str, threads: int, reason: str) -> None:
+        self._graph = graph
+        self._session = _session(graph, device, threads)
+        self._inputs = {i.name: (_NUMPY_TYPES[i.type], i.shape) for i in self._session.get_inputs()}
+        self._outputs = [o.name for o in self._session.get_outputs()]
+        self.info = EngineInfo("onnxruntime", device, "fp32", str(ort.__version__), reason)
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        self._check(inputs)
+        feeds = {name: inputs[name] for name in self._inputs}
+        return dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+
+    def close(self) -> None:
+        """Release the session."""
+        del self._session
+
+    def _check(self, inputs: Mapping[str, Array]) -> None:
+        for name, (dtype, shape) in self._inputs.items():
+            if name not in inputs:
+                raise FieldInvalid(f"{self._graph.name}: input {name} is missing; give all inputs.")
+            array = inputs[name]
+            fits = len(shape) == array.ndim and all(
+                not isinstance(want, int) or want == have
+                for want, have in zip(shape, array.shape, strict=False)
+            )
+            if array.dtype != dtype or not fits or 0 in array.shape:
+                raise FieldInvalid(
+                    f"{self._graph.name}: input {name} is {array.dtype}{list(array.shape)}, "
+                    f"{dtype}{shape} is needed, with no empty axis; give features of this model."
+                )
+        unknown = set(inputs) - set(self._inputs)
+        if unknown:
+            raise FieldInvalid(
+                f"{self._graph.name} has no input {', '.join(sorted(unknown))}; "
+                f"its inputs are {', '.join(self._inputs)}."
+            )
+
+
+def cuda_available() -> bool:
+    """True if this build of onnxruntime has the CUDA provider."""
+    return "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+def version() -> str:
+    """The installed onnxruntime's version."""
+    return str(ort.__version__)
+
+
+def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads that spin steal the cores of the threads that decode.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    provider = "CPUExecutionProvider"
+    settings: dict[str, str] = {}
+    if device.startswith("cuda"):
+        if not cuda_available():
+            raise EngineMissing(
+                "onnxruntime has no CUDA provider here; install onnxruntime-gpu on a machine with "
+                "an NVIDIA GPU, or use --device cpu."
+            )
+        provider = "CUDAExecutionProvider"
+        settings = {"device_id": device.partition(":")[2] or "0"}
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
+    except (ort.capi.onnxruntime_pybind11_state.NoSuchFile, OSError) as problem:
+        raise BundleUnsupported(
+            f"There is no graph at {graph}; export the model again."
+        ) from problem
+    except ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException as problem:
+        raise BundleUnsupported(
+            f"{graph} cannot be run by onnxruntime {ort.__version__} on {device} "
+            f"({str(problem).splitlines()[0]}); export the model again."
+        ) from problem
+    if session.get_providers()[0] != provider:
+        raise EngineMissing(
+            f"onnxruntime did not start on {device} but on {session.get_providers()[0]}; "
+            "check the driver, or use --device cpu."
+        )
+    return session
+
+
+__all__ = ["OnnxRuntimeEngine", "cuda_available", "version"]

@@ -1,0 +1,283 @@
+"""Every error the SDK raises on purpose, as one tree.
+
+A leaf is one cause that a user can fix. Its ``reason`` is the UPPER_SNAKE form of its name, the same
+on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_status`` are fixed.
+
+::
+
+    CmamilError
+    ├── UsageError                    exit 2   the request or configuration is wrong
+    │   ├── FieldInvalid              INVALID_ARGUMENT
+    │   ├── ConfigInvalid             INVALID_ARGUMENT
+    │   ├── LabelsInvalid             INVALID_ARGUMENT
+    │   ├── SlideIdDuplicate          INVALID_ARGUMENT
+    │   ├── OutputExists              ALREADY_EXISTS
+    │   └── ScaleMismatch             INVALID_ARGUMENT
+    ├── InputError                    exit 3   an input file cannot be used
+    │   ├── SlideNotFound             NOT_FOUND
+    │   ├── SlideUriForbidden         PERMISSION_DENIED
+    │   ├── SlideUnreadable           PERMISSION_DENIED
+    │   ├── SlideFormatUnsupported    INVALID_ARGUMENT
+    │   ├── SlideCorrupt              DATA_LOSS
+    │   ├── SlideHashMismatch         FAILED_PRECONDITION
+    │   ├── SlideTooLarge             FAILED_PRECONDITION
+    │   ├── TooManyTiles              FAILED_PRECONDITION
+    │   ├── MppUnknown                FAILED_PRECONDITION
+    │   ├── MppUnusable               FAILED_PRECONDITION
+    │   ├── NoTissue                  FAILED_PRECONDITION
+    │   ├── FeatureFileInvalid        FAILED_PRECONDITION
+    │   ├── RecipeMismatch            FAILED_PRECONDITION
+    │   ├── RunInvalid                FAILED_PRECONDITION
+    │   ├── BundleCorrupt             DATA_LOSS
+    │   ├── BundleUnsupported         FAILED_PRECONDITION
+    │   └── ParityFailed              FAILED_PRECONDITION
+    ├── CapabilityError               exit 4   this machine or server cannot do it now
+    │   ├── DependencyMissing         FAILED_PRECONDITION
+    │   ├── EngineMissing             FAILED_PRECONDITION
+    │   ├── ModelNotFound             NOT_FOUND
+    │   ├── ModelNotReady             UNAVAILABLE
+    │   ├── ServerUnreachable         UNAVAILABLE
+    │   ├── ServerDraining            UNAVAILABLE
+    │   ├── QueueFull                 RESOURCE_EXHAUSTED
+    │   ├── MessageTooLarge           RESOURCE_EXHAUSTED
+    │   └── DeadlineExceeded          DEADLINE_EXCEEDED
+    └── InternalError                 exit 5   a fault of ours
+        ├── DecoderCrashed            INTERNAL
+        ├── NonFiniteOutput           INTERNAL
+        ├── SelfTestFailed            INTERNAL
+        └── UnexpectedError           INTERNAL
+
+Messages are one sentence: what is wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class CmamilError(Exception):
+    """Base of every error the SDK raises on purpose; ``str(error)`` is the sentence for the user."""
+
+    exit_code: ClassVar[int] = 5
+    grpc_status: ClassVar[str] = "INTERNAL"
+
+    @property
+    def reason(self) -> str:
+        """UPPER_SNAKE name of the leaf, for example ``SLIDE_NOT_FOUND``."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).upper()
+
+
+class UsageError(CmamilError):
+    """The request, option or configuration is wrong."""
+
+    exit_code = 2
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class FieldInvalid(UsageError):
+    """An option or request field has a value that makes no sense."""
+
+
+class ConfigInvalid(UsageError):
+    """A configuration file has an unknown key or a value out of range."""
+
+
+class LabelsInvalid(UsageError):
+    """A labels or splits table names missing, double or too few slides."""
+
+
+class SlideIdDuplicate(UsageError):
+    """Two files of one run have the same slide id."""
+
+
+class OutputExists(UsageError):
+    """The output is already there and would be overwritten."""
+
+    grpc_status = "ALREADY_EXISTS"
+
+
+class ScaleMismatch(UsageError):
+    """The scales asked for do not nest, or are not those of the model."""
+
+
+class InputError(CmamilError):
+    """An input file cannot be used."""
+
+    exit_code = 3
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class SlideNotFound(InputError):
+    """There is no slide at that path."""
+
+    grpc_status = "NOT_FOUND"
+
+
+class SlideUriForbidden(InputError):
+    """The slide's address is outside the roots a server may read."""
+
+    grpc_status = "PERMISSION_DENIED"
+
+
+class SlideUnreadable(InputError):
+    """The operating system does not let this process read the slide."""
+
+    grpc_status = "PERMISSION_DENIED"
+
+
+class SlideFormatUnsupported(InputError):
+    """No reader on this machine understands the file."""
+
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class SlideCorrupt(InputError):
+    """The file is a slide, but its pixels cannot be decoded."""
+
+    grpc_status = "DATA_LOSS"
+
+
+class SlideHashMismatch(InputError):
+    """The slide's sha256 is not the one the request expects."""
+
+
+class SlideTooLarge(InputError):
+    """The slide is larger than the limits allow."""
+
+
+class TooManyTiles(InputError):
+    """The slide has more tiles than the limits allow."""
+
+
+class MppUnknown(InputError):
+    """The slide does not say its microns per pixel."""
+
+
+class MppUnusable(InputError):
+    """The slide's microns per pixel are absurd, anisotropic, or coarser than the model needs."""
+
+
+class NoTissue(InputError):
+    """No tile of the slide holds enough tissue."""
+
+
+class FeatureFileInvalid(InputError):
+    """A feature file is missing parts or holds impossible values."""
+
+
+class RecipeMismatch(InputError):
+    """Features were made by another recipe than the model's."""
+
+
+class RunInvalid(InputError):
+    """A run directory is incomplete or damaged."""
+
+
+class BundleCorrupt(InputError):
+    """A bundle's file is missing or its hash differs from the manifest."""
+
+    grpc_status = "DATA_LOSS"
+
+
+class BundleUnsupported(InputError):
+    """A bundle has a schema or content that this version does not know."""
+
+
+class ParityFailed(InputError):
+    """An exported graph does not reproduce its model."""
+
+
+class CapabilityError(CmamilError):
+    """This machine or server cannot do it now."""
+
+    exit_code = 4
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class DependencyMissing(CapabilityError):
+    """A Python package that this command needs is not installed."""
+
+
+class EngineMissing(CapabilityError):
+    """The inference engine or device asked for is not available."""
+
+
+class ModelNotFound(CapabilityError):
+    """The server has no model of that name."""
+
+    grpc_status = "NOT_FOUND"
+
+
+class ModelNotReady(CapabilityError):
+    """The model is still loading."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+class ServerUnreachable(CapabilityError):
+    """No server answers at that address, or it is not serving."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+class ServerDraining(CapabilityError):
+    """The server is shutting down and takes no new work."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+class QueueFull(CapabilityError):
+    """The server has as much work as it accepts."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class MessageTooLarge(CapabilityError):
+    """A message is larger than the server accepts."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineExceeded(CapabilityError):
+    """The deadline passed before the work was done."""
+
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class InternalError(CmamilError):
+    """A fault of ours."""
+
+
+class DecoderCrashed(InternalError):
+    """The process that decoded the slide died, twice, on this slide alone."""
+
+
+class NonFiniteOutput(InternalError):
+    """The model's output holds NaN or infinity."""
+
+
+class SelfTestFailed(InternalError):
+    """A bundle's golden test does not reproduce on this engine."""
+
+
+class UnexpectedError(InternalError):
+    """Anything not foreseen; the log holds the traceback."""
+
+
+def leaf_errors() -> dict[str, type[CmamilError]]:
+    """Map each leaf's ``reason`` to its class; used to rebuild errors that crossed a wire."""
+    leaves: dict[str, type[CmamilError]] = {}
+    stack: list[type[CmamilError]] = [CmamilError]
+    while stack:
+        cls = stack.pop()
+        children = cls.__subclasses__()
+        stack.extend(children)
+        if not children:
+            leaves[cls("").reason] = cls
+    return leaves
+
+
+def error_from_reason(reason: str, message: str) -> CmamilError:
+    """Rebuild the leaf named ``reason``, or :class:`UnexpectedError` for a name not known here."""
+    return leaf_errors().get(reason, UnexpectedError)(message)

@@ -1,0 +1,250 @@
+"""From a plan to a bag: batches are read and encoded, rows fall into their places.
+
+On CPUs a worker decodes a batch and then infers it itself: two stages in one thread keep every core
+busy without a queue between them. The result does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.engines.base import Engine
+from cmamil_sdk.errors import NonFiniteOutput, SlideCorrupt
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.features.tiles import read_tiles
+from cmamil_sdk.slides.base import SlideReader
+from cmamil_sdk.slides.open import open_slide
+from cmamil_sdk.tiling.plan import TileBatch, TilePlan
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+BoolMask = npt.NDArray[np.bool_]
+
+MAX_FAILED_SHARE = 0.05
+"""A slide fails when a larger share of its tiles than this cannot be decoded."""
+
+
+class Cancelled(Exception):
+    """The caller's cancel flag was seen between two batches."""
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Features of one batch: ``features [T, D]`` float32 for the tiles where ``ok [T]``."""
+
+    batch: TileBatch
+    features: Float32
+    ok: BoolMask
+    seconds_decode: float
+    seconds_encode: float
+
+
+@dataclass
+class ExtractTimes:
+    """Seconds spent decoding and encoding, summed over workers."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+
+
+def encode_batch(reader: SlideReader, batch: TileBatch, engine: Engine) -> EncodedBatch:
+    """Read and encode one batch.
+
+    Raises:
+        NonFiniteOutput: the encoder returned NaN or infinity.
+    """
+    started = time.perf_counter()
+    tiles = read_tiles(reader, batch)
+    decoded = time.perf_counter()
+    features = engine.infer({"tiles": tiles.pixels})["features"].astype(np.float32, copy=False)
+    if not np.isfinite(features[tiles.ok]).all():
+        raise NonFiniteOutput(
+            f"{reader.facts.path}: the encoder returned NaN or infinity; "
+            "run `cmamil verify` on the bundle or choose a higher precision."
+        )
+    return EncodedBatch(batch, features, tiles.ok, decoded - started, time.perf_counter() - decoded)
+
+
+class BagBuilder:
+    """Collects encoded batches, in any order, into the bag of a plan."""
+
+    def __init__(self, plan: TilePlan, dim: int) -> None:
+        """Make room for every tile of ``plan`` with ``dim`` features."""
+        self._plan = plan
+        self._features = [np.zeros((len(s.index), dim), np.float32) for s in plan.scales]
+        self._ok = [np.zeros(len(s.index), dtype=bool) for s in plan.scales]
+        self.times = ExtractTimes()
+        self.tiles_done = 0
+        self.tiles_failed = 0
+
+    def add(self, encoded: EncodedBatch) -> None:
+        """Put the features of one batch into their rows."""
+        batch, ok = encoded.batch, encoded.ok
+        for scale in np.unique(batch.tile_scale):
+            chosen = (batch.tile_scale == scale) & ok
+            self._features[scale][batch.plan_row[chosen]] = encoded.features[chosen]
+            self._ok[scale][batch.plan_row[chosen]] = True
+        self.tiles_done += len(batch)
+        self.tiles_failed += int((~ok).sum())
+        self.times.decode += encoded.seconds_decode
+        self.times.encode += encoded.seconds_encode
+
+    def finish(self) -> Bag:
+        """The bag, without the tiles that could not be decoded.
+
+        Raises:
+            SlideCorrupt: more than 5 % of the tiles failed, or all tiles of a scale.
+        """
+        total = self._plan.total_tiles()
+        lost_scale = any(not ok.any() for ok in self._ok)
+        if self.tiles_failed > MAX_FAILED_SHARE * total or lost_scale:
+            raise SlideCorrupt(
+                f"{self._plan.facts.path}: {self.tiles_failed} of {total} tiles cannot be decoded; "
+                "copy the file again from its source."
+            )
+        names = self._plan.recipe.names
+        planned = dict(zip(names, self._plan.scales, strict=True))
+        ok = dict(zip(names, self._ok, strict=True))
+        return Bag(
+            slide_id=self._plan.facts.slide_id,
+            scales=self._plan.recipe.scales,
+            features={n: f[ok[n]] for n, f in zip(names, self._features, strict=True)},
+            coords={n: planned[n].coords[ok[n]] for n in names},
+            parent=_surviving_parents({n: planned[n].parent for n in names}, ok),
+            tissue={n: planned[n].tissue[ok[n]] for n in names},
+        )
+
+
+def _surviving_parents(parent: Mapping[str, Int64], ok: Mapping[str, BoolMask]) -> dict[str, Int64]:
+    """Parents as rows of what is left; -1 where the parent itself was lost."""
+    links: dict[str, Int64] = {}
+    above: Int64 = np.array([-1], dtype=np.int64)
+    for name, rows in parent.items():
+        links[name] = above[rows[ok[name]]]
+        new_row = np.where(ok[name], np.cumsum(ok[name]) - 1, -1)
+        above = np.append(new_row, -1).astype(np.int64)
+    return links
+
+
+@dataclass
+class _Shared:
+    """What the worker threads of one extraction share."""
+
+    todo: queue.SimpleQueue[TileBatch] = field(default_factory=queue.SimpleQueue)
+    done: queue.Queue[EncodedBatch | BaseException | None] = field(
+        default_factory=lambda: queue.Queue(maxsize=8)
+    )
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def extract_bag(
+    plan: TilePlan,
+    engine: Engine,
+    dim: int,
+    *,
+    workers: int | None = None,
+    cancel: threading.Event | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> BagBuilder:
+    """Read and encode every tile of ``plan`` in ``workers`` threads (default: one per core).
+
+    Args:
+        plan: from :func:`~cmamil_sdk.tiling.plan.make_plan`.
+        engine: the encoder; shared by the threads.
+        dim: length of a feature vector.
+        workers: number of threads.
+        cancel: checked between batches.
+        on_progress: called in this thread with tiles done and tiles in all.
+
+    Raises:
+        Cancelled: ``cancel`` was set.
+        CmamilError: whatever reading or encoding raised, once all threads have ended.
+    """
+    shared, builder = _Shared(), BagBuilder(plan, dim)
+    batches = plan.batches()
+    for batch in batches:
+        shared.todo.put(batch)
+    count = max(1, min(workers or os.cpu_count() or 1, len(batches)))
+    threads = [
+        threading.Thread(target=_work, args=(plan, engine, shared), daemon=True)
+        for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        _collect(builder, shared, count, cancel, on_progress, plan.total_tiles())
+    finally:
+        shared.stop.set()
+        for thread in threads:
+            while thread.is_alive():
+                _drain(shared.done)
+                thread.join(timeout=0.01)
+    return builder
+
+
+def _work(plan: TilePlan, engine: Engine, shared: _Shared) -> None:
+    try:
+        mpp = plan.facts.mpp if plan.facts.mpp_source == "override" else None
+        with open_slide(Path(plan.facts.path), mpp=mpp) as reader:
+            while not shared.stop.is_set():
+                try:
+                    batch = shared.todo.get_nowait()
+                except queue.Empty:
+                    break
+                shared.done.put(encode_batch(reader, batch, engine))
+        shared.done.put(None)
+    except Exception as problem:  # noqa: BLE001
+        # A thread's exception would be lost: it is handed over and raised by the caller.
+        shared.done.put(problem)
+
+
+def _collect(
+    builder: BagBuilder,
+    shared: _Shared,
+    workers: int,
+    cancel: threading.Event | None,
+    on_progress: Callable[[int, int], None] | None,
+    total: int,
+) -> None:
+    while workers:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled
+        try:
+            item = shared.done.get(timeout=0.1)
+        except queue.Empty:
+            continue
+        if item is None:
+            workers -= 1
+        elif isinstance(item, BaseException):
+            raise item
+        else:
+            builder.add(item)
+            if on_progress is not None:
+                on_progress(builder.tiles_done, total)
+
+
+def _drain(done: queue.Queue[EncodedBatch | BaseException | None]) -> None:
+    while True:
+        try:
+            done.get_nowait()
+        except queue.Empty:
+            return
+
+
+__all__ = [
+    "BagBuilder",
+    "Cancelled",
+    "EncodedBatch",
+    "ExtractTimes",
+    "encode_batch",
+    "extract_bag",
+]

@@ -1,0 +1,148 @@
+"""The feature file: one HDF5 per slide, complete or absent (docs/feature-file.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cmamil_sdk import __version__
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.errors import FeatureFileInvalid
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.tiling.recipe import TilingRecipe
+
+FORMAT_VERSION = 1
+
+
+class FeatureProvenance(BaseModel):
+    """Where features come from; stored as attributes of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    sdk_version: str = __version__
+    slide_id: str
+    slide_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    width: int = Field(gt=0, description="level-0 pixels")
+    height: int = Field(gt=0, description="level-0 pixels")
+    mpp: float = Field(gt=0, description="of level 0, microns per pixel")
+    mpp_source: str = Field(description="metadata or override")
+    reader: str
+    recipe: TilingRecipe
+    encoder: EncoderInfo
+    engine: str
+    tiles_failed: int = Field(0, ge=0)
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def recipe_key(self) -> str:
+        """sha256 over the tiling recipe and the encoder: files of equal key may be used together."""
+        return recipe_key(self.recipe, self.encoder)
+
+
+def recipe_key(recipe: TilingRecipe, encoder: EncoderInfo) -> str:
+    """sha256 over what decides the values in a feature file, apart from the slide."""
+    document = [recipe.model_dump(mode="json"), encoder.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> None:
+    """Write ``bag`` to ``path``; the file appears under its name only when it is complete.
+
+    Raises:
+        FeatureFileInvalid: the bag is inconsistent.
+    """
+    bag.validate()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for field, value in provenance.model_dump(mode="json").items():
+                file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
+            for scale in bag.scales:
+                group = file.create_group(f"scales/{scale.name}")
+                group.attrs["mpp"] = scale.mpp
+                group.create_dataset("features", data=bag.features[scale.name])
+                group.create_dataset("coords", data=bag.coords[scale.name])
+                group.create_dataset("parent", data=bag.parent[scale.name])
+                group.create_dataset("tissue", data=bag.tissue[scale.name])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_provenance(path: Path) -> FeatureProvenance:
+    """Read only the attributes of a feature file.
+
+    Raises:
+        FeatureFileInvalid: not a feature file, or of another format version.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return _provenance(file, path)
+    except OSError as problem:
+        raise _unreadable(path, problem) from problem
+
+
+def read_feature_file(path: Path) -> tuple[Bag, FeatureProvenance]:
+    """Read a feature file; features come back as float32.
+
+    Raises:
+        FeatureFileInvalid: not a feature file, of another format version, or inconsistent.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            provenance = _provenance(file, path)
+            groups = {name: file[f"scales/{name}"] for name in provenance.recipe.names}
+            bag = Bag(
+                slide_id=provenance.slide_id,
+                scales=provenance.recipe.scales,
+                features={n: g["features"][()].astype(np.float32) for n, g in groups.items()},
+                coords={n: g["coords"][()] for n, g in groups.items()},
+                parent={n: g["parent"][()] for n, g in groups.items()},
+                tissue={n: g["tissue"][()] for n, g in groups.items()},
+            )
+    except (OSError, KeyError) as problem:
+        raise _unreadable(path, problem) from problem
+    bag.validate()
+    return bag, provenance
+
+
+def _provenance(file: h5py.File, path: Path) -> FeatureProvenance:
+    document = dict(file.attrs)
+    version = document.get("format_version")
+    if version is None or int(version) != FORMAT_VERSION:
+        raise FeatureFileInvalid(
+            f"{path} has feature format version {version}, this version reads {FORMAT_VERSION}; "
+            "extract the features again."
+        )
+    try:
+        for field in ("recipe", "encoder"):
+            document[field] = json.loads(document[field])
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in document.items()}
+        return FeatureProvenance.model_validate(plain)
+    except (KeyError, ValueError, ValidationError) as problem:
+        raise _unreadable(path, problem) from problem
+
+
+def _unreadable(path: Path, problem: Exception) -> FeatureFileInvalid:
+    first_line = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    return FeatureFileInvalid(
+        f"{path} is not a complete feature file ({first_line}); extract the features again."
+    )
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "FeatureProvenance",
+    "read_feature_file",
+    "read_provenance",
+    "recipe_key",
+    "write_feature_file",
+]

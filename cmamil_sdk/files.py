@@ -1,0 +1,58 @@
+"""Files that are whole or absent, and documents that are valid or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cmamil_sdk.errors import CmamilError
+
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` is either the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write ``document`` as indented JSON, atomically; NaN is refused (ValueError)."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, (text + "\n").encode())
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_document(
+    model: type[_ModelT],
+    document: Mapping[str, Any],
+    *,
+    where: str | Path,
+    error: type[CmamilError],
+) -> _ModelT:
+    """Validate ``document`` as ``model``; a problem becomes ``error``, naming file and field."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "document"
+        raise error(f"{where}: {field}: {first['msg']}; mend or remove this entry.") from problem
+
+
+__all__ = ["parse_document", "sha256_of_file", "write_atomic", "write_json"]

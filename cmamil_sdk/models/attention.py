@@ -1,0 +1,87 @@
+"""Gated attention over tiles, and the two forms of cross-magnification attention.
+
+Both cross forms are single-head with a residual and post-normalisation: a tile of one scale asks,
+tiles of another scale answer, and the result stays one row per asking tile. ``global`` lets it ask
+every tile of the other scale; ``nested`` only those that lie inside it, or that it lies inside.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_MASKED_SCORE = -1e9
+
+
+class GatedAttention(nn.Module):
+    """Scores ``Linear(tanh(h U) * sigmoid(h V))`` of Ilse et al. 2018, one row per head.
+
+    Args:
+        dim: width of the tile embeddings.
+        hidden: width of the two branches.
+        dropout: rate after each branch.
+        heads: number K of score rows.
+    """
+
+    def __init__(self, dim: int, hidden: int, dropout: float, heads: int = 1) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, hidden)
+        self.gate = nn.Linear(dim, hidden)
+        self.score = nn.Linear(hidden, heads)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """``[n, dim]`` -> scores before the softmax ``[K, n]``."""
+        value = self.dropout(torch.tanh(self.value(embedding)))
+        gate = self.dropout(torch.sigmoid(self.gate(embedding)))
+        scores: Tensor = self.score(value * gate)
+        return scores.transpose(0, 1)
+
+
+class _CrossAttention(nn.Module):
+    """Projections and post-normalisation shared by both forms."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+
+class GlobalCrossAttention(_CrossAttention):
+    """Every asking tile attends to every tile of the other scale (CMA-MIL as published)."""
+
+    def forward(self, asking: Tensor, answering: Tensor) -> Tensor:
+        """``[n, dim]`` and ``[m, dim]`` -> ``[n, dim]``; memory grows with n + m when fused."""
+        query, key, value = self.query(asking), self.key(answering), self.value(answering)
+        attended = F.scaled_dot_product_attention(
+            query[None, None], key[None, None], value[None, None]
+        )[0, 0]
+        normed: Tensor = self.norm(asking + attended)
+        return normed
+
+
+class NestedCrossAttention(_CrossAttention):
+    """Every asking tile attends to its own relatives in the nested grid only."""
+
+    def forward(self, asking: Tensor, answering: Tensor, relatives: Tensor) -> Tensor:
+        """``[n, dim]``, ``[m, dim]`` and rows of the latter ``[n, r]`` (-1: none) -> ``[n, dim]``.
+
+        A tile without relatives is only normalised. Time and memory grow with ``n * r``.
+        """
+        query, key, value = self.query(asking), self.key(answering), self.value(answering)
+        present = relatives >= 0
+        rows = relatives.clamp(min=0)
+        scores = (query[:, None, :] * key[rows]).sum(-1) / math.sqrt(asking.shape[-1])
+        scores = torch.where(present, scores, torch.full_like(scores, _MASKED_SCORE))
+        weights = torch.softmax(scores, dim=-1) * present.to(scores.dtype)
+        attended = (weights[:, :, None] * value[rows]).sum(1)
+        normed: Tensor = self.norm(asking + attended)
+        return normed
+
+
+__all__ = ["GatedAttention", "GlobalCrossAttention", "NestedCrossAttention"]

@@ -1,0 +1,273 @@
+"""A slide and a bundle make a prediction; the same code serves the command line and the server."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.bundle import Aggregated, Bundle
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.features.extract import extract_bag
+from cmamil_sdk.slides import open_slide
+from cmamil_sdk.tiling.plan import TilePlan, make_plan
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+STAGES = ("open", "tissue", "decode", "encode", "aggregate", "total")
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far a prediction is: ``stage`` of :data:`STAGES`, units ``done`` of ``total``."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TopTile:
+    """One telling tile.
+
+    ``x, y, size`` are level-0 pixels. ``score`` is the tile's share in the logit of the predicted
+    class, less its mean share over all classes: positive speaks for the prediction.
+    """
+
+    scale: str
+    x: int
+    y: int
+    size: int
+    score: float
+
+
+@dataclass(frozen=True)
+class ScaleMap:
+    """Every tile of one scale, for heatmaps.
+
+    Attributes:
+        scale: its name.
+        size: edge of a tile, level-0 pixels.
+        coords: ``[n, 2]`` int64 ``(x, y)`` of the top left corner, level-0 pixels.
+        attention: ``[n]`` float32, sums to 1.
+        contribution: ``[n, C]`` float32, shares in the logits.
+    """
+
+    scale: str
+    size: float
+    coords: Int64
+    attention: Float32
+    contribution: Float32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one slide, as ``cmamil predict --json`` prints it.
+
+    ``probabilities`` and ``maps``' contributions are ordered as the bundle's labels. ``seconds`` of
+    decode and encode are per worker, so that the stages add up to about the total.
+    """
+
+    slide: str
+    label: str
+    probabilities: dict[str, float]
+    coarse: dict[str, float] | None
+    tiles: dict[str, int]
+    tiles_failed: int
+    mpp: float
+    mpp_source: str
+    seconds: dict[str, float]
+    engine: str
+    bundle: str
+    bundle_sha256: str
+    top_tiles: tuple[TopTile, ...]
+    warnings: tuple[str, ...]
+    maps: tuple[ScaleMap, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of this slide; maps are left out."""
+        return {
+            "slide": self.slide,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "coarse": self.coarse,
+            "tiles": self.tiles,
+            "tiles_failed": self.tiles_failed,
+            "mpp": self.mpp,
+            "mpp_source": self.mpp_source,
+            "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
+            "engine": self.engine,
+            "bundle": self.bundle,
+            "bundle_sha256": self.bundle_sha256,
+            "top_tiles": [vars(tile) for tile in self.top_tiles],
+            "warnings": list(self.warnings),
+        }
+
+
+class LocalPredictor:
+    """Predicts slides in this process."""
+
+    def __init__(self, bundle: Bundle, *, workers: int | None = None) -> None:
+        """Open the bundle's encoder; ``workers`` threads read and encode, one per core by default."""
+        self.bundle = bundle
+        self.workers = workers or os.cpu_count() or 1
+        self._encoder = bundle.open_encoder()
+
+    def predict(
+        self,
+        path: Path,
+        *,
+        mpp: float | None = None,
+        top_k: int = 16,
+        cancel: threading.Event | None = None,
+        on_progress: Callable[[ProgressEvent], None] | None = None,
+    ) -> Prediction:
+        """Predict one slide.
+
+        Args:
+            path: the slide file.
+            mpp: microns per pixel of level 0, overriding the file.
+            top_k: how many telling tiles to name.
+            cancel: checked between batches.
+            on_progress: called in this thread.
+
+        Raises:
+            InputError: the slide cannot be used.
+            Cancelled: ``cancel`` was set.
+        """
+        report = on_progress or (lambda _event: None)
+        started = time.perf_counter()
+        seconds: dict[str, float] = {}
+        with open_slide(path, mpp=mpp) as reader:
+            report(ProgressEvent("open", 1, 1))
+            seconds["open"] = time.perf_counter() - started
+            plan = make_plan(reader, self.bundle.manifest.recipe)
+        report(ProgressEvent("tissue", 1, 1))
+        seconds["tissue"] = time.perf_counter() - started - seconds["open"]
+        builder = extract_bag(
+            plan,
+            self._encoder,
+            self.bundle.manifest.encoder.dim,
+            workers=self.workers,
+            cancel=cancel,
+            on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
+        )
+        bag = builder.finish()
+        busy = min(self.workers, len(plan.batches()))
+        seconds["decode"] = builder.times.decode / busy
+        seconds["encode"] = builder.times.encode / busy
+        aggregated = self.bundle.aggregate(bag)
+        report(ProgressEvent("aggregate", 1, 1))
+        seconds["aggregate"] = aggregated.seconds
+        seconds["total"] = time.perf_counter() - started
+        return build_prediction(
+            plan,
+            bag,
+            aggregated,
+            self.bundle,
+            seconds=seconds,
+            tiles_failed=builder.tiles_failed,
+            top_k=top_k,
+        )
+
+    def close(self) -> None:
+        """Release the encoder."""
+        self._encoder.close()
+
+
+def build_prediction(
+    plan: TilePlan,
+    bag: Bag,
+    aggregated: Aggregated,
+    bundle: Bundle,
+    *,
+    seconds: Mapping[str, float],
+    tiles_failed: int,
+    top_k: int,
+) -> Prediction:
+    """Put the answer for one slide together."""
+    labels = bundle.manifest.labels
+    winner = int(np.argmax(aggregated.probabilities))
+    maps = tuple(
+        ScaleMap(
+            scale=planned.name,
+            size=planned.size_level0,
+            coords=bag.coords[planned.name],
+            attention=aggregated.attention[planned.name],
+            contribution=aggregated.contribution[planned.name],
+        )
+        for planned in plan.scales
+    )
+    warnings = list(plan.facts.warnings)
+    if tiles_failed:
+        warnings.append(f"{tiles_failed} of {plan.total_tiles()} tiles could not be decoded.")
+    return Prediction(
+        slide=plan.facts.slide_id,
+        label=labels[winner],
+        probabilities={
+            label: float(p) for label, p in zip(labels, aggregated.probabilities, strict=True)
+        },
+        coarse=None,
+        tiles=bag.counts(),
+        tiles_failed=tiles_failed,
+        mpp=plan.facts.require_mpp(),
+        mpp_source=plan.facts.mpp_source,
+        seconds=dict(seconds),
+        engine=bundle.engine_label,
+        bundle=bundle.label,
+        bundle_sha256=bundle.sha256,
+        top_tiles=top_tiles(maps, winner, top_k),
+        warnings=tuple(warnings),
+        maps=maps,
+    )
+
+
+def evidence(scale_map: ScaleMap, class_index: int) -> Float32:
+    """Evidence ``[n]`` of each tile for a class: its share in the logit, less its mean share.
+
+    Adding the same amount to all logits changes no probability; evidence is free of such amounts.
+    """
+    contribution = scale_map.contribution
+    found: Float32 = contribution[:, class_index] - contribution.mean(axis=1)
+    return found
+
+
+def top_tiles(maps: tuple[ScaleMap, ...], class_index: int, count: int) -> tuple[TopTile, ...]:
+    """The ``count`` tiles of most evidence over all scales, most first; ties by scale and row."""
+    ranked = [
+        (-float(score), number, row)
+        for number, scale_map in enumerate(maps)
+        for row, score in enumerate(evidence(scale_map, class_index))
+    ]
+    ranked.sort()
+    return tuple(
+        TopTile(
+            scale=maps[number].scale,
+            x=int(maps[number].coords[row, 0]),
+            y=int(maps[number].coords[row, 1]),
+            size=round(maps[number].size),
+            score=-negative,
+        )
+        for negative, number, row in ranked[:count]
+    )
+
+
+__all__ = [
+    "STAGES",
+    "LocalPredictor",
+    "Prediction",
+    "ProgressEvent",
+    "ScaleMap",
+    "TopTile",
+    "build_prediction",
+    "evidence",
+    "top_tiles",
+]

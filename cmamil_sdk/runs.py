@@ -1,0 +1,107 @@
+"""Run directories and checkpoints: what training writes and evaluation and export read.
+
+Layout of a run directory::
+
+    config.json            the resolved training configuration
+    splits.csv             slide, patient, label, fold, split
+    fold_<k>/checkpoint.safetensors, checkpoint.json, metrics.json, history.csv
+    predictions.csv        slide, fold, split, label, probability per class
+    metrics.json           the run's summary, written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from cmamil_sdk import __version__
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.errors import RunInvalid
+from cmamil_sdk.files import parse_document, write_atomic, write_json
+from cmamil_sdk.tiling.recipe import TilingRecipe
+
+SCHEMA_VERSION = 1
+
+
+class CheckpointMeta(BaseModel):
+    """Everything about a trained model but its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    sdk_version: str = __version__
+    model_kind: str
+    hyperparameters: dict[str, Any] = Field(description="arguments that rebuild the model")
+    labels: tuple[str, ...] = Field(min_length=2)
+    recipe: TilingRecipe
+    encoder: EncoderInfo
+    fold: int = Field(ge=0)
+    seed: int
+    temperature: float = Field(1.0, gt=0.0)
+    metrics: dict[str, float] = {}
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run directory.
+
+    Raises:
+        RunInvalid: missing, or not a JSON object.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise RunInvalid(
+            f"{path} cannot be read ({problem}); name a complete run directory, or train again."
+        ) from problem
+    if not isinstance(document, dict):
+        raise RunInvalid(f"{path} is not a JSON object; train again.")
+    return document
+
+
+def fold_directory(run: Path, fold: int) -> Path:
+    """The directory of one fold."""
+    return run / f"fold_{fold}"
+
+
+def save_checkpoint(
+    folder: Path, meta: CheckpointMeta, tensors: Mapping[str, npt.NDArray[np.generic]]
+) -> None:
+    """Write tensors and description into ``folder``; the description comes last."""
+    write_atomic(folder / "checkpoint.safetensors", save(dict(tensors)))
+    write_json(folder / "checkpoint.json", meta.model_dump(mode="json"))
+
+
+def load_checkpoint(folder: Path) -> tuple[CheckpointMeta, dict[str, npt.NDArray[np.generic]]]:
+    """Read a fold's checkpoint; nothing in it is executed.
+
+    Raises:
+        RunInvalid: a file is missing or damaged.
+    """
+    path = folder / "checkpoint.json"
+    meta = parse_document(CheckpointMeta, read_json(path), where=path, error=RunInvalid)
+    weights = folder / "checkpoint.safetensors"
+    try:
+        return meta, load_file(weights)
+    except (OSError, SafetensorError) as problem:
+        raise RunInvalid(
+            f"{weights} cannot be read ({problem}); train this fold again."
+        ) from problem
+
+
+__all__ = [
+    "CheckpointMeta",
+    "fold_directory",
+    "load_checkpoint",
+    "read_json",
+    "save_checkpoint",
+]

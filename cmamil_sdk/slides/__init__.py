@@ -1,0 +1,8 @@
+"""Open any slide, say what it is, and read its pixels."""
+
+from __future__ import annotations
+
+from cmamil_sdk.slides.base import Level, SlideFacts, SlideReader
+from cmamil_sdk.slides.open import open_slide
+
+__all__ = ["Level", "SlideFacts", "SlideReader", "open_slide"]

@@ -1,0 +1,216 @@
+"""Slides through OpenSlide: the reader that knows the most formats."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import openslide
+import tifffile
+
+from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported
+from cmamil_sdk.slides.base import PLAUSIBLE_MPP, Level, SlideFacts
+from cmamil_sdk.slides.resample import area_average
+from cmamil_sdk.units import MicronsPerPixel
+
+UInt8 = npt.NDArray[np.uint8]
+
+_CACHE_BYTES = 16 * 2**20
+_MAX_ANISOTROPY = 0.02
+_OVERRIDE_CONFLICT = 0.05
+
+
+class OpenSlideReader:
+    """One open slide; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
+
+    Raises:
+        SlideFormatUnsupported: OpenSlide does not know the format.
+        SlideCorrupt: it knows the format, but cannot open the file.
+    """
+
+    def __init__(self, path: Path, *, mpp: float | None = None, reason: str) -> None:
+        self._path = path
+        self._slide = _open(path)
+        self.facts = _facts(path, self._slide, mpp, reason)
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
+        """Pixels ``[height, width, 3]`` at ``level``; ``x, y`` in pixels of that level.
+
+        OpenSlide takes level-0 coordinates: at levels whose downsample is no whole number it
+        resamples by the remaining fraction of a level pixel (at most half a level-0 pixel).
+        """
+        downsample = self.facts.levels[level].downsample
+        corner = (math.floor(x * downsample + 0.5), math.floor(y * downsample + 0.5))
+        try:
+            rgba = np.asarray(self._slide.read_region(corner, level, (width, height)))
+        except openslide.OpenSlideError as problem:
+            # An OpenSlide handle refuses every call after its first error.
+            self._slide.close()
+            self._slide = _open(self._path)
+            raise SlideCorrupt(
+                f"{self._path}: the region at ({corner[0]}, {corner[1]}), level {level}, cannot be "
+                f"decoded ({problem}); copy the file again from its source."
+            ) from problem
+        return _on_white(rgba)
+
+    def thumbnail(self, max_px: int) -> UInt8:
+        """The bounds of the slide, ``[h, w, 3]``, neither edge longer than ``max_px``."""
+        x, y, width, height = self.facts.bounds
+        shrink = max(width, height) / max_px
+        fitting = [i for i, lv in enumerate(self.facts.levels) if lv.downsample <= max(shrink, 1.0)]
+        level = fitting[-1]
+        scale = self.facts.levels[level].downsample
+        region = self.read_region(
+            level,
+            int(x / scale),
+            int(y / scale),
+            max(1, int(width / scale)),
+            max(1, int(height / scale)),
+        )
+        shrink = max(1.0, max(region.shape[:2]) / max_px)
+        out_h, out_w = (max(1, int(edge / shrink)) for edge in region.shape[:2])
+        return area_average(region, (0, 0, region.shape[1], region.shape[0]), out_w, out_h)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        """The reader itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the reader."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """How to make this reader again."""
+        return f"OpenSlideReader({str(self._path)!r})"
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    try:
+        slide = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as problem:
+        raise SlideFormatUnsupported(
+            f"{path} is in no format that OpenSlide knows; convert it to a pyramidal tiled TIFF."
+        ) from problem
+    except openslide.OpenSlideError as problem:
+        if "unsupported" in str(problem).lower():
+            raise SlideFormatUnsupported(
+                f"{path} holds what OpenSlide cannot decode ({problem}); "
+                "convert it to a pyramidal tiled JPEG TIFF."
+            ) from problem
+        raise SlideCorrupt(
+            f"{path} cannot be opened ({problem}); copy the file again from its source."
+        ) from problem
+    slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+    return slide
+
+
+def _facts(
+    path: Path, slide: openslide.OpenSlide, override: float | None, reason: str
+) -> SlideFacts:
+    properties = slide.properties
+    width, height = slide.dimensions
+    stated, problem = _stated_mpp(properties)
+    mpp = override if override is not None else stated
+    warnings = []
+    if override and stated and abs(override / stated - 1) > _OVERRIDE_CONFLICT:
+        warnings.append(
+            f"The slide's metadata says {stated:.4g} µm/px; {override:.4g} was given and is used."
+        )
+    source = "override" if override is not None else "metadata" if stated else "unknown"
+    levels = tuple(
+        Level(w, h, float(d))
+        for (w, h), d in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+    )
+    return SlideFacts(
+        path=str(path),
+        slide_id=path.stem,
+        width=width,
+        height=height,
+        bounds=_bounds(properties, width, height),
+        levels=levels,
+        mpp=None if mpp is None else MicronsPerPixel(mpp),
+        mpp_source=source,
+        mpp_problem=None if override is not None else problem,
+        objective_power=_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+        compression=_tiff_compression(path),
+        reader="openslide",
+        reader_reason=reason,
+        warnings=tuple(warnings),
+    )
+
+
+def _stated_mpp(properties: object) -> tuple[float | None, str | None]:
+    """The mpp in the metadata, or None with the reason why it cannot be used."""
+    get = properties.get  # type: ignore[attr-defined]
+    x, y = _number(get(openslide.PROPERTY_NAME_MPP_X)), _number(get(openslide.PROPERTY_NAME_MPP_Y))
+    if x is None or y is None:
+        return None, None
+    low, high = PLAUSIBLE_MPP
+    if not (low <= x <= high and low <= y <= high):
+        return (
+            None,
+            f"its metadata says {x:.6g} x {y:.6g} microns per pixel, which no scanner makes",
+        )
+    if abs(x / y - 1) > _MAX_ANISOTROPY:
+        return None, f"its pixels are not square ({x:.4g} x {y:.4g} microns)"
+    return (x + y) / 2, None
+
+
+def _bounds(properties: object, width: int, height: int) -> tuple[int, int, int, int]:
+    get = properties.get  # type: ignore[attr-defined]
+    names = (
+        openslide.PROPERTY_NAME_BOUNDS_X,
+        openslide.PROPERTY_NAME_BOUNDS_Y,
+        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
+        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
+    )
+    values = [_number(get(name)) for name in names]
+    if any(value is None for value in values):
+        return 0, 0, width, height
+    x, y, w, h = (int(value) for value in values if value is not None)
+    x, y = max(0, x), max(0, y)
+    return x, y, min(w, width - x), min(h, height - y)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _tiff_compression(path: Path) -> str | None:
+    try:
+        with tifffile.TiffFile(path) as file:
+            return str(tifffile.COMPRESSION(file.pages.first.compression).name).lower()
+    except (tifffile.TiffFileError, ValueError, AttributeError, OSError):
+        # Not a TIFF container (DICOM, MRXS, VMS), or one that only its vendor's reader parses.
+        return None
+
+
+def _on_white(rgba: UInt8) -> UInt8:
+    """Drop alpha; what is transparent becomes white."""
+    alpha = rgba[..., 3:]
+    if alpha.min(initial=255) == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    weight = alpha.astype(np.uint16)
+    blended = (rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255
+    return blended.astype(np.uint8)
+
+
+__all__ = ["OpenSlideReader"]

@@ -1,0 +1,230 @@
+"""The plan of a slide: every tile that will be read, at every scale, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.errors import NoTissue, TooManyTiles
+from cmamil_sdk.slides.base import SlideFacts, SlideReader
+from cmamil_sdk.tiling.geometry import ReadGeometry, read_geometry
+from cmamil_sdk.tiling.recipe import TilingRecipe
+from cmamil_sdk.tiling.tissue import cells_per_tile, tissue_mask
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+BoolMask = npt.NDArray[np.bool_]
+
+MIN_INSIDE = 0.5
+"""A tile is kept only if at least this share of it lies within the slide's bounds."""
+
+DEFAULT_BATCH_TILES = 24
+
+
+@dataclass(frozen=True)
+class PlannedScale:
+    """The kept tiles of one scale, in row-major order of the grid.
+
+    Attributes:
+        name, mpp: the scale.
+        size_level0: edge of a tile, level-0 pixels.
+        index: ``[N, 2]`` int64 ``(column, row)`` in the grid.
+        coords: ``[N, 2]`` int64 ``(x, y)`` of the top left corner, level-0 pixels.
+        parent: ``[N]`` int64 row of the enclosing tile at the next coarser scale, -1 at the coarsest.
+        tissue: ``[N]`` float32 tissue share.
+    """
+
+    name: str
+    mpp: float
+    size_level0: float
+    index: Int64
+    coords: Int64
+    parent: Int64
+    tissue: Float32
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """One unit of work: a few blocks and the tiles wanted of each. Small and picklable.
+
+    ``tile_block`` points into ``blocks``; ``tile_index`` is the tile's ``(column, row)`` within its
+    block at its own scale; ``plan_row`` is the tile's row in the plan's scale.
+    """
+
+    geometry: ReadGeometry
+    blocks: Int64  # [B, 2] (column, row)
+    tile_block: Int64  # [T]
+    tile_scale: Int64  # [T]
+    tile_index: Int64  # [T, 2]
+    plan_row: Int64  # [T]
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self.plan_row)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """All tiles of one slide, coarse to fine; the same slide and recipe give the same plan.
+
+    ``tissue_share`` is the share of the slide's bounds that is tissue.
+    """
+
+    facts: SlideFacts
+    recipe: TilingRecipe
+    geometry: ReadGeometry
+    tissue_share: float
+    scales: tuple[PlannedScale, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Number of tiles per scale."""
+        return {scale.name: len(scale.index) for scale in self.scales}
+
+    def total_tiles(self) -> int:
+        """Number of tiles over all scales."""
+        return sum(self.counts().values())
+
+    def batches(self, batch_tiles: int = DEFAULT_BATCH_TILES) -> list[TileBatch]:
+        """Cut the plan into batches of whole blocks with about ``batch_tiles`` tiles each."""
+        block, scale, index, row = self._tiles_by_block()
+        starts = np.flatnonzero(np.diff(block, prepend=-1))
+        ends = np.append(starts[1:], len(block))
+        batches, first = [], 0
+        for position in range(len(starts)):
+            last = position + 1 == len(starts)
+            if last or ends[position + 1] - starts[first] > batch_tiles:
+                tiles = slice(starts[first], ends[position])
+                batches.append(self._batch(block[tiles], scale[tiles], index[tiles], row[tiles]))
+                first = position + 1
+        return batches
+
+    def _tiles_by_block(self) -> tuple[Int64, Int64, Int64, Int64]:
+        columns, ratio = self.geometry.columns, self.geometry.block_ratio
+        parts = []
+        for number, planned in enumerate(self.scales):
+            per_block = ratio // self.geometry.ratios[number]
+            column, row = planned.index[:, 0] // per_block, planned.index[:, 1] // per_block
+            n = len(planned.index)
+            parts.append(
+                (
+                    row * columns + column,
+                    np.full(n, number, np.int64),
+                    planned.index % per_block,
+                    np.arange(n, dtype=np.int64),
+                )
+            )
+        block, scale, index, row = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(block, kind="stable")
+        return block[order], scale[order], index[order], row[order]
+
+    def _batch(self, block: Int64, scale: Int64, index: Int64, row: Int64) -> TileBatch:
+        numbers, position = np.unique(block, return_inverse=True)
+        columns = self.geometry.columns
+        return TileBatch(
+            geometry=self.geometry,
+            blocks=np.stack([numbers % columns, numbers // columns], axis=1),
+            tile_block=position.astype(np.int64),
+            tile_scale=scale,
+            tile_index=index,
+            plan_row=row,
+        )
+
+
+def make_plan(
+    reader: SlideReader, recipe: TilingRecipe, *, max_tiles: int | None = None
+) -> TilePlan:
+    """Find the tissue and list the tiles to read.
+
+    A tile is kept if its tissue share reaches ``recipe.tissue.min_share`` and at least half of it
+    lies within the bounds; the ancestors of a kept tile are kept.
+
+    Raises:
+        MppUnknown, MppUnusable: the scales cannot be laid on this slide.
+        NoTissue: no tile of the finest scale is kept.
+        TooManyTiles: more tiles than ``max_tiles``.
+        SlideCorrupt: the overview cannot be decoded.
+    """
+    geometry = read_geometry(reader.facts, recipe)
+    mask = tissue_mask(reader, recipe, geometry)
+    cells = cells_per_tile(recipe)
+    shares = [_block_means(mask, cells * ratio) for ratio in geometry.ratios]
+    kept = _keep(shares, geometry, recipe.tissue.min_share)
+    if not kept[-1].any():
+        raise NoTissue(
+            f"{reader.facts.path}: no {recipe.finest.name} tile is tissue to "
+            f"{recipe.tissue.min_share:.0%}; check the slide, or use tissue method 'none'."
+        )
+    total = sum(int(k.sum()) for k in kept)
+    if max_tiles is not None and total > max_tiles:
+        raise TooManyTiles(
+            f"{reader.facts.path} has {total} tiles, the limit is {max_tiles}; "
+            "raise the limit, or cut the slide into smaller ones."
+        )
+    return TilePlan(
+        facts=reader.facts,
+        recipe=recipe,
+        geometry=geometry,
+        tissue_share=_tissue_share(mask, geometry, cells),
+        scales=_planned_scales(recipe, geometry, shares, kept),
+    )
+
+
+def _block_means(mask: BoolMask, edge: int) -> Float32:
+    rows, columns = mask.shape[0] // edge, mask.shape[1] // edge
+    blocks = mask.reshape(rows, edge, columns, edge)
+    means: Float32 = blocks.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
+    return means
+
+
+def _keep(shares: list[Float32], geometry: ReadGeometry, min_share: float) -> list[BoolMask]:
+    kept: list[BoolMask] = []
+    for number, share in enumerate(shares):
+        in_x, in_y = geometry.inside_share(number)
+        kept.append((share >= min_share) & (in_y[:, None] * in_x[None, :] >= MIN_INSIDE))
+    for number in range(len(kept) - 2, -1, -1):
+        step = geometry.ratios[number] // geometry.ratios[number + 1]
+        rows, columns = kept[number].shape
+        kept[number] |= kept[number + 1].reshape(rows, step, columns, step).any(axis=(1, 3))
+    return kept
+
+
+def _planned_scales(
+    recipe: TilingRecipe, geometry: ReadGeometry, shares: list[Float32], kept: list[BoolMask]
+) -> tuple[PlannedScale, ...]:
+    planned = []
+    rows_above: Int64 | None = None
+    for number, scale in enumerate(recipe.scales):
+        row, column = np.nonzero(kept[number])
+        index = np.stack([column, row], axis=1).astype(np.int64)
+        size = geometry.scale_size_level0(number)
+        parent = np.full(len(index), -1, dtype=np.int64)
+        if rows_above is not None:
+            step = geometry.ratios[number - 1] // geometry.ratios[number]
+            parent = rows_above[row // step, column // step]
+        planned.append(
+            PlannedScale(
+                name=scale.name,
+                mpp=scale.mpp,
+                size_level0=size,
+                index=index,
+                coords=np.floor(np.array(geometry.origin) + index * size + 0.5).astype(np.int64),
+                parent=parent,
+                tissue=shares[number][kept[number]],
+            )
+        )
+        rows_above = np.full(kept[number].shape, -1, dtype=np.int64)
+        rows_above[kept[number]] = np.arange(len(index))
+    return tuple(planned)
+
+
+def _tissue_share(mask: BoolMask, geometry: ReadGeometry, cells: int) -> float:
+    cell = geometry.tile_size_level0 / cells
+    width, height = (
+        end - start for end, start in zip(geometry.bounds_end, geometry.origin, strict=True)
+    )
+    return float(min(1.0, mask.sum() * cell * cell / (width * height)))
+
+
+__all__ = ["DEFAULT_BATCH_TILES", "PlannedScale", "TileBatch", "TilePlan", "make_plan"]

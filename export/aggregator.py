@@ -1,0 +1,137 @@
+"""A trained MIL model as one ONNX graph: bag in, calibrated probabilities and explanation out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cmamil_sdk.engines import load_engine
+from cmamil_sdk.models.base import MILModel
+from cmamil_sdk.tiling.nesting import nesting_arrays
+from cmamil_sdk.tiling.recipe import Scale
+
+from .graph import export_graph
+from .parity import aggregator_parity
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+MAX_TILES = 2**20
+PARITY_FINEST_TILES = (1, 7, 513, 4096)
+
+
+class AggregatorGraph(nn.Module):
+    """A model with positional tensors: features per scale, then the index arrays it reads."""
+
+    def __init__(self, model: MILModel, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of :func:`output_names`."""
+        scales, names = self.model.scales, self.model.index_names
+        features = dict(zip(scales, tensors, strict=False))
+        index = dict(zip(names, tensors[len(scales) :], strict=False))
+        answer = self.model(features, index)
+        return (
+            answer.logits,
+            answer.bias,
+            torch.softmax(answer.logits / self.temperature, dim=-1),
+            *(answer.attention[s] for s in scales),
+            *(answer.contribution[s] for s in scales),
+        )
+
+
+def output_names(scales: Sequence[str]) -> list[str]:
+    """Names of the graph's outputs, in order."""
+    return [
+        "logits",
+        "bias",
+        "probabilities",
+        *(f"attention_{s}" for s in scales),
+        *(f"contribution_{s}" for s in scales),
+    ]
+
+
+def export_aggregator(
+    model: MILModel, scales: Sequence[Scale], temperature: float, path: Path
+) -> dict[str, float]:
+    """Write the graph and compare it with the model; returns the worst differences.
+
+    Bags of 1, 7, 513 and 4,096 finest tiles are compared.
+
+    Raises:
+        ParityFailed: the graph does not reproduce the model, or a bag size was baked in.
+    """
+    module = AggregatorGraph(model, temperature).eval()
+    example = probe_bag(scales, model.feature_dim, finest_tiles=37, seed=1)
+    names = [*(f"features_{s}" for s in model.scales), *model.index_names]
+    dims = {
+        s.name: torch.export.Dim(f"n_{s.name.replace('.', '_')}", min=1, max=MAX_TILES)
+        for s in scales
+    }
+    export_graph(
+        module,
+        tuple(torch.from_numpy(example[name]) for name in names),
+        path,
+        inputs={name: {0: dims[name.partition("_")[2]]} for name in names},
+        outputs=output_names(model.scales),
+        argument="tensors",
+    )
+    engine = load_engine(path, engine="onnxruntime", device="cpu")
+    report: dict[str, float] = {}
+    for finest_tiles in PARITY_FINEST_TILES:
+        bag = probe_bag(scales, model.feature_dim, finest_tiles=finest_tiles, seed=finest_tiles)
+        inputs = {name: bag[name] for name in names}
+        found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
+        report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
+    return report
+
+
+def eager_outputs(module: AggregatorGraph, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    """Named outputs of the eager module, the reference."""
+    with torch.inference_mode():
+        outputs = module(*(torch.from_numpy(array) for array in inputs.values()))
+    names = output_names(module.model.scales)
+    return {name: tensor.detach().numpy() for name, tensor in zip(names, outputs, strict=True)}
+
+
+def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int) -> Arrays:
+    """Seeded inputs of a bag whose tiles nest, with orphans among them.
+
+    Returns ``features_<scale>`` ``[n, dim]`` and all index arrays of the nested grid.
+    """
+    rng = np.random.default_rng(seed)
+    counts = [finest_tiles]
+    for coarse, fine in reversed(list(itertools.pairwise(scales))):
+        per_parent = round(coarse.mpp / fine.mpp) ** 2
+        counts.append(-(-counts[-1] // per_parent) + 1)
+    counts.reverse()
+    parent = {scales[0].name: np.full(counts[0], -1, dtype=np.int64)}
+    for position, fine in enumerate(scales[1:], start=1):
+        per_parent = round(scales[position - 1].mpp / fine.mpp) ** 2
+        rows = np.arange(counts[position], dtype=np.int64) // per_parent
+        rows[rng.random(counts[position]) < 0.05] = -1
+        parent[fine.name] = rows
+    bag: Arrays = {
+        f"features_{scale.name}": rng.normal(0.3, 0.6, (n, dim)).astype(np.float32)
+        for scale, n in zip(scales, counts, strict=True)
+    }
+    bag.update(nesting_arrays(scales, parent))
+    return bag
+
+
+__all__ = [
+    "AggregatorGraph",
+    "eager_outputs",
+    "export_aggregator",
+    "output_names",
+    "probe_bag",
+]

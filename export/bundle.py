@@ -1,0 +1,150 @@
+"""From a fold of a training run to a model bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, GOLDEN, FileEntry, Manifest
+from cmamil_sdk.bundle.write import write_bundle
+from cmamil_sdk.errors import RecipeMismatch, RunInvalid
+from cmamil_sdk.models.base import MILModel
+from cmamil_sdk.models.build import build_model
+from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json
+
+from .aggregator import AggregatorGraph, eager_outputs, export_aggregator, probe_bag
+from .encoder import EncoderGraph, eager_features, exported_encoder, load_encoder, probe_tiles
+from .graph import OPSET
+
+GOLDEN_TILES = 4
+GOLDEN_FINEST_TILES = 50
+
+
+def export_bundle(
+    run: Path,
+    out: Path,
+    *,
+    name: str,
+    version: str = "1",
+    fold: int | None = None,
+    encoder_weights: Path | None = None,
+) -> Path:
+    """Export one fold's model with its encoder as the bundle ``out/name/version``.
+
+    Args:
+        run: a run directory.
+        out: where bundles are kept.
+        name: of the bundle.
+        version: of the bundle.
+        fold: which fold; None takes the one with the best validation AUC.
+        encoder_weights: needed if the features were made with weights from a file.
+
+    Raises:
+        RunInvalid: the run has no such fold, or its checkpoint is damaged.
+        RecipeMismatch: the encoder's weights are not those the features were made with.
+        ParityFailed: a graph does not reproduce its model.
+        OutputExists: the bundle is there already.
+    """
+    chosen = best_fold(run) if fold is None else fold
+    meta, tensors = load_checkpoint(fold_directory(run, chosen))
+    model = build_model(meta.model_kind, meta.hyperparameters)
+    try:
+        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in tensors.items()})
+    except RuntimeError as problem:
+        raise RunInvalid(
+            f"The checkpoint of fold {chosen} in {run} does not fit its description "
+            f"({str(problem).splitlines()[0]}); train this fold again."
+        ) from problem
+    model.eval()
+    target = out / name / version
+
+    def fill(folder: Path) -> Callable[[dict[str, FileEntry]], Manifest]:
+        parity = _write_graphs(folder, model, meta, encoder_weights)
+
+        def manifest_of(files: dict[str, FileEntry]) -> Manifest:
+            return _manifest(name, version, files, model, meta, parity)
+
+        return manifest_of
+
+    return write_bundle(target, fill)
+
+
+def best_fold(run: Path) -> int:
+    """The fold with the best validation AUC (the first of equals)."""
+    folds = read_json(run / "metrics.json").get("folds")
+    if not isinstance(folds, list) or not folds:
+        raise RunInvalid(f"{run}/metrics.json lists no folds; finish the training first.")
+    scores = []
+    for entry in folds:
+        meta, _ = load_checkpoint(fold_directory(run, int(entry["fold"])))
+        scores.append((-meta.metrics.get("val_auc", 0.0), int(entry["fold"])))
+    return min(scores)[1]
+
+
+def _write_graphs(
+    folder: Path, model: MILModel, meta: CheckpointMeta, encoder_weights: Path | None
+) -> dict[str, float]:
+    encoder = exported_encoder(meta.encoder.id, encoder_weights)
+    if encoder.info != meta.encoder:
+        raise RecipeMismatch(
+            f"The run's features were made with weights {meta.encoder.weights_sha256[:12]}… of "
+            f"{meta.encoder.id}, these are {encoder.info.weights_sha256[:12]}…; "
+            "give the same file with --weights."
+        )
+    shutil.copyfile(encoder.graph, folder / ENCODER_GRAPH)
+    scales = meta.recipe.scales
+    parity = export_aggregator(model, scales, meta.temperature, folder / AGGREGATOR_GRAPH)
+    _write_golden(folder / GOLDEN, model, meta, encoder_weights)
+    return {**encoder.parity, **parity}
+
+
+def _write_golden(
+    path: Path, model: MILModel, meta: CheckpointMeta, encoder_weights: Path | None
+) -> None:
+    """Inputs and eager outputs that every load reproduces before the bundle is used."""
+    network, info = load_encoder(meta.encoder.id, encoder_weights)
+    tiles = probe_tiles(info.tile_px, count=GOLDEN_TILES, seed=7)
+    features = eager_features(EncoderGraph(network, info).eval(), tiles)
+    bag = probe_bag(meta.recipe.scales, model.feature_dim, finest_tiles=GOLDEN_FINEST_TILES, seed=7)
+    names = [*(f"features_{s}" for s in model.scales), *model.index_names]
+    inputs = {name: bag[name] for name in names}
+    outputs = eager_outputs(AggregatorGraph(model, meta.temperature).eval(), inputs)
+    arrays: dict[str, Any] = {"encoder/in/tiles": tiles, "encoder/out/features": features}
+    arrays |= {f"aggregator/in/{name}": array for name, array in inputs.items()}
+    arrays |= {f"aggregator/out/{name}": array for name, array in outputs.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _manifest(
+    name: str,
+    version: str,
+    files: dict[str, FileEntry],
+    model: MILModel,
+    meta: CheckpointMeta,
+    parity: dict[str, float],
+) -> Manifest:
+    return Manifest(
+        name=name,
+        version=version,
+        files=files,
+        model_kind=meta.model_kind,
+        hyperparameters=meta.hyperparameters,
+        labels=meta.labels,
+        recipe=meta.recipe,
+        encoder=meta.encoder,
+        temperature=meta.temperature,
+        opset=OPSET,
+        precision="fp32",
+        index_inputs=model.index_names,
+        parity=parity,
+        training={"fold": meta.fold, "seed": meta.seed, "metrics": meta.metrics},
+    )
+
+
+__all__ = ["best_fold", "export_bundle"]

@@ -1,0 +1,131 @@
+"""One worker process as the server's event loop sees it: a pipe with one task in flight at most."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from .messages import HEADER, MAX_REPLY_BYTES, Reply, frame, parse_reply
+
+LOG = logging.getLogger(__name__)
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "cmamil_sdk.serving.worker")
+
+
+class ChildProcess(asyncio.Protocol):
+    """Starts a worker and frames what passes between it and the server.
+
+    The callbacks run in the event loop: ``on_reply`` for each answer, ``on_exit`` once, when the
+    process is gone or has to be taken for gone. Must be started from the thread of the event loop,
+    because Linux ends a child together with the *thread* that started it.
+    """
+
+    def __init__(
+        self, on_reply: Callable[[Reply], None], on_exit: Callable[[], None]
+    ) -> None:
+        self._on_reply, self._on_exit = on_reply, on_exit
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = asyncio.get_running_loop().create_future()
+
+    async def start(self, command: Sequence[str]) -> None:
+        """Start the process; OSError if that fails."""
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=_environment(),
+                # Ctrl-C in a terminal reaches the whole process group: the server decides alone.
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None before the start."""
+        return self._process.pid if self._process else None
+
+    def send(self, message: object) -> None:
+        """Send a message; lost without notice if the process has just died."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(message))
+
+    def kill(self) -> None:
+        """End the process at once; ``on_exit`` follows."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def ended(self) -> None:
+        """Wait until the process is gone and reaped."""
+        await asyncio.shield(self._ended)
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop with any part of a frame, or several."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            size = HEADER.unpack_from(self._buffer)[0]
+            if size > MAX_REPLY_BYTES:
+                LOG.error("worker %s announced an answer of %d bytes", self.pid, size)
+                self.kill()
+                return
+            end = HEADER.size + size
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            if not self._deliver(body):
+                return
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop when the worker has closed its end, which is when it died."""
+        self.kill()
+        if not self._ended.done():
+            self._ended.set_result(None)
+            self._on_exit()
+
+    def _deliver(self, body: bytes) -> bool:
+        try:
+            reply = parse_reply(body)
+        except (pickle.UnpicklingError, ValueError, TypeError, AttributeError, EOFError) as problem:
+            LOG.error("worker %s sent an answer that is refused: %s", self.pid, problem)
+            self.kill()
+            return False
+        self._on_reply(reply)
+        return True
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its module search path and one thread per library."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+__all__ = ["WORKER_COMMAND", "ChildProcess"]

@@ -1,0 +1,89 @@
+"""The server's configuration: every limit with its unit and its default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.files import parse_document
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ServerConfig(BaseModel):
+    """What a server does and where it stops.
+
+    Use :meth:`parse` for input from outside: it names the wrong key in a :class:`ConfigInvalid`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundles: tuple[Path, ...] = Field(min_length=1, description="model bundle directories")
+    slides_roots: tuple[Path, ...] = Field(
+        min_length=1, description="slides are read only beneath these directories"
+    )
+    host: str = Field("127.0.0.1", min_length=1)
+    port: int = Field(50051, ge=0, le=65535, description="0: any free port")
+    engine: Literal["auto", "onnxruntime"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    workers: int = Field(default_factory=_cores, ge=1, le=256, description="child processes")
+    worker_memory_mib: int = Field(
+        8192, ge=0, description="address space of one worker on the CPU, MiB; 0: no limit"
+    )
+    open_slides: int = Field(4, ge=1, le=64, description="readers one worker keeps open")
+    task_timeout_s: float = Field(
+        120.0, gt=0, description="a worker silent for longer over one task is taken for hung"
+    )
+
+    max_active_slides: int = Field(4, ge=1, le=1024)
+    max_queued: int = Field(16, ge=0, le=65536)
+    max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
+    max_slide_pixels: int = Field(400_000_000_000, ge=1, description="level-0 pixels of a slide")
+    max_levels: int = Field(32, ge=1, description="stored pyramid levels of a slide")
+    max_request_bytes: int = Field(4 * 2**20, ge=1024)
+    max_message_bytes: int = Field(16 * 2**20, ge=1024, description="of any message, both ways")
+
+    default_deadline_s: float = Field(900.0, gt=0, description="for requests that set none")
+    max_deadline_s: float = Field(3600.0, gt=0)
+    grace_s: float = Field(30.0, ge=0, description="for work in flight after SIGTERM")
+    heartbeat_s: float = Field(10.0, gt=0, description="longest silence on a progress stream")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.default_deadline_s > self.max_deadline_s:
+            raise ValueError(
+                f"default_deadline_s ({self.default_deadline_s}) is above "
+                f"max_deadline_s ({self.max_deadline_s})"
+            )
+        if self.max_request_bytes > self.max_message_bytes:
+            raise ValueError(
+                f"max_request_bytes ({self.max_request_bytes}) is above "
+                f"max_message_bytes ({self.max_message_bytes})"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], *, where: str | Path = "server settings") -> Self:
+        """Validate ``document``; ``where`` names its origin in errors.
+
+        Raises:
+            ConfigInvalid: unknown key, value out of range, or a slides root that is no directory.
+        """
+        config = parse_document(cls, document, where=where, error=ConfigInvalid)
+        for root in config.slides_roots:
+            if not root.is_dir():
+                raise ConfigInvalid(
+                    f"{where}: slides root {root} is no directory; name one that exists."
+                )
+        return config
+
+
+__all__ = ["ServerConfig"]

@@ -1,0 +1,199 @@
+"""What the server and its workers say to each other, and how it is framed.
+
+A frame is a 4-byte little-endian length and a pickle. Workers trust the server, but it
+does not trust them: they parse hostile files, so their answers are unpickled with a list of the only
+classes that may appear in them. Nothing that a client sent is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from cmamil_sdk.engines.base import EngineInfo
+from cmamil_sdk.features.extract import EncodedBatch
+from cmamil_sdk.slides.base import Level, SlideFacts
+from cmamil_sdk.tiling.geometry import ReadGeometry
+from cmamil_sdk.tiling.plan import PlannedScale, TileBatch, TilePlan
+from cmamil_sdk.tiling.recipe import Scale, TilingRecipe, TissueRecipe
+
+from .paths import SlideRef
+
+HEADER = struct.Struct("<I")
+
+MAX_REPLY_BYTES = 2**28
+"""A worker that announces more than this is taken for broken (a plan of 10^6 tiles needs 2^26)."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One model's encoder: the graph, its sha256 from the manifest, and the recipe it belongs to."""
+
+    graph: str
+    sha256: str
+    recipe: TilingRecipe
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """First message to a worker; ``parent_pid`` must still be its parent."""
+
+    parent_pid: int
+    encoders: tuple[EncoderSpec, ...]
+    engine: str
+    device: str
+    memory_mib: int
+    open_slides: int
+    max_tiles: int
+    max_slide_pixels: int
+    max_levels: int
+
+
+@dataclass(frozen=True)
+class ReadFacts:
+    """Ask what a slide is; answered with :class:`SlideFacts`."""
+
+    slide: SlideRef
+    mpp: float | None
+
+
+@dataclass(frozen=True)
+class MakePlan:
+    """Ask for the tiles of a slide; answered with :class:`Planned`. ``model``: number of encoder."""
+
+    slide: SlideRef
+    mpp: float | None
+    model: int
+
+
+@dataclass(frozen=True)
+class EncodeTiles:
+    """Ask for the features of a batch; answered with :class:`EncodedBatch`."""
+
+    slide: SlideRef
+    mpp: float | None
+    model: int
+    batch: TileBatch
+
+
+Task = ReadFacts | MakePlan | EncodeTiles
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker's first answer: the engine of each encoder."""
+
+    engines: tuple[EngineInfo, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the seconds it took to open the slide and to find its tissue."""
+
+    plan: TilePlan
+    seconds_open: float
+    seconds_tissue: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An error leaf's reason and message; ``details`` is a traceback for the log, or empty."""
+
+    reason: str
+    message: str
+    details: str = ""
+
+
+Reply = Ready | SlideFacts | Planned | EncodedBatch | Failed
+
+_ALLOWED = {
+    (cls.__module__, cls.__qualname__): cls
+    for cls in (
+        EncodedBatch,
+        EngineInfo,
+        Failed,
+        Level,
+        PlannedScale,
+        Planned,
+        ReadGeometry,
+        Ready,
+        Scale,
+        SlideFacts,
+        TileBatch,
+        TilePlan,
+        TilingRecipe,
+        TissueRecipe,
+    )
+}
+_NUMPY = {
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+
+class _ReplyUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if (module, name) in _NUMPY:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"a worker sent {module}.{name}")
+
+
+def frame(message: object) -> bytes:
+    """A message with its length in front."""
+    body = pickle.dumps(message, protocol=5)
+    return HEADER.pack(len(body)) + body
+
+
+def receive(pipe: socket.socket) -> Any:
+    """The server's next message, or None once it has closed the socket. For workers only."""
+    head = _read(pipe, HEADER.size)
+    body = _read(pipe, HEADER.unpack(head)[0]) if head is not None else None
+    return None if body is None else pickle.loads(body)
+
+
+def _read(pipe: socket.socket, size: int) -> bytes | None:
+    chunks = bytearray()
+    while len(chunks) < size:
+        chunk = pipe.recv(min(size - len(chunks), 2**20))
+        if not chunk:
+            return None
+        chunks += chunk
+    return bytes(chunks)
+
+
+def parse_reply(body: bytes) -> Reply:
+    """A worker's answer.
+
+    Raises:
+        pickle.UnpicklingError: it holds anything but the classes of this module.
+    """
+    reply: Reply = _ReplyUnpickler(io.BytesIO(body)).load()
+    return reply
+
+
+__all__ = [
+    "HEADER",
+    "MAX_REPLY_BYTES",
+    "EncodeTiles",
+    "EncoderSpec",
+    "Failed",
+    "MakePlan",
+    "Planned",
+    "ReadFacts",
+    "Ready",
+    "Reply",
+    "Task",
+    "WorkerSetup",
+    "frame",
+    "parse_reply",
+    "receive",
+]

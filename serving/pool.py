@@ -1,0 +1,336 @@
+"""The worker processes and the fair queue in front of them.
+
+Each active slide is a :class:`Job` with its own queue of tasks; free workers take from the jobs in
+turn, one task each, so a slide of a million tiles delays one of twenty by one task per worker. A
+worker that dies is started again and its task is tried once more; a task that ends two workers is
+blamed, and with it only its own slide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from enum import Enum
+from types import TracebackType
+from typing import Self
+
+from cmamil_sdk.errors import (
+    CmamilError,
+    DecoderCrashed,
+    InternalError,
+    ServerDraining,
+    UnexpectedError,
+    error_from_reason,
+)
+from cmamil_sdk.features.extract import EncodedBatch
+
+from .child import WORKER_COMMAND, ChildProcess
+from .messages import Failed, Ready, Reply, Task, WorkerSetup
+
+LOG = logging.getLogger(__name__)
+
+_CRASHES_TO_BLAME = 2
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 10.0
+
+
+class WorkerState(Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+
+
+class _Item:
+    """One task on its way; its result goes to ``results`` of its job exactly once."""
+
+    def __init__(self, task: Task, results: asyncio.Queue[Reply | CmamilError]) -> None:
+        self.task = task
+        self.results = results
+        self.crashes = 0
+
+
+class Job:
+    """The tasks of one request. Leaving the ``with`` block drops all that have not begun."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self.pending: deque[_Item] = deque()
+        self.closed = False
+
+    def __enter__(self) -> Self:
+        """The job."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Drop what is pending; answers to what is running are thrown away."""
+        self.closed = True
+        self.pending.clear()
+
+    async def run(self, task: Task) -> Reply:
+        """Do one task.
+
+        Raises:
+            CmamilError: as the worker raised it; :class:`DecoderCrashed` if it killed two workers.
+        """
+        async for reply in self.run_all([task]):
+            return reply
+        raise UnexpectedError("A task ended without an answer; see the server's log.")
+
+    async def run_all(self, tasks: Iterable[Task]) -> AsyncIterator[Reply]:
+        """Do tasks in any order; answers come as they are ready. Errors as :meth:`run`."""
+        results: asyncio.Queue[Reply | CmamilError] = asyncio.Queue()
+        items = [_Item(task, results) for task in tasks]
+        self.pending.extend(items)
+        self._pool.offer(self)
+        for _ in items:
+            reply = await results.get()
+            if isinstance(reply, CmamilError):
+                raise reply
+            yield reply
+
+
+class _Slot:
+    """A place for one worker, which outlives the processes that fill it."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.pool = pool
+        self.state = WorkerState.STARTING
+        self.restarts = 0
+        self.tiles = 0
+        self.child: ChildProcess | None = None
+        self.current: tuple[Job, _Item] | None = None
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self.failures = 0
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        self.state = WorkerState.STARTING
+        self.child = ChildProcess(self._on_reply, self._on_exit)
+        await self.child.start(self.pool.command)
+        self._watch()
+        self.child.send(self.pool.setup)
+
+    def assign(self, job: Job, item: _Item) -> None:
+        assert self.child is not None
+        self.current = (job, item)
+        self.state = WorkerState.BUSY
+        self._watch()
+        self.child.send(item.task)
+
+    def _watch(self) -> None:
+        self._unwatch()
+        loop = asyncio.get_running_loop()
+        self._watchdog = loop.call_later(self.pool.task_timeout_s, self._on_hang)
+
+    def _unwatch(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _on_hang(self) -> None:
+        LOG.error("a worker was silent for %g s and is ended", self.pool.task_timeout_s)
+        if self.child is not None:
+            self.child.kill()
+
+    def _on_reply(self, reply: Reply) -> None:
+        self._unwatch()
+        if self.current is None:
+            self._on_first(reply)
+            return
+        job, item = self.current
+        self.current = None
+        self.state = WorkerState.IDLE
+        if isinstance(reply, EncodedBatch):
+            self.tiles += len(reply.batch)
+        if not job.closed:
+            item.results.put_nowait(_outcome(reply))
+        self.pool.dispatch()
+
+    def _on_first(self, reply: Reply) -> None:
+        if isinstance(reply, Ready):
+            self.failures = 0
+            self.state = WorkerState.IDLE
+            if not self.ready.done():
+                self.ready.set_result(reply)
+            self.pool.changed()
+            self.pool.dispatch()
+        elif not self.ready.done():
+            problem = _outcome(reply)
+            assert isinstance(problem, CmamilError)
+            self.ready.set_exception(problem)
+
+    def _on_exit(self) -> None:
+        self._unwatch()
+        was_starting, self.state = self.state is WorkerState.STARTING, WorkerState.STARTING
+        current, self.current = self.current, None
+        if self.pool.stopping:
+            if current:
+                current[1].results.put_nowait(_stopped())
+            return
+        if current:
+            self._retry(*current)
+        self.failures = self.failures + 1 if was_starting else 0
+        if was_starting and not self.ready.done():
+            self.ready.set_exception(
+                UnexpectedError("A worker process died while it started; see standard error.")
+            )
+            return
+        delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (self.failures - 1))
+        LOG.warning("a worker process died and is started again")
+        self.restarts += 1
+        self.pool.changed()
+        self.pool.spawn(self._restart(delay if self.failures else 0.0))
+
+    async def _restart(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        try:
+            await self.start()
+        except OSError as problem:
+            LOG.error("a worker cannot be started: %s", problem)
+            self.failures += 1
+            await self._restart(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self.failures))
+
+    def _retry(self, job: Job, item: _Item) -> None:
+        item.crashes += 1
+        if job.closed:
+            return
+        if item.crashes >= _CRASHES_TO_BLAME:
+            item.results.put_nowait(
+                DecoderCrashed(
+                    f"Reading {item.task.slide.shown} ended two worker processes; "
+                    "copy the file again from its source, or convert it to a pyramidal tiled TIFF."
+                )
+            )
+            return
+        job.pending.appendleft(item)
+        self.pool.offer(job)
+
+
+class WorkerPool:
+    """A fixed number of workers behind a fair queue; use it from one event loop only."""
+
+    def __init__(
+        self,
+        setup: WorkerSetup,
+        *,
+        workers: int,
+        task_timeout_s: float,
+        command: Sequence[str] = WORKER_COMMAND,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_change`` is called when a worker becomes ready or dies."""
+        self.setup = setup
+        self.task_timeout_s = task_timeout_s
+        self.command = command
+        self.changed = on_change
+        self.stopping = False
+        self._rotation: deque[Job] = deque()
+        self._background: set[asyncio.Task[None]] = set()
+        self.slots = [_Slot(self) for _ in range(workers)]
+
+    async def start(self) -> Ready:
+        """Start all workers and wait until they are ready; returns the engines in use.
+
+        Raises:
+            CmamilError: a worker cannot load an encoder; none is left running.
+        """
+        try:
+            for slot in self.slots:
+                await slot.start()
+            answers = await asyncio.gather(*(slot.ready for slot in self.slots))
+        except OSError as problem:
+            await self.stop()
+            raise UnexpectedError(f"A worker process cannot be started ({problem}).") from problem
+        except BaseException:
+            await self.stop()
+            raise
+        return answers[0]
+
+    async def stop(self) -> None:
+        """End all workers; returns when their processes are gone."""
+        self.stopping = True
+        for task in self._background:
+            task.cancel()
+        for job in self._rotation:
+            while job.pending:
+                job.pending.popleft().results.put_nowait(_stopped())
+        children = [slot.child for slot in self.slots if slot.child is not None]
+        for child in children:
+            child.kill()
+        await asyncio.gather(*(child.ended() for child in children if child.pid is not None))
+        for slot in self.slots:
+            if slot.ready.done() and not slot.ready.cancelled():
+                slot.ready.exception()  # seen, so that asyncio does not report it
+
+    def job(self) -> Job:
+        """A new queue of tasks, served in turn with the others."""
+        return Job(self)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles read and encoded since the start."""
+        return sum(slot.tiles for slot in self.slots)
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that can take or are doing a task."""
+        return sum(slot.state is not WorkerState.STARTING for slot in self.slots)
+
+    def offer(self, job: Job) -> None:
+        """Put a job with pending tasks into the rotation."""
+        if job not in self._rotation:
+            self._rotation.append(job)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Give free workers one task each, from the jobs in turn."""
+        for slot in self.slots:
+            if slot.state is not WorkerState.IDLE:
+                continue
+            while self._rotation and not self._rotation[0].pending:
+                self._rotation.popleft()
+            if not self._rotation:
+                return
+            job = self._rotation.popleft()
+            item = job.pending.popleft()
+            if job.pending:
+                self._rotation.append(job)
+            slot.assign(job, item)
+
+    def spawn(self, work: object) -> None:
+        """Run a coroutine in the background until it ends or the pool stops."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def parent_pid() -> int:
+    """Process id for :class:`WorkerSetup`."""
+    return os.getpid()
+
+
+def _outcome(reply: Reply) -> Reply | CmamilError:
+    if not isinstance(reply, Failed):
+        return reply
+    if reply.details:
+        LOG.error("a worker met an unexpected error:\n%s", reply.details)
+    problem = error_from_reason(reply.reason, reply.message)
+    if isinstance(problem, InternalError) and not reply.details:
+        LOG.error("a worker reported %s", problem.reason)
+    return problem
+
+
+def _stopped() -> ServerDraining:
+    return ServerDraining("The server stopped before the slide was done; ask another, or later.")
+
+
+__all__ = ["Job", "WorkerPool", "WorkerState", "parent_pid"]

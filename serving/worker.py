@@ -1,0 +1,218 @@
+"""The worker process: opens slides, plans them, reads and encodes their tiles, one task at a time.
+
+It is a program of its own (``python -m cmamil_sdk.serving.worker FD``) with one open socket to the
+server. What it decodes may kill it; the server then starts another. It never outlives the server.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.errors import BundleCorrupt, CmamilError, SlideCorrupt, SlideTooLarge
+from cmamil_sdk.features.extract import EncodedBatch, encode_batch
+from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.slides import SlideFacts, SlideReader, open_slide
+from cmamil_sdk.tiling.plan import make_plan
+
+from .messages import (
+    EncodeTiles,
+    Failed,
+    MakePlan,
+    Planned,
+    ReadFacts,
+    Ready,
+    Reply,
+    Task,
+    WorkerSetup,
+    frame,
+    receive,
+)
+from .paths import SlideRef, open_slide_file
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+# Formats in one file are opened through the checked file descriptor, so that nobody can put another
+# file in its place. The others find their parts by name, beside the file.
+_SEVERAL_FILES = {".mrxs", ".vms", ".vmu", ".dcm"}
+
+
+@dataclass
+class _OpenSlide:
+    reader: SlideReader
+    fd: int
+    alias: str
+
+
+class Worker:
+    """Answers tasks with readers and engines of its own."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        """Load the encoders, then limit this process's memory.
+
+        Raises:
+            BundleCorrupt: a graph is not the one that the server verified.
+            BundleUnsupported, EngineMissing: it cannot be run here.
+        """
+        self._setup = setup
+        self._engines: dict[str, Engine] = {}
+        for encoder in setup.encoders:
+            if encoder.sha256 not in self._engines:
+                self._engines[encoder.sha256] = _load(encoder.graph, encoder.sha256, setup)
+        self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
+        # A CUDA context reserves far more address space than it uses.
+        on_cpu = all(engine.info.device == "cpu" for engine in self._engines.values())
+        if setup.memory_mib and on_cpu:
+            limit = setup.memory_mib * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    def ready(self) -> Ready:
+        """The engine of each encoder."""
+        return Ready(tuple(self._engines[e.sha256].info for e in self._setup.encoders))
+
+    def answer(self, task: Task) -> Reply:
+        """Do one task; whatever goes wrong with it becomes :class:`Failed`."""
+        try:
+            return self._do(task)
+        except CmamilError as problem:
+            return Failed(problem.reason, self._public(str(problem), task.slide))
+        except MemoryError:
+            error = SlideTooLarge(
+                f"{task.slide.shown} needs more memory than a worker may use "
+                f"({self._setup.memory_mib} MiB); raise the server's worker_memory_mib."
+            )
+            return Failed(error.reason, str(error))
+        except Exception as problem:  # noqa: BLE001
+            # One slide must not end the worker; the server logs the traceback.
+            message = f"Reading {task.slide.shown} failed with {type(problem).__name__}."
+            return Failed("UNEXPECTED_ERROR", message, traceback.format_exc())
+
+    def _do(self, task: Task) -> SlideFacts | Planned | EncodedBatch:
+        match task:
+            case ReadFacts():
+                return self._reader(task.slide, task.mpp).facts
+            case MakePlan():
+                return self._plan(task)
+            case EncodeTiles():
+                encoder = self._setup.encoders[task.model]
+                reader = self._reader(task.slide, task.mpp)
+                return encode_batch(reader, task.batch, self._engines[encoder.sha256])
+
+    def _plan(self, task: MakePlan) -> Planned:
+        started = time.perf_counter()
+        reader = self._reader(task.slide, task.mpp)
+        self._check_size(reader.facts)
+        opened = time.perf_counter()
+        recipe = self._setup.encoders[task.model].recipe
+        plan = make_plan(reader, recipe, max_tiles=self._setup.max_tiles)
+        return Planned(plan, opened - started, time.perf_counter() - opened)
+
+    def _check_size(self, facts: SlideFacts) -> None:
+        pixels = facts.width * facts.height
+        if pixels > self._setup.max_slide_pixels or len(facts.levels) > self._setup.max_levels:
+            raise SlideTooLarge(
+                f"{facts.path} has {pixels} pixels and {len(facts.levels)} levels, this server "
+                f"takes {self._setup.max_slide_pixels} and {self._setup.max_levels}; "
+                "cut the slide, or raise the server's limits."
+            )
+
+    def _reader(self, ref: SlideRef, mpp: float | None) -> SlideReader:
+        key = (ref, mpp)
+        known = self._slides.get(key)
+        if known is None:
+            while len(self._slides) >= self._setup.open_slides:
+                _close(self._slides.popitem(last=False)[1])
+            known = self._slides[key] = _open(ref, mpp)
+        self._slides.move_to_end(key)
+        now = os.fstat(known.fd)
+        if (now.st_size, now.st_mtime_ns) != (ref.size, ref.mtime_ns):
+            _close(self._slides.pop(key))
+            raise SlideCorrupt(
+                f"{ref.shown} changed while it was being read; ask again when it is complete."
+            )
+        return known.reader
+
+    def _public(self, message: str, ref: SlideRef) -> str:
+        """Name the slide as the client may: beneath its root, never by descriptor or whole path."""
+        for (opened, _), known in self._slides.items():
+            if opened == ref:
+                message = message.replace(known.alias, ref.shown)
+        return message.replace(str(ref.path), ref.shown)
+
+
+def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
+    path = Path(graph)
+    try:
+        found = sha256_of_file(path)
+    except OSError as problem:
+        raise BundleCorrupt(f"{path} cannot be read ({problem}); copy the bundle again.") from problem
+    if found != sha256:
+        raise BundleCorrupt(
+            f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
+            f"{sha256[:12]}…); copy the bundle again."
+        )
+    return load_engine(path, engine=setup.engine, device=setup.device, threads=1)
+
+
+def _open(ref: SlideRef, mpp: float | None) -> _OpenSlide:
+    fd = open_slide_file(ref)
+    alias = f"/proc/self/fd/{fd}"
+    if Path(ref.name).suffix.lower() in _SEVERAL_FILES or not Path("/proc/self/fd").is_dir():
+        alias = str(ref.path)
+    try:
+        reader = open_slide(Path(alias), mpp=mpp)
+    except CmamilError as problem:
+        os.close(fd)
+        raise type(problem)(str(problem).replace(alias, ref.shown)) from problem
+    except BaseException:
+        os.close(fd)
+        raise
+    reader.facts = replace(reader.facts, path=ref.shown, slide_id=Path(ref.name).stem)
+    return _OpenSlide(reader, fd, alias)
+
+
+def _close(slide: _OpenSlide) -> None:
+    slide.reader.close()
+    os.close(slide.fd)
+
+
+def confine(setup: WorkerSetup) -> None:
+    """Die with the server, gain no privileges, write no core file."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if os.getppid() != setup.parent_pid:
+        sys.exit(0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the first argument until the server closes it."""
+    with socket.socket(fileno=int(sys.argv[1])) as pipe:
+        setup = receive(pipe)
+        if not isinstance(setup, WorkerSetup):
+            return
+        confine(setup)
+        try:
+            worker = Worker(setup)
+        except CmamilError as problem:
+            pipe.sendall(frame(Failed(problem.reason, str(problem))))
+            return
+        pipe.sendall(frame(worker.ready()))
+        while (task := receive(pipe)) is not None:
+            pipe.sendall(frame(worker.answer(task)))
+
+
+if __name__ == "__main__":
+    main()

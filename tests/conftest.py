@@ -1,0 +1,73 @@
+"""Fixtures shared by all tests: real slides, a generated slide, and a small bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmamil_sdk.synthetic.svs import write_svs
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+LABELS = ("benign", "in_situ", "invasive")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real slides; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("CMAMIL_REAL_DATA", _REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "slides").is_dir():
+        pytest.skip(f"no real slides at {folder}; set CMAMIL_REAL_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2,000 x 1,500 px SVS at 20x: pink textured tissue on white, with known borders.
+
+    Tissue covers x in [224, 1568), y in [0, 1344): exactly 6 x 6 tiles of 224 px.
+    """
+    rng = np.random.default_rng(0)
+    pixels = np.full((1500, 2000, 3), 244, dtype=np.uint8)
+    tissue = np.array([205, 130, 175]) + rng.normal(0, 18, (1344, 1344, 1))
+    pixels[0:1344, 224:1568] = np.clip(tissue, 0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("slides") / "synthetic.svs"
+    write_svs(pixels, path, mpp=0.5, objective_power=20.0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the real encoder and an untrained, seeded CMA-MIL over 5x, 10x, 20x."""
+    import torch
+
+    from cmamil_sdk.export.bundle import export_bundle
+    from cmamil_sdk.export.encoder import load_encoder
+    from cmamil_sdk.files import write_json
+    from cmamil_sdk.models.build import build_model
+    from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
+    from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+
+    folder = tmp_path_factory.mktemp("bundle")
+    torch.manual_seed(0)
+    model = build_model(
+        "cma-mil", {"scales": ["5x", "10x", "20x"], "feature_dim": 1280, "n_classes": 3}
+    )
+    meta = CheckpointMeta(
+        model_kind="cma-mil",
+        hyperparameters=model.hyperparameters,
+        labels=LABELS,
+        recipe=TilingRecipe(scales=parse_scales("5x,10x,20x")),
+        encoder=load_encoder("efficientnet_lite0")[1],
+        fold=0,
+        seed=0,
+        temperature=1.5,
+        metrics={"val_auc": 0.5},
+    )
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    save_checkpoint(fold_directory(folder / "run", 0), meta, state)
+    write_json(folder / "run" / "metrics.json", {"folds": [{"fold": 0}]})
+    return export_bundle(folder / "run", folder / "bundles", name="tiny")

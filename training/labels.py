@@ -1,0 +1,149 @@
+"""The labels table: which slide is whose, and what it shows."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cmamil_sdk.errors import LabelsInvalid
+
+_COLUMNS = {
+    "slide": ("slide", "slide_id"),
+    "patient": ("patient", "patient_id", "case_id"),
+    "label": ("label",),
+    "site": ("site",),
+    "split": ("split",),
+}
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One slide of the labels table; ``site`` and ``split`` are "" where there is no such column.
+
+    ``patient`` is the slide's own id where the table has no patient column.
+    """
+
+    slide: str
+    patient: str
+    label: str
+    site: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """All labelled slides, each once, in the order of the file.
+
+    Attributes:
+        path: where it was read, for messages.
+        rows: one per slide.
+        has_split: whether the file has a split column.
+    """
+
+    path: Path
+    rows: tuple[LabelRow, ...]
+    has_split: bool
+
+    @cached_property
+    def by_slide(self) -> dict[str, LabelRow]:
+        """Rows by slide id."""
+        return {row.slide: row for row in self.rows}
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in sorted order; a class is its position here."""
+        return tuple(sorted({row.label for row in self.rows}))
+
+    def class_of(self, slide: str) -> int:
+        """Class number of a slide's label."""
+        return self.labels.index(self.by_slide[slide].label)
+
+
+def read_labels(path: Path) -> LabelTable:
+    """Read a labels CSV with the columns slide, label and optionally patient, site, split.
+
+    ``slide_id``, ``patient_id`` and ``case_id`` are known as well; other columns are not read.
+
+    Raises:
+        LabelsInvalid: unreadable; a column or value is missing; a slide is named twice; fewer than
+            two labels.
+    """
+    records, columns = read_csv(path)
+    found = {
+        field: next((name for name in names if name in columns), None)
+        for field, names in _COLUMNS.items()
+    }
+    for field in ("slide", "label"):
+        if found[field] is None:
+            raise LabelsInvalid(
+                f"{path} has no column {field!r} (it has {', '.join(columns) or 'none'}); "
+                "name the columns slide, label and, if known, patient."
+            )
+    rows = []
+    for line, record in enumerate(records, start=2):
+        values = {field: record[name] for field, name in found.items() if name is not None}
+        for field in ("slide", "label", "patient", "split"):
+            if field in values and not values[field]:
+                raise LabelsInvalid(
+                    f"{path}, line {line}: the {field} of slide {values['slide']!r} is empty; "
+                    "fill it in or remove the line."
+                )
+        rows.append(LabelRow(**({"patient": values["slide"]} | values)))
+    _refuse_doubles(path, (row.slide for row in rows))
+    table = LabelTable(path, tuple(rows), has_split=found["split"] is not None)
+    if len(table.labels) < 2:
+        raise LabelsInvalid(
+            f"{path} holds {len(rows)} slides with {len(table.labels)} different labels; "
+            "a classifier needs at least two."
+        )
+    return table
+
+
+def read_csv(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Rows of a CSV as stripped text by column name, and the names.
+
+    Raises:
+        LabelsInvalid: unreadable, or a row is longer or shorter than the header.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            columns = tuple(name.strip() for name in next(reader, []))
+            records = []
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(columns):
+                    raise LabelsInvalid(
+                        f"{path}, line {reader.line_num}: {len(cells)} values for "
+                        f"{len(columns)} columns; mend the line."
+                    )
+                records.append(
+                    {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                )
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise LabelsInvalid(
+            f"{path} cannot be read ({problem}); name a CSV file in UTF-8."
+        ) from problem
+    return records, columns
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of sorted ``names``, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more
+
+
+def _refuse_doubles(path: Path, slides: Iterable[str]) -> None:
+    doubles = [slide for slide, count in Counter(slides).items() if count > 1]
+    if doubles:
+        raise LabelsInvalid(f"{path} names {some(doubles)} more than once; keep one line for each.")
+
+
+__all__ = ["LabelRow", "LabelTable", "read_csv", "read_labels", "some"]

@@ -1,0 +1,85 @@
+"""The state of the process around a training: threads, seeds, determinism, Lightning's chatter."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+from cmamil_sdk.errors import EngineMissing
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric")
+
+
+@contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch, and fix torch's threads; all is as before afterwards."""
+    states = random.getstate(), np.random.get_state()
+    n_threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_num_threads(n_threads)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips and hints off the terminal, and let Ctrl-C through.
+
+    Lightning answers Ctrl-C with ``sys.exit`` and leaves the signal ignored; callers get the
+    KeyboardInterrupt instead, and the handler they had.
+    """
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=PossibleUserWarning)
+            yield
+    except SystemExit as stop:
+        signal.signal(signal.SIGINT, handler)
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The torch device for "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        EngineMissing: a GPU is asked for that torch does not see.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise EngineMissing(
+            f"device {wanted!r}: torch sees {torch.cuda.device_count()} GPUs here; "
+            "choose another device, or 'cpu'."
+        )
+    return torch.device("cuda", device.index or 0)
+
+
+__all__ = ["choose_device", "quiet_lightning", "reproducible"]
