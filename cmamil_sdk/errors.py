@@ -12,6 +12,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── LabelsInvalid             INVALID_ARGUMENT
     │   ├── SlideIdDuplicate          INVALID_ARGUMENT
     │   ├── OutputExists              ALREADY_EXISTS
+    │   ├── OutputUnwritable          INVALID_ARGUMENT
     │   └── ScaleMismatch             INVALID_ARGUMENT
     ├── InputError                    exit 3   an input file cannot be used
     │   ├── SlideNotFound             NOT_FOUND
@@ -95,6 +96,10 @@ class OutputExists(UsageError):
     """The output is already there and would be overwritten."""
 
     grpc_status = "ALREADY_EXISTS"
+
+
+class OutputUnwritable(UsageError):
+    """The folder for the output cannot be made or written to."""
 
 
 class ScaleMismatch(UsageError):

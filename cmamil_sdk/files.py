@@ -53,6 +53,9 @@ def parse_document(
         first = problem.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "document"
         raise error(f"{where}: {field}: {first['msg']}; mend or remove this entry.") from problem
+    except CmamilError as problem:
+        # Some fields check themselves and raise a leaf of their own, which knows no file.
+        raise error(f"{where}: {problem}") from problem
 
 
 __all__ = ["parse_document", "sha256_of_file", "write_atomic", "write_json"]

@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise RunInvalid(
             f"{path} cannot be read ({problem}); name a complete run directory, or train again."
         ) from problem
@@ -77,7 +77,9 @@ def save_checkpoint(
     folder: Path, meta: CheckpointMeta, tensors: Mapping[str, npt.NDArray[np.generic]]
 ) -> None:
     """Write tensors and description into ``folder``; the description comes last."""
-    write_atomic(folder / "checkpoint.safetensors", save(dict(tensors)))
+    # safetensors writes an array's memory as it lies, whatever its strides.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    write_atomic(folder / "checkpoint.safetensors", save(contiguous))
     write_json(folder / "checkpoint.json", meta.model_dump(mode="json"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, GOLDEN, FileEntry, Manifest
+from cmamil_sdk.bundle.manifest import (
+    AGGREGATOR_GRAPH,
+    ENCODER_GRAPH,
+    GOLDEN,
+    NAME_PATTERN,
+    FileEntry,
+    Manifest,
+)
 from cmamil_sdk.bundle.write import write_bundle
-from cmamil_sdk.errors import RecipeMismatch, RunInvalid
+from cmamil_sdk.errors import FieldInvalid, RecipeMismatch, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json
@@ -45,11 +53,18 @@ def export_bundle(
         encoder_weights: needed if the features were made with weights from a file.
 
     Raises:
+        FieldInvalid: name or version is no plain file name.
         RunInvalid: the run has no such fold, or its checkpoint is damaged.
         RecipeMismatch: the encoder's weights are not those the features were made with.
         ParityFailed: a graph does not reproduce its model.
         OutputExists: the bundle is there already.
     """
+    for option, value in (("--name", name), ("--version", version)):
+        if not re.fullmatch(NAME_PATTERN, value):
+            raise FieldInvalid(
+                f"{option} {value!r} is no name for a bundle; use up to 64 letters, digits, dots, "
+                "underscores and hyphens, with a letter or digit first."
+            )
     chosen = best_fold(run) if fold is None else fold
     meta, tensors = load_checkpoint(fold_directory(run, chosen))
     model = build_model(meta.model_kind, meta.hyperparameters)
@@ -81,8 +96,11 @@ def best_fold(run: Path) -> int:
         raise RunInvalid(f"{run}/metrics.json lists no folds; finish the training first.")
     scores = []
     for entry in folds:
-        meta, _ = load_checkpoint(fold_directory(run, int(entry["fold"])))
-        scores.append((-meta.metrics.get("val_auc", 0.0), int(entry["fold"])))
+        fold = entry.get("fold") if isinstance(entry, dict) else None
+        if not isinstance(fold, int):
+            raise RunInvalid(f"{run}/metrics.json has a fold without its number; train again.")
+        meta, _ = load_checkpoint(fold_directory(run, fold))
+        scores.append((-meta.metrics.get("val_auc", 0.0), fold))
     return min(scores)[1]
 
 

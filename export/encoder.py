@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.encoders.registry import encoder_spec
 from cmamil_sdk.engines import load_engine
-from cmamil_sdk.errors import DependencyMissing
+from cmamil_sdk.errors import DependencyMissing, RunInvalid
 from cmamil_sdk.files import sha256_of_file, write_json
 from cmamil_sdk.runs import read_json
 
@@ -71,12 +71,9 @@ def exported_encoder(name: str, weights: Path | None = None) -> ExportedEncoder:
     network, info = load_encoder(name, weights)
     folder = cache_directory() / "encoders" / f"{info.id}-{info.weights_sha256[:16]}-opset{OPSET}"
     graph, sidecar = folder / "encoder.onnx", folder / "encoder.json"
-    if sidecar.is_file() and graph.is_file():
-        stored = read_json(sidecar)
-        if stored.get("graph_sha256") == sha256_of_file(graph) and stored.get(
-            "encoder"
-        ) == info.model_dump(mode="json"):
-            return ExportedEncoder(graph, info, stored["parity"])
+    parity = _cached_parity(graph, sidecar, info)
+    if parity is not None:
+        return ExportedEncoder(graph, info, parity)
     parity = export_encoder(network, info, graph)
     write_json(
         sidecar,
@@ -87,6 +84,19 @@ def exported_encoder(name: str, weights: Path | None = None) -> ExportedEncoder:
         },
     )
     return ExportedEncoder(graph, info, parity)
+
+
+def _cached_parity(graph: Path, sidecar: Path, info: EncoderInfo) -> dict[str, float] | None:
+    """The parity report of a cached graph; None if there is none that can be trusted."""
+    if not (sidecar.is_file() and graph.is_file()):
+        return None
+    try:
+        stored = read_json(sidecar)
+    except RunInvalid:
+        return None
+    parity: dict[str, float] | None = stored.get("parity")
+    same = stored.get("encoder") == info.model_dump(mode="json")
+    return parity if same and stored.get("graph_sha256") == sha256_of_file(graph) else None
 
 
 def load_encoder(name: str, weights: Path | None = None) -> tuple[nn.Module, EncoderInfo]:

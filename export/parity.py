@@ -41,7 +41,8 @@ def encoder_parity(reference: Float32, exported: Float32) -> dict[str, float]:
         "encoder_centred_cosine_mean": float(centred.mean()),
         "encoder_centred_cosine_worst": float(centred.min()),
     }
-    failed = [name for name, value in report.items() if value < GATES.get(name, -1.0)]
+    # Written so that NaN fails too.
+    failed = [n for n, value in report.items() if n in GATES and not value >= GATES[n]]
     _refuse(failed, report)
     return report
 
@@ -58,8 +59,14 @@ def aggregator_parity(
     for name, expected in reference.items():
         kind = name.partition("_")[0]
         measure = f"aggregator_{kind if kind in ('attention', 'contribution') else 'logits'}"
+        if exported[name].shape != expected.shape:
+            raise ParityFailed(
+                f"The exported graph's output {name} has shape {exported[name].shape}, the model's "
+                f"{expected.shape}; report this with the model's configuration."
+            )
         difference = float(np.abs(expected - exported[name]).max())
-        report[measure] = max(report[measure], difference)
+        # np.fmax and max() would drop a NaN.
+        report[measure] = float(np.maximum(report[measure], difference))
     _refuse([name for name, value in report.items() if not value <= GATES[name]], report)
     return report
 

@@ -26,9 +26,7 @@ class ChildProcess(asyncio.Protocol):
     because Linux ends a child together with the *thread* that started it.
     """
 
-    def __init__(
-        self, on_reply: Callable[[Reply], None], on_exit: Callable[[], None]
-    ) -> None:
+    def __init__(self, on_reply: Callable[[Reply], None], on_exit: Callable[[], None]) -> None:
         self._on_reply, self._on_exit = on_reply, on_exit
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -48,12 +46,15 @@ class ChildProcess(asyncio.Protocol):
                 # Ctrl-C in a terminal reaches the whole process group: the server decides alone.
                 start_new_session=True,
             )
-        except OSError:
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+        except BaseException:
             ours.close()
+            self.kill()
+            if not self._ended.done():
+                self._ended.set_result(None)
             raise
         finally:
             theirs.close()
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
 
     @property
     def pid(self) -> int | None:

@@ -46,6 +46,9 @@ class ServerConfig(BaseModel):
     max_active_slides: int = Field(4, ge=1, le=1024)
     max_queued: int = Field(16, ge=0, le=65536)
     max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
+    max_attention_mib: int = Field(
+        4096, ge=1, description="memory of attention between all tiles of two scales, MiB"
+    )
     max_slide_pixels: int = Field(400_000_000_000, ge=1, description="level-0 pixels of a slide")
     max_levels: int = Field(32, ge=1, description="stored pyramid levels of a slide")
     max_request_bytes: int = Field(4 * 2**20, ge=1024)

@@ -202,8 +202,8 @@ def _candidates(
         return [(root, parts) for root in roots]
     found = []
     for root in roots:
-        for spelled in dict.fromkeys((os.path.abspath(root), os.path.realpath(root))):
-            prefix = tuple(part for part in spelled.split("/") if part)
+        for spelled in dict.fromkeys((root.absolute(), root.resolve())):
+            prefix = spelled.parts[1:]
             if parts[: len(prefix)] == prefix and len(parts) > len(prefix):
                 found.append((root, parts[len(prefix) :]))
                 break

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from cmamil_sdk.errors import (
     CmamilError,
@@ -33,6 +32,7 @@ from .messages import Failed, Ready, Reply, Task, WorkerSetup
 LOG = logging.getLogger(__name__)
 
 _CRASHES_TO_BLAME = 2
+_START_TIMEOUT_S = 120.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 10.0
 
 
@@ -81,21 +81,26 @@ class Job:
         Raises:
             CmamilError: as the worker raised it; :class:`DecoderCrashed` if it killed two workers.
         """
-        async for reply in self.run_all([task]):
-            return reply
-        raise UnexpectedError("A task ended without an answer; see the server's log.")
+        reply = await self._offer([task]).get()
+        if isinstance(reply, CmamilError):
+            raise reply
+        return reply
 
     async def run_all(self, tasks: Iterable[Task]) -> AsyncIterator[Reply]:
         """Do tasks in any order; answers come as they are ready. Errors as :meth:`run`."""
-        results: asyncio.Queue[Reply | CmamilError] = asyncio.Queue()
-        items = [_Item(task, results) for task in tasks]
-        self.pending.extend(items)
-        self._pool.offer(self)
-        for _ in items:
+        batch = list(tasks)
+        results = self._offer(batch)
+        for _ in batch:
             reply = await results.get()
             if isinstance(reply, CmamilError):
                 raise reply
             yield reply
+
+    def _offer(self, tasks: Sequence[Task]) -> asyncio.Queue[Reply | CmamilError]:
+        results: asyncio.Queue[Reply | CmamilError] = asyncio.Queue()
+        self.pending.extend(_Item(task, results) for task in tasks)
+        self._pool.offer(self)
+        return results
 
 
 class _Slot:
@@ -115,29 +120,29 @@ class _Slot:
     async def start(self) -> None:
         self.state = WorkerState.STARTING
         self.child = ChildProcess(self._on_reply, self._on_exit)
+        self.pool.children.add(self.child)
         await self.child.start(self.pool.command)
-        self._watch()
+        self._watch(_START_TIMEOUT_S)
         self.child.send(self.pool.setup)
 
     def assign(self, job: Job, item: _Item) -> None:
         assert self.child is not None
         self.current = (job, item)
         self.state = WorkerState.BUSY
-        self._watch()
+        self._watch(self.pool.task_timeout_s)
         self.child.send(item.task)
 
-    def _watch(self) -> None:
+    def _watch(self, seconds: float) -> None:
         self._unwatch()
-        loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(self.pool.task_timeout_s, self._on_hang)
+        self._watchdog = asyncio.get_running_loop().call_later(seconds, self._on_hang, seconds)
 
     def _unwatch(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def _on_hang(self) -> None:
-        LOG.error("a worker was silent for %g s and is ended", self.pool.task_timeout_s)
+    def _on_hang(self, seconds: float) -> None:
+        LOG.error("a worker was silent for %g s and is ended", seconds)
         if self.child is not None:
             self.child.kill()
 
@@ -176,6 +181,8 @@ class _Slot:
             if current:
                 current[1].results.put_nowait(_stopped())
             return
+        if self.child is not None:
+            self.pool.spawn(self.pool.reap(self.child))
         if current:
             self._retry(*current)
         self.failures = self.failures + 1 if was_starting else 0
@@ -184,20 +191,22 @@ class _Slot:
                 UnexpectedError("A worker process died while it started; see standard error.")
             )
             return
-        delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** (self.failures - 1))
         LOG.warning("a worker process died and is started again")
         self.restarts += 1
         self.pool.changed()
-        self.pool.spawn(self._restart(delay if self.failures else 0.0))
+        self.pool.spawn(self._restart())
 
-    async def _restart(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        try:
-            await self.start()
-        except OSError as problem:
-            LOG.error("a worker cannot be started: %s", problem)
-            self.failures += 1
-            await self._restart(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self.failures))
+    async def _restart(self) -> None:
+        """Start again: at once after a crash, later and later after failures to start."""
+        while True:
+            if self.failures:
+                await asyncio.sleep(min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self.failures))
+            try:
+                await self.start()
+                return
+            except OSError as problem:
+                LOG.error("a worker cannot be started: %s", problem)
+                self.failures += 1
 
     def _retry(self, job: Job, item: _Item) -> None:
         item.crashes += 1
@@ -212,7 +221,7 @@ class _Slot:
             )
             return
         job.pending.appendleft(item)
-        self.pool.offer(job)
+        self.pool.offer(job, first=True)
 
 
 class WorkerPool:
@@ -234,6 +243,7 @@ class WorkerPool:
         self.changed = on_change
         self.stopping = False
         self._rotation: deque[Job] = deque()
+        self.children: set[ChildProcess] = set()
         self._background: set[asyncio.Task[None]] = set()
         self.slots = [_Slot(self) for _ in range(workers)]
 
@@ -258,15 +268,16 @@ class WorkerPool:
     async def stop(self) -> None:
         """End all workers; returns when their processes are gone."""
         self.stopping = True
-        for task in self._background:
+        background = list(self._background)
+        for task in background:
             task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         for job in self._rotation:
             while job.pending:
                 job.pending.popleft().results.put_nowait(_stopped())
-        children = [slot.child for slot in self.slots if slot.child is not None]
-        for child in children:
+        for child in self.children:
             child.kill()
-        await asyncio.gather(*(child.ended() for child in children if child.pid is not None))
+        await asyncio.gather(*(child.ended() for child in self.children))
         for slot in self.slots:
             if slot.ready.done() and not slot.ready.cancelled():
                 slot.ready.exception()  # seen, so that asyncio does not report it
@@ -285,9 +296,13 @@ class WorkerPool:
         """Workers that can take or are doing a task."""
         return sum(slot.state is not WorkerState.STARTING for slot in self.slots)
 
-    def offer(self, job: Job) -> None:
-        """Put a job with pending tasks into the rotation."""
-        if job not in self._rotation:
+    def offer(self, job: Job, *, first: bool = False) -> None:
+        """Put a job with pending tasks into the rotation, at its end or as the next."""
+        if first and job in self._rotation:
+            self._rotation.remove(job)
+        if first:
+            self._rotation.appendleft(job)
+        elif job not in self._rotation:
             self._rotation.append(job)
         self.dispatch()
 
@@ -306,16 +321,16 @@ class WorkerPool:
                 self._rotation.append(job)
             slot.assign(job, item)
 
-    def spawn(self, work: object) -> None:
+    async def reap(self, child: ChildProcess) -> None:
+        """Wait for a dead process, so that none is left as a zombie."""
+        await child.ended()
+        self.children.discard(child)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background until it ends or the pool stops."""
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def parent_pid() -> int:
-    """Process id for :class:`WorkerSetup`."""
-    return os.getpid()
 
 
 def _outcome(reply: Reply) -> Reply | CmamilError:
@@ -333,4 +348,4 @@ def _stopped() -> ServerDraining:
     return ServerDraining("The server stopped before the slide was done; ask another, or later.")
 
 
-__all__ = ["Job", "WorkerPool", "WorkerState", "parent_pid"]
+__all__ = ["Job", "WorkerPool", "WorkerState"]

@@ -155,7 +155,9 @@ def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
     try:
         found = sha256_of_file(path)
     except OSError as problem:
-        raise BundleCorrupt(f"{path} cannot be read ({problem}); copy the bundle again.") from problem
+        raise BundleCorrupt(
+            f"{path} cannot be read ({problem}); copy the bundle again."
+        ) from problem
     if found != sha256:
         raise BundleCorrupt(
             f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
@@ -187,7 +189,10 @@ def _close(slide: _OpenSlide) -> None:
 
 
 def confine(setup: WorkerSetup) -> None:
-    """Die with the server, gain no privileges, write no core file."""
+    """Die with the server and only with it, gain no privileges, write no core file."""
+    # A service manager may signal every process; the server drains first and then ends its workers.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

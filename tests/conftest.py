@@ -56,6 +56,10 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(
         "cma-mil", {"scales": ["5x", "10x", "20x"], "feature_dim": 1280, "n_classes": 3}
     )
+    with torch.no_grad():
+        # Away from the initial values: zeros among them would hide a wrong index or bias.
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     meta = CheckpointMeta(
         model_kind="cma-mil",
         hyperparameters=model.hyperparameters,

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
 from .metrics import log_loss
 
 _BOUNDS = (0.05, 20.0)
+_GRID = 200
 _PRIOR_STD = 0.5
 """Of the temperature's logarithm around 0: a handful of slides, all answered rightly, would
 otherwise ask for infinite confidence; with hundreds of slides it has no weight."""
@@ -28,10 +28,12 @@ def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
         likelihood = len(labels) * log_loss(logits, labels, math.exp(log_temperature))
         return likelihood + 0.5 * (log_temperature / _PRIOR_STD) ** 2
 
-    found = minimize_scalar(
-        cost, bounds=(math.log(_BOUNDS[0]), math.log(_BOUNDS[1])), method="bounded"
-    )
-    return float(math.exp(found.x))
+    low, high = math.log(_BOUNDS[0]), math.log(_BOUNDS[1])
+    for _ in range(2):
+        grid = np.linspace(low, high, _GRID)
+        best = int(np.argmin([cost(float(point)) for point in grid]))
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    return float(math.exp(grid[best]))
 
 
 __all__ = ["fit_temperature"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cmamil_sdk.errors import ConfigInvalid
@@ -29,6 +28,9 @@ class TrainConfig(BaseModel):
         None,
         description="how scales attend to each other; None: nested where the tiles' parents are "
         "known, else global; without effect on a single scale",
+    )
+    cross_norm: Literal["none", "layer"] = Field(
+        "none", description="what follows the cross attention: nothing, or a LayerNorm as published"
     )
     pooling: Literal["attention", "reference"] = Field(
         "attention", description="softmax attention, or exp(softmax) as published"
@@ -123,6 +125,8 @@ def load_config(path: Path, **overrides: Any) -> TrainConfig:
     Raises:
         ConfigInvalid: unreadable, not a mapping, an unknown key or a value out of range.
     """
+    import yaml  # noqa: PLC0415 - comes with the extra train; the options' names are read without it
+
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:

@@ -114,9 +114,7 @@ class FeatureStore:
     cache of at most ``cache_mb`` megabytes or from the files.
 
     Attributes:
-        recipe: tiling recipe, of the chosen scales only.
-        encoder: what made the features.
-        recipe_key: equal for features that may be used together.
+        table: the labels.
         parents_known: whether every slide ties its scales together.
     """
 
@@ -124,7 +122,7 @@ class FeatureStore:
         self, paths: Mapping[str, Path], table: LabelTable, scales: tuple[str, ...] | None
     ) -> None:
         self._paths = dict(paths)
-        self._table = table
+        self.table = table
         self._wanted = scales
         self._limit_bytes = 0
         self._cached_bytes = 0
@@ -162,7 +160,7 @@ class FeatureStore:
     def provenance(self) -> FeatureProvenance:
         """Provenance of the first file; recipe and encoder are those of all."""
         if self._first is None:
-            raise LabelsInvalid(f"{self._table.path} names no slide; fill it in.")
+            raise LabelsInvalid(f"{self.table.path} names no slide; fill it in.")
         return self._first[1]
 
     @property
@@ -185,7 +183,7 @@ class FeatureStore:
             return cached
         bag, provenance = read_feature_file(self._paths[slide])
         self._refuse_other_recipe(self._paths[slide], provenance)
-        return self._remember(bag_tensors(self._chosen(bag), self._table.class_of(slide)))
+        return self._remember(bag_tensors(self._chosen(bag), self.table.class_of(slide)))
 
     def bags(self, slides: Sequence[str]) -> BagSequence:
         """Bags of ``slides`` as a lazy sequence."""
@@ -197,6 +195,15 @@ class FeatureStore:
         for slide in slides:
             total = _merged(total, self._spreads[slide])
         return _as_moments(total)
+
+    def mean_features(self, scale: str) -> dict[str, Float64]:
+        """Each slide's mean feature ``[D]`` at one scale (ScaleMismatch if there is none)."""
+        if scale not in self.recipe.names:
+            raise ScaleMismatch(
+                f"The features have the scales {', '.join(self.recipe.names)}, not {scale}; "
+                "choose among these."
+            )
+        return {slide: spreads[scale].mean for slide, spreads in self._spreads.items()}
 
     def _survey(self, slide: str) -> None:
         path = self._paths[slide]
@@ -214,7 +221,7 @@ class FeatureStore:
         finer = chosen.scales[1:]
         self.parents_known &= all((chosen.parent[s.name] >= 0).any() for s in finer)
         self._spreads[slide] = {s.name: _Spread.of(chosen.features[s.name]) for s in chosen.scales}
-        self._remember(bag_tensors(chosen, self._table.class_of(slide)))
+        self._remember(bag_tensors(chosen, self.table.class_of(slide)))
 
     def _chosen(self, bag: Bag) -> Bag:
         return bag if self._wanted is None else bag.select(self._wanted)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -75,7 +75,8 @@ def fit(
     with reproducible(seed, config.threads), quiet_lightning():
         if model.standardize:
             model.set_standardization(moments_of(train) if moments is None else moments)
-        keeper = _Keeper(config, fold, on_progress)
+        module = MILModule(model, config)
+        keeper = _Keeper(module, fold, on_progress)
         trainer = L.Trainer(
             accelerator="cpu" if device.type == "cpu" else "gpu",
             devices=1 if device.type == "cpu" else [device.index],
@@ -90,7 +91,7 @@ def fit(
             enable_model_summary=False,
         )
         trainer.fit(
-            MILModule(model, config),
+            module,
             train_dataloaders=_loader(train, seed),
             val_dataloaders=_loader(val, None) if len(val) else None,
         )
@@ -118,20 +119,18 @@ def predict_logits(
 class _Keeper(L.Callback):
     """Notes each epoch, keeps the best weights, stops early, reports progress."""
 
-    def __init__(
-        self, config: TrainConfig, fold: int, on_progress: ProgressCallback | None
-    ) -> None:
+    def __init__(self, module: MILModule, fold: int, on_progress: ProgressCallback | None) -> None:
         self.result = FitResult()
         self.state: dict[str, Tensor] = {}
-        self._config = config
+        self._module = module
+        self._config = module.config
         self._fold = fold
         self._on_progress = on_progress
         self._best: tuple[float, float] | None = None
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Runs after the epoch's validation."""
-        module = pl_module
-        assert isinstance(module, MILModule)
+        module = self._module
         module.close_epoch()
         epoch = trainer.current_epoch + 1
         if not math.isfinite(module.train_loss):
@@ -142,21 +141,22 @@ class _Keeper(L.Callback):
         lr = float(trainer.optimizers[0].param_groups[0]["lr"])
         row = {"train_loss": module.train_loss, "lr": lr, **module.validation}
         self.result.history.append({"epoch": epoch, **row})
-        self._keep_if_best(epoch, module)
+        self._keep_if_best(epoch)
         waited = epoch - self.result.best_epoch
         if self._config.early_stopping and waited >= self._config.effective_patience:
             trainer.should_stop = True
         if self._on_progress is not None:
             self._on_progress(self._fold, epoch, self._config.epochs, row)
 
-    def _keep_if_best(self, epoch: int, module: MILModule) -> None:
-        rank = selection_rank(module.validation)
-        if self._best is None or rank > self._best or not module.validation:
+    def _keep_if_best(self, epoch: int) -> None:
+        validation = self._module.validation
+        rank = selection_rank(validation)
+        if self._best is None or rank > self._best or not validation:
             self._best = rank
             self.result.best_epoch = epoch
             self.state = {
                 name: tensor.detach().to("cpu", copy=True)
-                for name, tensor in module.model.state_dict().items()
+                for name, tensor in self._module.model.state_dict().items()
             }
 
 
@@ -193,7 +193,7 @@ class _Bags(torch.utils.data.Dataset[TrainingBag]):
         return self._bags[position]
 
 
-def _as_is(bag: TrainingBag) -> TrainingBag:
+def _as_is(bag: Any) -> Any:
     return bag
 
 

@@ -54,6 +54,7 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=PossibleUserWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
             yield
     except SystemExit as stop:
         signal.signal(signal.SIGINT, handler)

@@ -132,13 +132,18 @@ def read_splits(path: Path, table: LabelTable) -> list[SplitRow]:
     return rows
 
 
-def write_splits(path: Path, rows: Sequence[SplitRow]) -> None:
-    """Write ``splits.csv``, atomically."""
+def splits_text(rows: Sequence[SplitRow]) -> str:
+    """The text of ``splits.csv``."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows((row.slide, row.patient, row.label, row.fold, row.split) for row in rows)
-    write_atomic(path, text.getvalue().encode())
+    return text.getvalue()
+
+
+def write_splits(path: Path, rows: Sequence[SplitRow]) -> None:
+    """Write ``splits.csv``, atomically."""
+    write_atomic(path, splits_text(rows).encode())
 
 
 def fold_numbers(rows: Iterable[SplitRow]) -> list[int]:
@@ -260,5 +265,6 @@ __all__ = [
     "make_folds",
     "read_splits",
     "slides_of",
+    "splits_text",
     "write_splits",
 ]

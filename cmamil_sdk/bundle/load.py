@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -152,19 +153,13 @@ class Bundle:
         Raises:
             SelfTestFailed: they are not reproduced.
         """
-        with np.load(self.root / GOLDEN, allow_pickle=False) as stored:
-            golden = {name: stored[name] for name in stored.files}
+        golden = _read_golden(self.root / GOLDEN)
         encoder = self.open_encoder()
         features = encoder.infer({"tiles": golden["encoder/in/tiles"]})["features"]
         encoder.close()
-        expected = golden["encoder/out/features"]
-        norms = np.linalg.norm(features, axis=1) * np.linalg.norm(expected, axis=1)
-        cosine = float(((features * expected).sum(axis=1) / norms).min())
+        cosine = _worst_cosine(features, golden["encoder/out/features"])
         outputs = self._aggregator.infer(_golden_part(golden, "aggregator/in/"))
-        difference = max(
-            float(np.abs(value - outputs[name]).max())
-            for name, value in _golden_part(golden, "aggregator/out/").items()
-        )
+        difference = _largest_difference(outputs, _golden_part(golden, "aggregator/out/"))
         if not (cosine >= GOLDEN_MIN_COSINE and difference <= GOLDEN_MAX_DIFFERENCE):
             raise SelfTestFailed(
                 f"Bundle {self.label} does not reproduce its golden values on {self.engine_label}: "
@@ -195,7 +190,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
             f"{path} is no bundle, it has no readable {MANIFEST}; name the directory "
             "<name>/<version> that `cmamil export` wrote."
         ) from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise BundleCorrupt(f"{file} is not JSON ({problem}); export the model again.") from problem
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
@@ -226,6 +221,40 @@ def verify_files(path: Path, manifest: Manifest) -> None:
                 f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
                 f"{entry.sha256[:12]}…); copy the bundle again."
             )
+
+
+def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            golden = {name: stored[name] for name in stored.files}
+    except (OSError, EOFError, TypeError, ValueError, AttributeError, BadZipFile) as problem:
+        raise BundleCorrupt(
+            f"{path} holds no golden values ({problem}); export the model again."
+        ) from problem
+    needed = {"encoder/in/tiles", "encoder/out/features", "aggregator/out/logits"}
+    if not needed <= set(golden):
+        raise BundleCorrupt(
+            f"{path} lacks {', '.join(sorted(needed - set(golden)))}; export the model again."
+        )
+    return golden
+
+
+def _worst_cosine(found: Float32, expected: Float32) -> float:
+    """Smallest cosine of rows ``[B, D]``; -1 if the shapes differ, NaN where a feature is NaN."""
+    if found.shape != expected.shape:
+        return -1.0
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((found * expected).sum(axis=1) / norms).min())
+
+
+def _largest_difference(
+    found: Mapping[str, Float32], expected: Mapping[str, npt.NDArray[Any]]
+) -> float:
+    """Over all outputs; infinite if one is missing or of another shape, NaN where one is NaN."""
+    if any(n not in found or found[n].shape != value.shape for n, value in expected.items()):
+        return float("inf")
+    # np.max, unlike max(), keeps a NaN.
+    return float(np.max([np.abs(value - found[n]).max() for n, value in expected.items()]))
 
 
 def _golden_part(

@@ -7,6 +7,7 @@ Source: Tan and Le, EfficientNet (2019), in its Lite variant; the weights are th
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -16,6 +17,19 @@ from torch import Tensor, nn
 
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import sha256_of_file
+
+# What torch's unpickler raises depends on where in the bytes it stumbles.
+_UNLOADABLE = (
+    OSError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    struct.error,
+)
 
 
 class EfficientNetLite0(nn.Module):
@@ -46,10 +60,11 @@ def build(weights: Path | None = None) -> tuple[nn.Module, str]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         encoder.network.load_state_dict(state)
         digest = sha256_of_file(path)
-    except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, AttributeError) as problem:
+    except _UNLOADABLE as problem:
+        first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise FieldInvalid(
             f"--weights {path} cannot be loaded into efficientnet_lite0 "
-            f"({str(problem).splitlines()[0]}); give a state dict of this network."
+            f"({first_line}); give a state dict of this network."
         ) from problem
     return encoder.eval(), digest
 

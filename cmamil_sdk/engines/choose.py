@@ -33,6 +33,8 @@ def load_engine(
         raise FieldInvalid(f"--device {device} is unknown; choose auto, cpu or cuda:N.")
     from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine, cuda_available  # noqa: PLC0415
 
+    if device == "cuda":
+        device = "cuda:0"
     if device != "auto":
         return OnnxRuntimeEngine(graph, device=device, threads=threads, reason="asked for")
     chosen, why = ("cuda:0", "a CUDA device") if cuda_available() else ("cpu", "no CUDA provider")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,18 @@ except ImportError as problem:
         "onnxruntime is not installed; install cmamil-sdk[cpu], or onnxruntime-gpu for CUDA."
     ) from problem
 
-_NUMPY_TYPES = {
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(int64)": np.dtype(np.int64),
     "tensor(uint8)": np.dtype(np.uint8),
 }
+
+_STATE = ort.capi.onnxruntime_pybind11_state
+# The runtime's exceptions share no base class of their own.
+_RUNTIME_ERRORS = tuple(
+    kind for kind in vars(_STATE).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
 
 
 class OnnxRuntimeEngine:
@@ -43,7 +50,7 @@ class OnnxRuntimeEngine:
     def __init__(self, graph: Path, *, device: str, threads: int, reason: str) -> None:
         self._graph = graph
         self._session = _session(graph, device, threads)
-        self._inputs = {i.name: (_NUMPY_TYPES[i.type], i.shape) for i in self._session.get_inputs()}
+        self._inputs = _input_types(graph, self._session)
         self._outputs = [o.name for o in self._session.get_outputs()]
         self.info = EngineInfo("onnxruntime", device, "fp32", str(ort.__version__), reason)
 
@@ -51,7 +58,14 @@ class OnnxRuntimeEngine:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
         self._check(inputs)
         feeds = {name: inputs[name] for name in self._inputs}
-        return dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        try:
+            outputs = self._session.run(None, feeds)
+        except _STATE.InvalidArgument as problem:
+            raise FieldInvalid(
+                f"{self._graph.name} refuses its inputs ({_first_line(problem)}); "
+                "give index arrays that point into the features."
+            ) from problem
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
         """Release the session."""
@@ -77,6 +91,19 @@ class OnnxRuntimeEngine:
                 f"{self._graph.name} has no input {', '.join(sorted(unknown))}; "
                 f"its inputs are {', '.join(self._inputs)}."
             )
+        self._check_lengths(inputs)
+
+    def _check_lengths(self, inputs: Mapping[str, Array]) -> None:
+        """Axes of one name must be equally long: the runtime itself would broadcast or abort."""
+        lengths: dict[str, tuple[int, str]] = {}
+        for name, (_, shape) in self._inputs.items():
+            for axis, have in zip(shape, inputs[name].shape, strict=True):
+                want, first = lengths.setdefault(str(axis), (have, name))
+                if have != want and isinstance(axis, str):
+                    raise FieldInvalid(
+                        f"{self._graph.name}: inputs {first} and {name} must be equally long, they "
+                        f"hold {want} and {have} rows; give the arrays of one bag."
+                    )
 
 
 def cuda_available() -> bool:
@@ -109,14 +136,14 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
-    except (ort.capi.onnxruntime_pybind11_state.NoSuchFile, OSError) as problem:
+    except (_STATE.NoSuchFile, OSError) as problem:
         raise BundleUnsupported(
             f"There is no graph at {graph}; export the model again."
         ) from problem
-    except ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException as problem:
+    except _RUNTIME_ERRORS as problem:
         raise BundleUnsupported(
             f"{graph} cannot be run by onnxruntime {ort.__version__} on {device} "
-            f"({str(problem).splitlines()[0]}); export the model again."
+            f"({_first_line(problem)}); export the model again."
         ) from problem
     if session.get_providers()[0] != provider:
         raise EngineMissing(
@@ -124,6 +151,23 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
             "check the driver, or use --device cpu."
         )
     return session
+
+
+def _input_types(
+    graph: Path, session: ort.InferenceSession
+) -> dict[str, tuple[np.dtype[Any], list[int | str | None]]]:
+    """Type and shape of every input; a dynamic axis is its name, or None."""
+    unknown = [i.name for i in session.get_inputs() if i.type not in _NUMPY_TYPES]
+    if unknown:
+        raise BundleUnsupported(
+            f"{graph}: input {unknown[0]} has a type that no model of this package has; "
+            "export the model again."
+        )
+    return {i.name: (_NUMPY_TYPES[i.type], i.shape) for i in session.get_inputs()}
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0]
 
 
 __all__ = ["OnnxRuntimeEngine", "cuda_available", "version"]

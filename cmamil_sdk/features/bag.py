@@ -77,8 +77,10 @@ class Bag:
         """Check shapes and values.
 
         Raises:
-            FeatureFileInvalid: arrays disagree, a scale is empty, or a feature is NaN or infinite.
+            FeatureFileInvalid: arrays disagree, a scale is empty, a feature is NaN or infinite, or a
+                parent does not exist.
         """
+        n_above = 0
         for scale in self.scales:
             name = scale.name
             features, n = self.features[name], len(self.features[name])
@@ -103,6 +105,13 @@ class Bag:
                 raise FeatureFileInvalid(
                     f"{where}: a feature is NaN or infinite; extract them again."
                 )
+            parent = self.parent[name]
+            if parent.dtype.kind != "i" or parent.min() < -1 or parent.max() >= n_above:
+                raise FeatureFileInvalid(
+                    f"{where}: a parent is no row of the next coarser scale ({n_above} tiles); "
+                    "extract them again."
+                )
+            n_above = n
 
 
 def _relink(all_names: list[str], kept: list[str], parent: Mapping[str, Int64]) -> dict[str, Int64]:

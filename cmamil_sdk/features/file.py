@@ -10,15 +10,26 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FeatureFileInvalid
+from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FORMAT_VERSION = 1
+
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    MemoryError,
+)
+"""What h5py raises on a damaged file, depending on where it stumbles."""
 
 
 class FeatureProvenance(BaseModel):
@@ -86,7 +97,7 @@ def read_provenance(path: Path) -> FeatureProvenance:
     try:
         with h5py.File(path, "r") as file:
             return _provenance(file, path)
-    except OSError as problem:
+    except UNREADABLE as problem:
         raise _unreadable(path, problem) from problem
 
 
@@ -108,7 +119,7 @@ def read_feature_file(path: Path) -> tuple[Bag, FeatureProvenance]:
                 parent={n: g["parent"][()] for n, g in groups.items()},
                 tissue={n: g["tissue"][()] for n, g in groups.items()},
             )
-    except (OSError, KeyError) as problem:
+    except UNREADABLE as problem:
         raise _unreadable(path, problem) from problem
     bag.validate()
     return bag, provenance
@@ -117,7 +128,7 @@ def read_feature_file(path: Path) -> tuple[Bag, FeatureProvenance]:
 def _provenance(file: h5py.File, path: Path) -> FeatureProvenance:
     document = dict(file.attrs)
     version = document.get("format_version")
-    if version is None or int(version) != FORMAT_VERSION:
+    if not np.isscalar(version) or version != FORMAT_VERSION:
         raise FeatureFileInvalid(
             f"{path} has feature format version {version}, this version reads {FORMAT_VERSION}; "
             "extract the features again."
@@ -127,7 +138,7 @@ def _provenance(file: h5py.File, path: Path) -> FeatureProvenance:
             document[field] = json.loads(document[field])
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in document.items()}
         return FeatureProvenance.model_validate(plain)
-    except (KeyError, ValueError, ValidationError) as problem:
+    except (KeyError, TypeError, ValueError, ScaleMismatch) as problem:
         raise _unreadable(path, problem) from problem
 
 
@@ -140,6 +151,7 @@ def _unreadable(path: Path, problem: Exception) -> FeatureFileInvalid:
 
 __all__ = [
     "FORMAT_VERSION",
+    "UNREADABLE",
     "FeatureProvenance",
     "read_feature_file",
     "read_provenance",

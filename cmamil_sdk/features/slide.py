@@ -14,6 +14,7 @@ from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.errors import FeatureFileInvalid, FieldInvalid
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.features.file import (
+    UNREADABLE,
     FeatureProvenance,
     read_provenance,
     recipe_key,
@@ -63,7 +64,7 @@ def extract_slide(
         engine: the encoder.
         mpp: microns per pixel of level 0, overriding the file.
         workers: threads, one per core by default.
-        resume: keep a complete file of the same slide, recipe and encoder.
+        resume: keep a complete file of the same slide, microns per pixel, recipe and encoder.
         on_progress: called with tiles done and tiles in all.
 
     Raises:
@@ -79,7 +80,8 @@ def extract_slide(
     target = feature_path(folder, slide)
     with open_slide(slide, mpp=mpp) as reader:
         digest = sha256_of_file(slide)
-        if resume and (done := _already_done(target, digest, recipe, encoder, mpp)) is not None:
+        done = _already_done(target, digest, recipe, encoder, reader.facts.mpp) if resume else None
+        if done is not None:
             return done
         plan = make_plan(reader, recipe)
         facts = reader.facts
@@ -113,10 +115,10 @@ def _already_done(
         stored = read_provenance(target)
         with h5py.File(target, "r") as file:
             counts = {n: len(file[f"scales/{n}/features"]) for n in stored.recipe.names}
-    except (FeatureFileInvalid, KeyError):
+    except (FeatureFileInvalid, *UNREADABLE):
         return None
     same = (stored.slide_sha256, stored.recipe_key()) == (digest, recipe_key(recipe, encoder))
-    if not same or (mpp is not None and stored.mpp != mpp):
+    if not same or stored.mpp != mpp:
         return None
     return SlideFeatures(target, counts, stored.tiles_failed, 0.0, resumed=True)
 

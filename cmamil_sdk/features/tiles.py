@@ -79,7 +79,7 @@ def _read_square(
 ) -> UInt8:
     """``tiles`` x ``tiles`` finest tiles from grid position ``(column, row)``, at the finest scale."""
     scale = geometry.downsample
-    size = geometry.tile_size_level0 / scale
+    size = geometry.tile_size_level
     left = geometry.origin[0] / scale + column * size
     top = geometry.origin[1] / scale + row * size
     if size.is_integer():

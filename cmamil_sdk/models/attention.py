@@ -1,8 +1,8 @@
 """Gated attention over tiles, and the two forms of cross-magnification attention.
 
-Both cross forms are single-head with a residual and post-normalisation: a tile of one scale asks,
-tiles of another scale answer, and the result stays one row per asking tile. ``global`` lets it ask
-every tile of the other scale; ``nested`` only those that lie inside it, or that it lies inside.
+Both cross forms are single-head with a residual: a tile of one scale asks, tiles of another scale
+answer, and the result stays one row per asking tile. ``global`` lets it ask every tile of the other
+scale; ``nested`` only those that lie inside it, or that it lies inside.
 """
 
 from __future__ import annotations
@@ -42,14 +42,22 @@ class GatedAttention(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Projections and post-normalisation shared by both forms."""
+    """Projections and what follows the residual, shared by both forms.
 
-    def __init__(self, dim: int) -> None:
+    With ``norm="layer"`` a LayerNorm follows, as published. It makes all tiles equally strong, also
+    those without a finding, and small cohorts are learned badly. With ``norm="none"`` nothing
+    follows, and values start at zero, so that training begins from the tiles as they are.
+    """
+
+    def __init__(self, dim: int, norm: str) -> None:
         super().__init__()
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
+        if norm == "none":
+            nn.init.zeros_(self.value.weight)
+            nn.init.zeros_(self.value.bias)
 
 
 class GlobalCrossAttention(_CrossAttention):
@@ -71,7 +79,8 @@ class NestedCrossAttention(_CrossAttention):
     def forward(self, asking: Tensor, answering: Tensor, relatives: Tensor) -> Tensor:
         """``[n, dim]``, ``[m, dim]`` and rows of the latter ``[n, r]`` (-1: none) -> ``[n, dim]``.
 
-        A tile without relatives is only normalised. Time and memory grow with ``n * r``.
+        A tile without relatives stays what it is, but for the norm. Time and memory grow with
+        ``n * r``.
         """
         query, key, value = self.query(asking), self.key(answering), self.value(answering)
         present = relatives >= 0

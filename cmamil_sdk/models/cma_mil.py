@@ -2,7 +2,8 @@
 
 The published model with its defects repaired: the pooling weights are the softmax itself
 (``pooling="reference"`` keeps ``exp(softmax)`` for comparison), ``forward`` never sees a label, any
-number of scales from one, and cross attention may follow the nested grid.
+number of scales from one, cross attention may follow the nested grid, and no LayerNorm follows it
+(``cross_norm="layer"`` keeps that).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cmamil_sdk.models.standardize import Standardize
 
 CrossAttentionKind = Literal["nested", "global", "none"]
 PoolingKind = Literal["attention", "reference"]
+NormKind = Literal["none", "layer"]
 
 
 class CMAMIL(MILModel):
@@ -41,6 +43,7 @@ class CMAMIL(MILModel):
         dim: width of embeddings; the gated attention is half as wide.
         dropout: rate in the gated attention's branches.
         cross_attention: "nested" (own children or ancestor), "global" (as published) or "none".
+        cross_norm: what follows the cross attention: "none", or "layer" as published.
         pooling: "attention" (softmax) or "reference" (exp of the softmax, as published: close to a
             mean for bags of usual size).
         standardize: standardise features inside the model, per scale.
@@ -60,18 +63,21 @@ class CMAMIL(MILModel):
         dim: int = 128,
         dropout: float = 0.25,
         cross_attention: CrossAttentionKind = "nested",
+        cross_norm: NormKind = "none",
         pooling: PoolingKind = "attention",
         standardize: bool = True,
     ) -> None:
         super().__init__()
         _check_sizes(scales, feature_dim, n_classes)
-        _check_options(dim, dropout, cross_attention, pooling)
+        _check_options(dim, dropout)
+        _check_choices(cross_attention, cross_norm, pooling)
         self.scales = tuple(scales)
         self.feature_dim = feature_dim
         self.n_classes = n_classes
         self.dim = self.embedding_dim = dim
         self.dropout = dropout
         self.cross_attention: CrossAttentionKind = cross_attention
+        self.cross_norm: NormKind = cross_norm
         self.pooling: PoolingKind = pooling
         self.standardize = standardize
         n_scales = len(self.scales)
@@ -95,6 +101,7 @@ class CMAMIL(MILModel):
             "dim": self.dim,
             "dropout": self.dropout,
             "cross_attention": self.cross_attention,
+            "cross_norm": self.cross_norm,
             "pooling": self.pooling,
             "standardize": self.standardize,
         }
@@ -147,7 +154,7 @@ class CMAMIL(MILModel):
         if len(self.scales) == 1 or self.cross_attention == "none":
             return []
         block = NestedCrossAttention if self.cross_attention == "nested" else GlobalCrossAttention
-        return [block(self.dim) for _ in self.scales]
+        return [block(self.dim, self.cross_norm) for _ in self.scales]
 
     def _adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         return [
@@ -184,17 +191,21 @@ def _check_sizes(scales: Sequence[str], feature_dim: int, n_classes: int) -> Non
         raise ConfigInvalid(f"CMA-MIL: n_classes {n_classes} must be at least 2.")
 
 
-def _check_options(dim: int, dropout: float, cross_attention: str, pooling: str) -> None:
+def _check_options(dim: int, dropout: float) -> None:
     if dim < 2:
         raise ConfigInvalid(f"CMA-MIL: dim {dim} must be at least 2.")
     if not 0.0 <= dropout < 1.0:
         raise ConfigInvalid(f"CMA-MIL: dropout {dropout} must lie in [0, 1).")
+
+
+def _check_choices(cross_attention: str, cross_norm: str, pooling: str) -> None:
     for name, value, known in (
         ("cross_attention", cross_attention, get_args(CrossAttentionKind)),
+        ("cross_norm", cross_norm, get_args(NormKind)),
         ("pooling", pooling, get_args(PoolingKind)),
     ):
         if value not in known:
             raise ConfigInvalid(f"CMA-MIL: {name} {value!r} must be one of {', '.join(known)}.")
 
 
-__all__ = ["CMAMIL", "CrossAttentionKind", "PoolingKind"]
+__all__ = ["CMAMIL", "CrossAttentionKind", "NormKind", "PoolingKind"]

@@ -52,8 +52,8 @@ def _check_file(path: Path) -> None:
         raise SlideUnreadable(
             f"{path} may not be read by user {os.getuid()}; change its permissions."
         ) from problem
-    except ValueError as problem:
-        raise SlideNotFound(f"{str(path)!r} is no path ({problem}); check it.") from problem
+    except (OSError, ValueError) as problem:
+        raise SlideNotFound(f"{str(path)!r} cannot be opened ({problem}); check it.") from problem
 
 
 __all__ = ["open_slide"]

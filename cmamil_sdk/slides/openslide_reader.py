@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,19 @@ UInt8 = npt.NDArray[np.uint8]
 _CACHE_BYTES = 16 * 2**20
 _MAX_ANISOTROPY = 0.02
 _OVERRIDE_CONFLICT = 0.05
+_STRIP_PX = 16_000_000
+_MAX_TILE_PX = 2**26
+# What tifffile raises depends on where in a damaged directory it stumbles.
+_UNPARSABLE = (
+    tifffile.TiffFileError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 class OpenSlideReader:
@@ -59,21 +73,25 @@ class OpenSlideReader:
 
     def thumbnail(self, max_px: int) -> UInt8:
         """The bounds of the slide, ``[h, w, 3]``, neither edge longer than ``max_px``."""
-        x, y, width, height = self.facts.bounds
-        shrink = max(width, height) / max_px
-        fitting = [i for i, lv in enumerate(self.facts.levels) if lv.downsample <= max(shrink, 1.0)]
+        shrink = max(1.0, max(self.facts.bounds[2:]) / max_px)
+        fitting = [i for i, lv in enumerate(self.facts.levels) if lv.downsample <= shrink]
         level = fitting[-1]
         scale = self.facts.levels[level].downsample
-        region = self.read_region(
-            level,
-            int(x / scale),
-            int(y / scale),
-            max(1, int(width / scale)),
-            max(1, int(height / scale)),
-        )
-        shrink = max(1.0, max(region.shape[:2]) / max_px)
-        out_h, out_w = (max(1, int(edge / shrink)) for edge in region.shape[:2])
-        return area_average(region, (0, 0, region.shape[1], region.shape[0]), out_w, out_h)
+        x, y, width, height = (int(edge / scale) for edge in self.facts.bounds)
+        width, height = max(1, width), max(1, height)
+        shrink = max(1.0, max(width, height) / max_px)
+        out_w, out_h = max(1, int(width / shrink)), max(1, int(height / shrink))
+        out = np.empty((out_h, out_w, 3), dtype=np.uint8)
+        # In strips: a slide without a pyramid need not fit into memory.
+        strip = max(1, int(_STRIP_PX / (width * shrink)))
+        for first in range(0, out_h, strip):
+            last = min(out_h, first + strip)
+            top, bottom = first * height / out_h, last * height / out_h
+            start = math.floor(top)
+            region = self.read_region(level, x, y + start, width, math.ceil(bottom) - start)
+            box = (0.0, top - start, float(width), bottom - start)
+            out[first:last] = area_average(region, box, out_w, last - first)
+        return out
 
     def close(self) -> None:
         """Release the file."""
@@ -182,8 +200,10 @@ def _bounds(properties: object, width: int, height: int) -> tuple[int, int, int,
     if any(value is None for value in values):
         return 0, 0, width, height
     x, y, w, h = (int(value) for value in values if value is not None)
-    x, y = max(0, x), max(0, y)
-    return x, y, min(w, width - x), min(h, height - y)
+    left, top, right, bottom = max(0, x), max(0, y), min(x + w, width), min(y + h, height)
+    if right <= left or bottom <= top:
+        return 0, 0, width, height
+    return left, top, right - left, bottom - top
 
 
 def _number(text: str | None) -> float | None:
@@ -197,10 +217,18 @@ def _number(text: str | None) -> float | None:
 def _tiff_compression(path: Path) -> str | None:
     try:
         with tifffile.TiffFile(path) as file:
-            return str(tifffile.COMPRESSION(file.pages.first.compression).name).lower()
-    except (tifffile.TiffFileError, ValueError, AttributeError, OSError):
+            pages = [page.keyframe for page in file.pages]
+            largest_px = max(page.tilewidth * page.tilelength for page in pages if page)
+            compression = str(tifffile.COMPRESSION(file.pages.first.compression).name).lower()
+    except _UNPARSABLE:
         # Not a TIFF container (DICOM, MRXS, VMS), or one that only its vendor's reader parses.
         return None
+    if largest_px > _MAX_TILE_PX:
+        # OpenSlide ends the process when it gets no memory for one tile.
+        raise SlideCorrupt(
+            f"{path} claims to hold a tile of {largest_px} pixels; copy the file again from its source."
+        )
+    return compression
 
 
 def _on_white(rgba: UInt8) -> UInt8:

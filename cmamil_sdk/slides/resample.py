@@ -31,7 +31,8 @@ def area_average(pixels: UInt8, box: Box, out_width: int, out_height: int) -> UI
         out_height: cells along y.
 
     Returns:
-        ``[out_height, out_width, 3]``, rounded to nearest.
+        ``[out_height, out_width, 3]``, rounded to nearest; where cells are a whole number of pixels
+        wide that is no power of two, at most one grey level off.
     """
     left, top, right, bottom = box
     factor = (right - left) / out_width

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.files import write_atomic
 from cmamil_sdk.synthetic.stains import draw_stain, stain_pixels
 from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.synthetic.tissue import Drawing, draw_tissue
@@ -49,9 +50,7 @@ class SyntheticSlide:
     height_px: int
 
 
-def plan_cohort(
-    n_slides: int = 60, *, seed: int = 0, held_out: int = 18
-) -> list[SyntheticSlide]:
+def plan_cohort(n_slides: int = 60, *, seed: int = 0, held_out: int = 18) -> list[SyntheticSlide]:
     """Plan a cohort of three classes; the same arguments give the same plan.
 
     In situ and invasive have equally many slides, paired by their number of abnormal cells within
@@ -94,14 +93,14 @@ def plan_cohort(
 
 
 def draw_slide(slide: SyntheticSlide) -> Drawing:
-    """Stain maps of a slide, with the places of its glands and abnormal cells."""
-    if slide.label not in CLASSES or slide.split_hint not in _SPLITS:
-        raise FieldInvalid(
-            f"slide {slide.slide_id} has label {slide.label!r} and split {slide.split_hint!r}; "
-            f"labels are {', '.join(CLASSES)} and splits {', '.join(_SPLITS)}"
-        )
-    # Benign slides lay out lesion sites for a number of cells drawn by the law of the others, so
-    # that glands, secretion and free stroma do not tell the classes apart.
+    """Stain maps of a slide, with the places of its glands and abnormal cells.
+
+    Raises:
+        FieldInvalid: the slide is too small for its abnormal cells, or has impossible fields.
+    """
+    _check(slide)
+    # Benign slides lay out solid glands and nests for a number of cells drawn by the law of the
+    # others, so that their presence does not tell the classes apart.
     latent = int(
         np.random.default_rng([slide.seed, 4]).integers(_ABNORMAL_CELLS[0], _ABNORMAL_CELLS[1] + 1)
     )
@@ -119,7 +118,7 @@ def render_slide(slide: SyntheticSlide) -> NDArray[np.uint8]:
     """RGB pixels ``[H, W, 3]`` of a slide at 20x; the same slide gives the same bytes.
 
     Raises:
-        FieldInvalid: the slide is too small for its abnormal cells, or has an unknown label.
+        FieldInvalid: the slide is too small for its abnormal cells, or has impossible fields.
     """
     drawing = draw_slide(slide)
     stain = draw_stain(np.random.default_rng([slide.seed, 0]))
@@ -169,6 +168,19 @@ def write_cohort(
     return [job.result() for job in jobs]
 
 
+def _check(slide: SyntheticSlide) -> None:
+    if slide.label not in CLASSES or slide.split_hint not in _SPLITS:
+        raise FieldInvalid(
+            f"slide {slide.slide_id} has label {slide.label!r} and split {slide.split_hint!r}; "
+            f"labels are {', '.join(CLASSES)} and splits {', '.join(_SPLITS)}"
+        )
+    if (slide.abnormal_cells == 0) != (slide.label == "benign") or slide.abnormal_cells < 0:
+        raise FieldInvalid(
+            f"slide {slide.slide_id} is {slide.label} with {slide.abnormal_cells} abnormal cells; "
+            "benign slides have none, the others at least one"
+        )
+
+
 def _patient_sizes(rng: np.random.Generator, slides: int) -> list[int]:
     """Slides per patient; two patients at least, and one with several slides, where that goes."""
     sizes: list[int] = []
@@ -209,13 +221,9 @@ def _named(
 
 
 def _write_labels(slides: Sequence[SyntheticSlide], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as stream:
-            table = csv.writer(stream, lineterminator="\n")
-            table.writerow(["slide", "patient", "label", "split"])
-            for slide in slides:
-                table.writerow([slide.slide_id, slide.patient, slide.label, slide.split_hint])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["slide", "patient", "label", "split"])
+    for slide in slides:
+        table.writerow([slide.slide_id, slide.patient, slide.label, slide.split_hint])
+    write_atomic(path, text.getvalue().encode())

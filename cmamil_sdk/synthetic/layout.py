@@ -23,11 +23,12 @@ ANGLES = np.linspace(0.0, 2 * np.pi, 72, endpoint=False)
 """Directions at which outlines store their radius."""
 
 DISC_RADIUS_PX = (70.0, 135.0)
-SITE_RADIUS_PX = (130.0, 190.0)
+SITE_RADIUS_PX = (115.0, 170.0)
 WALL_PX = (24.0, 32.0)
 ABNORMAL_SPACING_PX = 26.0
 NORMAL_SPACING_PX = 17.0
 _SITE_FILL = 0.75
+_CLEARANCE_PX = 20.0
 _NEST_ROUGHNESS = 0.12
 _SLOT_SHARE = 0.15
 _DISC_TRIES = 4000
@@ -42,17 +43,21 @@ Outline = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Filling:
-    """What one place can hold: offsets ``[n, 2]`` of its cells from its centre, in pixels."""
+    """What one place can hold: offsets ``[n, 2]`` of cells from its centre, in pixels.
+
+    Either ``abnormal`` cells in the middle with normal cells ``around`` them, or normal cells
+    everywhere (``plain``).
+    """
 
     abnormal: NDArray[np.float64]
-    normal: NDArray[np.float64]
+    around: NDArray[np.float64]
+    plain: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LesionSite:
     """A solid gland and a solid nest of stroma with equal areas and equal numbers of cells."""
 
-    radius_px: float
     gland: Outline
     lumen: Outline
     nest: Outline
@@ -82,7 +87,7 @@ def draw_outline(rng: np.random.Generator, radius_px: float, roughness: float) -
         weight = rng.normal(0.0, roughness / np.sqrt(order))
         wave += weight * np.cos(order * ANGLES + rng.uniform(0, 2 * np.pi))
     wave = np.clip(wave, 0.5, 1.6)
-    return radius_px * wave / np.sqrt(np.mean(wave**2))
+    return np.asarray(radius_px * wave / np.sqrt(np.mean(wave**2)))
 
 
 def draw_gland(rng: np.random.Generator, radius_px: float) -> tuple[Outline, Outline]:
@@ -107,45 +112,59 @@ def hexagonal_points(
     distance = np.hypot(points[:, 0], points[:, 1])
     angle = np.arctan2(points[:, 1], points[:, 0])
     edge = np.interp(angle, ANGLES, outline, period=2 * np.pi)
-    return points[distance < edge - margin_px]
+    return np.asarray(points[distance < edge - margin_px])
 
 
 def draw_sites(rng: np.random.Generator, cells: int) -> list[LesionSite]:
     """As many lesion sites as ``cells`` abnormal cells need, sharing the cells evenly."""
-    shapes: list[tuple[float, Outline, Outline, Outline]] = []
-    grids: list[list[Filling]] = []
+    shapes: list[tuple[Outline, Outline, Outline]] = []
+    grids: list[list[NDArray[np.float64]]] = []
     room: list[int] = []
     while sum(room) < cells:
-        radius_px = rng.uniform(*SITE_RADIUS_PX)
-        gland, lumen = draw_gland(rng, radius_px)
+        gland, lumen = draw_gland(rng, rng.uniform(*SITE_RADIUS_PX))
         nest = draw_outline(rng, float(np.sqrt(np.mean(lumen**2))), _NEST_ROUGHNESS)
-        shapes.append((radius_px, gland, lumen, nest))
-        grids.append([_full_grid(rng, outline) for outline in (lumen, nest)])
-        room.append(int(_SITE_FILL * min(len(grid.abnormal) for grid in grids[-1])))
-    packing = (ABNORMAL_SPACING_PX / NORMAL_SPACING_PX) ** 2
+        shapes.append((gland, lumen, nest))
+        pair = [hexagonal_points(rng, edge, ABNORMAL_SPACING_PX, 14.0) for edge in (lumen, nest)]
+        grids.append(pair)
+        room.append(int(_SITE_FILL * min(len(points) for points in pair)))
     sites = []
     for shape, pair, count in zip(shapes, grids, _shares(np.array(room), cells), strict=True):
-        normal = min(round(packing * count), *(len(grid.normal) for grid in pair))
-        sites.append(LesionSite(*shape, *(_cluster(rng, grid, count, normal) for grid in pair)))
+        clusters = [_cluster(rng, points, int(count)) for points in pair]
+        sites.append(LesionSite(*shape, *_fill_pair(rng, shape[1:], clusters)))
     return sites
 
 
-def _full_grid(rng: np.random.Generator, outline: Outline) -> Filling:
-    return Filling(
-        hexagonal_points(rng, outline, ABNORMAL_SPACING_PX, 12.0),
-        hexagonal_points(rng, outline, NORMAL_SPACING_PX, 8.0),
+def _cluster(
+    rng: np.random.Generator, points: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """The ``count`` points nearest to a point near the middle, with a ragged edge."""
+    offset = points - rng.normal(0.0, 12.0, 2)
+    distance = np.hypot(offset[:, 0], offset[:, 1]) + rng.normal(0.0, 14.0, len(points))
+    return points[np.argsort(distance, kind="stable")[:count]]
+
+
+def _fill_pair(
+    rng: np.random.Generator,
+    outlines: tuple[Outline, ...],
+    clusters: list[NDArray[np.float64]],
+) -> tuple[Filling, Filling]:
+    """Fill lumen and nest with equally many normal cells, with and without the clusters."""
+    plain = [hexagonal_points(rng, outline, NORMAL_SPACING_PX, 7.0) for outline in outlines]
+    around = [
+        points[(np.hypot(*(points[:, None] - cluster).T) > _CLEARANCE_PX).all(axis=0)]
+        for points, cluster in zip(plain, clusters, strict=True)
+    ]
+    plain_count = min(len(points) for points in plain)
+    around_count = min(len(points) for points in around)
+    in_gland, in_nest = (
+        Filling(
+            cluster,
+            rng.permutation(near)[:around_count],
+            rng.permutation(all_over)[:plain_count],
+        )
+        for cluster, near, all_over in zip(clusters, around, plain, strict=True)
     )
-
-
-def _cluster(rng: np.random.Generator, grid: Filling, abnormal: int, normal: int) -> Filling:
-    """The cells nearest to a point near the middle, with a ragged edge."""
-    focus = rng.normal(0.0, 12.0, 2)
-
-    def nearest(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-        distance = np.hypot(*(points - focus).T) + rng.normal(0.0, 14.0, len(points))
-        return points[np.argsort(distance, kind="stable")[:count]]
-
-    return Filling(nearest(grid.abnormal, abnormal), nearest(grid.normal, normal))
+    return in_gland, in_nest
 
 
 def draw_layout(
@@ -177,12 +196,10 @@ def _shares(capacities: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     counts = np.floor(exact).astype(np.int64)
     order = np.argsort(counts - exact, kind="stable")
     counts[order[: total - int(counts.sum())]] += 1
-    return counts
+    return np.asarray(counts)
 
 
-def _draw_tissue(
-    rng: np.random.Generator, height_px: int, width_px: int
-) -> NDArray[np.float32]:
+def _draw_tissue(rng: np.random.Generator, height_px: int, width_px: int) -> NDArray[np.float32]:
     """Height field on the coarse grid; tissue is where it is positive."""
     rows, columns = -(-height_px // GRID_PX), -(-width_px // GRID_PX)
     a, b = rng.uniform(0.95, 1.15, 2)
@@ -239,4 +256,4 @@ def _spots(
     on_slide = (x >= 0) & (y >= 0) & (x < columns) & (y < rows)
     found = tissue[np.clip(y, 0, rows - 1), np.clip(x, 0, columns - 1)] > 0
     inside = (on_slide & found).all(axis=1)
-    return np.column_stack([centres, radii])[inside]
+    return np.asarray(np.column_stack([centres, radii])[inside])

@@ -91,7 +91,7 @@ def _draw_kind(kind: NucleusKind, rng: np.random.Generator) -> tuple[Sprite, ...
     cover = np.clip((edge - distance) / 1.2 + 0.5, 0.0, 1.0)
     depth = np.clip(distance / edge, 0.0, 1.0)
     membrane = 0.82 + 0.26 * depth**3
-    chromatin = 1 + kind.chromatin_sd * _grain(rng, count, axis.size)
+    chromatin = 1 + kind.chromatin_sd * np.clip(_grain(rng, count, axis.size), -2.0, 2.0)
     body = rng.uniform(*kind.amount, (count, 1, 1)) * membrane * chromatin
     body = np.maximum(body, _nucleoli(kind, axis, radius, rng))
     sprites = np.clip(np.round(cover * body), 0, 200).astype(np.uint8)

@@ -5,8 +5,9 @@ OpenSlide and cuCIM read the result as vendor ``aperio``, with magnification and
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.files import write_atomic
 
 _THUMBNAIL_PX = 512
 _MAKER = "Aperio Image Library (cmamil-sdk generated)"
@@ -51,24 +53,20 @@ def write_svs(
     size = f"{width}x{height}"
     coding = f"({tile_px}x{tile_px}) JPEG/YCC Q={quality}"
     facts = f"AppMag = {objective_power:g}|MPP = {mpp:.4f}"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with tifffile.TiffWriter(partial, byteorder="<") as writer:
-            for index, factor in enumerate(downsamples):
-                level = pixels if factor == 1 else _reduced(image, factor)
-                reduced = f"{level.shape[1]}x{level.shape[0]}"
-                region = f"{size} [0,0 {size}]" + (f" -> {reduced}" if index else "")
-                _write_page(
-                    writer, level, f"{_MAKER}\r\n{region} {coding}|{facts}", quality, tile_px
-                )
-                if index == 0:
-                    thumbnail = _thumbnail(image)
-                    shown = f"{thumbnail.shape[1]}x{thumbnail.shape[0]}"
-                    text = f"{_MAKER}\r\n{size} -> {shown} - |{facts}"
-                    _write_page(writer, thumbnail, text, quality, None)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, byteorder="<") as writer:
+        for index, factor in enumerate(downsamples):
+            level = pixels if factor == 1 else _reduced(image, factor)
+            reduced = f"{level.shape[1]}x{level.shape[0]}"
+            region = f"{size} [0,0 {size}]" + (f" -> {reduced}" if index else "")
+            text = f"{_MAKER}\r\n{region} {coding}|{facts}"
+            _write_page(writer, level, text, quality, tile_px)
+            if index == 0:
+                thumbnail = _thumbnail(image)
+                shown = f"{thumbnail.shape[1]}x{thumbnail.shape[0]}"
+                text = f"{_MAKER}\r\n{size} -> {shown} - |{facts}"
+                _write_page(writer, thumbnail, text, quality, None)
+    write_atomic(path, file.getvalue())
 
 
 def _check(
@@ -93,7 +91,7 @@ def _check(
         raise FieldInvalid(f"tile_px must be a multiple of 16, but is {tile_px}; give 240 or 256")
     if not 1 <= quality <= 100:
         raise FieldInvalid(f"quality must be 1 to 100, but is {quality}; 85 is usual")
-    growing = all(a < b for a, b in zip(downsamples, downsamples[1:], strict=False))
+    growing = all(a < b for a, b in pairwise(downsamples))
     smallest_px = min(pixels.shape[:2])
     if not downsamples or downsamples[0] != 1 or not growing or downsamples[-1] > smallest_px:
         raise FieldInvalid(

@@ -42,19 +42,20 @@ def texture_bank(seed: int) -> TextureBank:
     rng = np.random.default_rng([seed, 100])
     fibres, direction = _fibres(rng)
     fine, coarse = _periodic_noise(rng, 1.3), _periodic_noise(rng, 5.0)
-    relief = _standardised(fibres + 0.45 * fine + 0.5 * coarse)
-    eosin = np.clip(_EOSIN_MEAN + _EOSIN_SD * relief, 12, 110)
+    relief = _standardised(0.8 * fibres + 0.5 * fine + 0.6 * coarse)
+    eosin = np.clip(_EOSIN_MEAN + _EOSIN_SD * relief, 30, 110)
     haematoxylin = np.clip(_HAEMATOXYLIN_MEAN + 1.5 * relief + 1.5 * fine, 0, 20)
     stroma = (np.round(haematoxylin).astype(np.uint16) << 8) | np.round(eosin).astype(np.uint16)
-    by_eosin = np.sort(stroma.ravel() & 0xFF, kind="stable")
-    order = np.argsort(stroma.ravel() & 0xFF, kind="stable")
     clouds = _periodic_noise(rng, 9.0) + 0.5 * _periodic_noise(rng, 2.0)
-    secretion = np.empty_like(stroma.ravel())
-    secretion[np.argsort(clouds.ravel(), kind="stable")] = stroma.ravel()[order]
-    assert by_eosin.size == secretion.size
+    secretion = np.empty(stroma.size, np.uint16)
+    from_pale_to_dense = stroma.ravel()[np.argsort(stroma.ravel() & 0xFF, kind="stable")]
+    secretion[np.argsort(clouds.ravel(), kind="stable")] = from_pale_to_dense
     grain = np.round(2.5 * _periodic_noise(rng, 1.5) + 2.5 * _periodic_noise(rng, 4.0))
     return TextureBank(
-        stroma, secretion.reshape(stroma.shape), grain.astype(np.int16), direction
+        stroma=stroma.astype(np.uint16),
+        secretion=secretion.reshape(stroma.shape),
+        grain=grain.astype(np.int16),
+        orientation=direction,
     )
 
 
@@ -65,9 +66,7 @@ def smooth_noise(
     rows, columns = height_px // cell_px + 4, width_px // cell_px + 4
     coarse = rng.normal(size=(rows, columns)).astype(np.float32)
     box = (1.0, 1.0, 1.0 + width_px / cell_px, 1.0 + height_px / cell_px)
-    image = Image.fromarray(coarse).resize(
-        (width_px, height_px), Image.Resampling.BICUBIC, box=box
-    )
+    image = Image.fromarray(coarse).resize((width_px, height_px), Image.Resampling.BICUBIC, box=box)
     return np.asarray(image) * np.float32(1.4)
 
 
@@ -95,13 +94,13 @@ def _fibres(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.u
     """Two bundles of wavy fibres, and the direction of the one that shows at each pixel."""
     share = 1 / (1 + np.exp(-4 * _periodic_noise(rng, 60.0)))
     trains, directions = [], []
+    along = np.arange(TEXTURE_PX) / TEXTURE_PX
     for steps in ((18, 52), (-46, 24)):
-        turns = (
-            steps[0] * np.arange(TEXTURE_PX) + steps[1] * np.arange(TEXTURE_PX)[:, None]
-        ) / TEXTURE_PX
+        turns = steps[0] * along + steps[1] * along[:, None]
         turns = turns + 1.6 * _periodic_noise(rng, 70.0) + 0.35 * _periodic_noise(rng, 14.0)
-        phase = 2 * np.pi * turns
-        trains.append(np.sin(phase) + 0.5 * np.sin(2.3 * 0 + 2 * phase + 1.0))
+        strands = np.sin(2 * np.pi * turns) + 0.6 * np.sin(4 * np.pi * turns + 1.0)
+        strength = np.clip(0.75 + 0.45 * _periodic_noise(rng, 24.0), 0.0, 1.6)
+        trains.append(strength * strands)
         slope_y, slope_x = _periodic_slopes(turns, steps)
         directions.append(np.mod(np.arctan2(slope_y, slope_x) + np.pi / 2, np.pi))
     fibres = _standardised(share * trains[0] + (1 - share) * trains[1])
@@ -133,4 +132,4 @@ def _periodic_noise(rng: np.random.Generator, sigma_px: float) -> NDArray[np.flo
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (values - values.mean()) / values.std()
+    return np.asarray((values - values.mean()) / values.std())

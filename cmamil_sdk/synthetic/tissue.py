@@ -221,10 +221,11 @@ class _Painter:
 
     def _fill(self, filling: Filling, x: float, y: float, *, abnormal: bool) -> None:
         if abnormal:
+            self._stamp_all(self._bank.normal, filling.around, x, y)
             self._stamp_all(self._bank.abnormal, filling.abnormal, x, y)
             self._abnormal += [(x + dx, y + dy) for dx, dy in filling.abnormal.tolist()]
         else:
-            self._stamp_all(self._bank.normal, filling.normal, x, y)
+            self._stamp_all(self._bank.normal, filling.plain, x, y)
 
     def _stamp_all(
         self, sprites: tuple[Sprite, ...], offsets: NDArray[np.float64], x: float, y: float

@@ -18,6 +18,8 @@ from cmamil_sdk.tiling.recipe import TilingRecipe
 
 Float64 = npt.NDArray[np.float64]
 
+_WHOLE_TOLERANCE_PX = 1e-6
+
 
 @dataclass(frozen=True)
 class ReadGeometry:
@@ -55,6 +57,13 @@ class ReadGeometry:
     def block_px(self) -> int:
         """Edge of a block, pixels at the finest scale."""
         return self.tile_px * self.block_ratio
+
+    @property
+    def tile_size_level(self) -> float:
+        """Edge of a finest tile in pixels of the level that is read; whole wherever it should be."""
+        size = self.tile_size_level0 / self.downsample
+        # Multiplying by the downsample and dividing again may miss a whole number by one bit.
+        return float(round(size)) if abs(size - round(size)) < _WHOLE_TOLERANCE_PX else size
 
     def scale_size_level0(self, scale: int) -> float:
         """Edge of a tile of scale number ``scale``, level-0 pixels."""

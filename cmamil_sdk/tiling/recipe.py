@@ -105,17 +105,19 @@ def parse_scales(text: str) -> tuple[Scale, ...]:
     """
     scales = []
     for name in (part.strip() for part in text.split(",")):
-        digits = name.removesuffix("x")
         try:
-            power = float(digits)
-        except ValueError:
-            power = 0.0
-        if not name.endswith("x") or not 0.0 < power < float("inf"):
+            scales.append(Scale(name=name, mpp=10.0 / _power(name)))
+        except (ValueError, ZeroDivisionError) as problem:
             raise ScaleMismatch(
                 f"{name!r} in --scales {text!r} is not a magnification; write for example 5x,10x,20x."
-            )
-        scales.append(Scale(name=name, mpp=10.0 / power))
+            ) from problem
     return tuple(sorted(scales, key=lambda scale: -scale.mpp))
+
+
+def _power(name: str) -> float:
+    if not name.endswith("x"):
+        raise ValueError(name)
+    return float(name.removesuffix("x"))
 
 
 def _names(scales: tuple[Scale, ...]) -> str:

@@ -26,15 +26,15 @@ from cmamil_sdk._proto.cmamil.v1 import slide_pb2 as cmamil_dot_v1_dot_slide__pb
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63mamil/v1/prediction.proto\x12\tcmamil.v1\x1a\x15\x63mamil/v1/slide.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\rOutputOptions\x12\x11\n\tattention\x18\x01 \x01(\x08\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xb3\x01\n\x13PredictSlideRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12(\n\x06output\x18\x04 \x01(\x0b\x32\x18.cmamil.v1.OutputOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"L\n\x19StreamPredictSlideRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"0\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"K\n\x07TopTile\x12\r\n\x05scale\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x03\x12\t\n\x01y\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x01\x12\r\n\x05score\x18\x05 \x01(\x01\"}\n\x0eScaleAttention\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\ttile_size\x18\x02 \x01(\x01\x12\x0e\n\x06\x63oords\x18\x03 \x03(\x03\x12\x11\n\tattention\x18\x04 \x03(\x02\x12\x10\n\x08\x62ranches\x18\x05 \x01(\x05\x12\x14\n\x0c\x63ontribution\x18\x06 \x03(\x02\"\xbb\x02\n\x0cStageTimings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06tissue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\taggregate\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x03\n\x14PredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x10\n\x08slide_id\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12%\n\x06scores\x18\x07 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12,\n\rcoarse_scores\x18\x08 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12.\n\x0ftiles_per_scale\x18\t \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\n \x01(\x03\x12\x0b\n\x03mpp\x18\x0b \x01(\x01\x12(\n\nmpp_source\x18\x0c \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12(\n\x07timings\x18\r \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12%\n\ttop_tiles\x18\x0f \x03(\x0b\x32\x12.cmamil.v1.TopTile\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12,\n\tattention\x18\x11 \x03(\x0b\x32\x19.cmamil.v1.ScaleAttention\"1\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"H\n\x08Progress\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.cmamil.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"\xd0\x01\n\x1aStreamPredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponseH\x00\x42\x07\n\x05\x65vent*l\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_PLANNING\x10\x02\x12\x0f\n\x0bSTAGE_TILES\x10\x03\x12\x15\n\x11STAGE_AGGREGATING\x10\x04\x32\xce\x01\n\x16SlidePredictionService\x12O\n\x0cPredictSlide\x12\x1e.cmamil.v1.PredictSlideRequest\x1a\x1f.cmamil.v1.PredictSlideResponse\x12\x63\n\x12StreamPredictSlide\x12$.cmamil.v1.StreamPredictSlideRequest\x1a%.cmamil.v1.StreamPredictSlideResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63mamil/v1/prediction.proto\x12\tcmamil.v1\x1a\x15\x63mamil/v1/slide.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\rOutputOptions\x12\x11\n\tattention\x18\x01 \x01(\x08\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xb3\x01\n\x13PredictSlideRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12(\n\x06output\x18\x04 \x01(\x0b\x32\x18.cmamil.v1.OutputOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"L\n\x19StreamPredictSlideRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"0\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"K\n\x07TopTile\x12\r\n\x05scale\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x03\x12\t\n\x01y\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\r\n\x05score\x18\x05 \x01(\x01\"k\n\x0eScaleAttention\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\ttile_size\x18\x02 \x01(\x01\x12\x0e\n\x06\x63oords\x18\x03 \x03(\x03\x12\x11\n\tattention\x18\x04 \x03(\x02\x12\x14\n\x0c\x63ontribution\x18\x05 \x03(\x02\"\xbb\x02\n\x0cStageTimings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06tissue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\taggregate\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x03\n\x14PredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x10\n\x08slide_id\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12%\n\x06scores\x18\x07 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12,\n\rcoarse_scores\x18\x08 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12.\n\x0ftiles_per_scale\x18\t \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\n \x01(\x03\x12\x0b\n\x03mpp\x18\x0b \x01(\x01\x12(\n\nmpp_source\x18\x0c \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12(\n\x07timings\x18\r \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12%\n\ttop_tiles\x18\x0f \x03(\x0b\x32\x12.cmamil.v1.TopTile\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12,\n\tattention\x18\x11 \x03(\x0b\x32\x19.cmamil.v1.ScaleAttention\"1\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"H\n\x08Progress\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.cmamil.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"\xd0\x01\n\x1aStreamPredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponseH\x00\x42\x07\n\x05\x65vent*l\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_PLANNING\x10\x02\x12\x0f\n\x0bSTAGE_TILES\x10\x03\x12\x15\n\x11STAGE_AGGREGATING\x10\x04\x32\xce\x01\n\x16SlidePredictionService\x12O\n\x0cPredictSlide\x12\x1e.cmamil.v1.PredictSlideRequest\x1a\x1f.cmamil.v1.PredictSlideResponse\x12\x63\n\x12StreamPredictSlide\x12$.cmamil.v1.StreamPredictSlideRequest\x1a%.cmamil.v1.StreamPredictSlideResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cmamil.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1833
-  _globals['_STAGE']._serialized_end=1941
+  _globals['_STAGE']._serialized_start=1815
+  _globals['_STAGE']._serialized_end=1923
   _globals['_OUTPUTOPTIONS']._serialized_start=96
   _globals['_OUTPUTOPTIONS']._serialized_end=160
   _globals['_PREDICTSLIDEREQUEST']._serialized_start=163
@@ -46,17 +46,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOPTILE']._serialized_start=472
   _globals['_TOPTILE']._serialized_end=547
   _globals['_SCALEATTENTION']._serialized_start=549
-  _globals['_SCALEATTENTION']._serialized_end=674
-  _globals['_STAGETIMINGS']._serialized_start=677
-  _globals['_STAGETIMINGS']._serialized_end=992
-  _globals['_PREDICTSLIDERESPONSE']._serialized_start=995
-  _globals['_PREDICTSLIDERESPONSE']._serialized_end=1495
-  _globals['_ACCEPTED']._serialized_start=1497
-  _globals['_ACCEPTED']._serialized_end=1546
-  _globals['_PROGRESS']._serialized_start=1548
-  _globals['_PROGRESS']._serialized_end=1620
-  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_start=1623
-  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_end=1831
-  _globals['_SLIDEPREDICTIONSERVICE']._serialized_start=1944
-  _globals['_SLIDEPREDICTIONSERVICE']._serialized_end=2150
+  _globals['_SCALEATTENTION']._serialized_end=656
+  _globals['_STAGETIMINGS']._serialized_start=659
+  _globals['_STAGETIMINGS']._serialized_end=974
+  _globals['_PREDICTSLIDERESPONSE']._serialized_start=977
+  _globals['_PREDICTSLIDERESPONSE']._serialized_end=1477
+  _globals['_ACCEPTED']._serialized_start=1479
+  _globals['_ACCEPTED']._serialized_end=1528
+  _globals['_PROGRESS']._serialized_start=1530
+  _globals['_PROGRESS']._serialized_end=1602
+  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_start=1605
+  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_end=1813
+  _globals['_SLIDEPREDICTIONSERVICE']._serialized_start=1926
+  _globals['_SLIDEPREDICTIONSERVICE']._serialized_end=2132
 # @@protoc_insertion_point(module_scope)

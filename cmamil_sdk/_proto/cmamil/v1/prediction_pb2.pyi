@@ -70,25 +70,23 @@ class TopTile(_message.Message):
     scale: str
     x: int
     y: int
-    size: float
+    size: int
     score: float
-    def __init__(self, scale: _Optional[str] = ..., x: _Optional[int] = ..., y: _Optional[int] = ..., size: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
+    def __init__(self, scale: _Optional[str] = ..., x: _Optional[int] = ..., y: _Optional[int] = ..., size: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
 
 class ScaleAttention(_message.Message):
-    __slots__ = ("scale", "tile_size", "coords", "attention", "branches", "contribution")
+    __slots__ = ("scale", "tile_size", "coords", "attention", "contribution")
     SCALE_FIELD_NUMBER: _ClassVar[int]
     TILE_SIZE_FIELD_NUMBER: _ClassVar[int]
     COORDS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
-    BRANCHES_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     scale: str
     tile_size: float
     coords: _containers.RepeatedScalarFieldContainer[int]
     attention: _containers.RepeatedScalarFieldContainer[float]
-    branches: int
     contribution: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, scale: _Optional[str] = ..., tile_size: _Optional[float] = ..., coords: _Optional[_Iterable[int]] = ..., attention: _Optional[_Iterable[float]] = ..., branches: _Optional[int] = ..., contribution: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, scale: _Optional[str] = ..., tile_size: _Optional[float] = ..., coords: _Optional[_Iterable[int]] = ..., attention: _Optional[_Iterable[float]] = ..., contribution: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class StageTimings(_message.Message):
     __slots__ = ("queued", "open", "tissue", "decode", "encode", "aggregate", "total")

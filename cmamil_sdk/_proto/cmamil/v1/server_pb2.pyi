@@ -43,8 +43,8 @@ class ModelRuntime(_message.Message):
     AGGREGATOR_FIELD_NUMBER: _ClassVar[int]
     model: str
     encoder: EngineInfo
-    aggregator: EngineInfo
-    def __init__(self, model: _Optional[str] = ..., encoder: _Optional[_Union[EngineInfo, _Mapping]] = ..., aggregator: _Optional[_Union[EngineInfo, _Mapping]] = ...) -> None: ...
+    aggregator: str
+    def __init__(self, model: _Optional[str] = ..., encoder: _Optional[_Union[EngineInfo, _Mapping]] = ..., aggregator: _Optional[str] = ...) -> None: ...
 
 class Worker(_message.Message):
     __slots__ = ("state", "restarts", "tiles")

@@ -1,0 +1,86 @@
+"""Where a measurement was made: a figure without its machine and versions says nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "cmamil-sdk",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openslide-python",
+    "openslide-bin",
+    "tifffile",
+    "imagecodecs",
+)
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, usable cores, system, Python, package versions, and variables that set threads."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "thread_variables": {n: os.environ[n] for n in _THREAD_VARIABLES if n in os.environ},
+    }
+
+
+def load_average() -> float | None:
+    """Runnable tasks on the whole machine, mean of the last minute; None where it is not told."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held since it started, MB (10^6 bytes)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss of the parent down to its children; VmHWM is this program's own.
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+__all__ = ["describe_machine", "load_average", "peak_rss_mb", "usable_cores"]

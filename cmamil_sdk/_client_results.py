@@ -1,0 +1,233 @@
+"""Results of the client: the messages of ``cmamil.v1`` as the library's own types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
+from cmamil_sdk.predict import STAGES, Prediction, ProgressEvent, ScaleMap, TopTile
+from cmamil_sdk.slides.base import Level
+
+_MPP_SOURCES = {
+    slide_pb2.MPP_SOURCE_METADATA: "metadata",
+    slide_pb2.MPP_SOURCE_OVERRIDE: "override",
+}
+_STAGES = {
+    prediction_pb2.STAGE_QUEUED: "queued",
+    prediction_pb2.STAGE_PLANNING: "tissue",
+    prediction_pb2.STAGE_TILES: "encode",
+    prediction_pb2.STAGE_AGGREGATING: "aggregate",
+}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model that a server has.
+
+    Attributes:
+        name: ``models/NAME/versions/VERSION``.
+        bundle_sha256: of the bundle's manifest.
+        kind: of the aggregator, for example ``cma-mil``.
+        labels: the classes.
+        scales: microns per pixel by name, coarse to fine.
+        tile_px: edge of a tile, pixels at its scale.
+        encoder: its id.
+    """
+
+    name: str
+    bundle_sha256: str
+    kind: str
+    labels: tuple[str, ...]
+    scales: dict[str, float]
+    tile_px: int
+    encoder: str
+
+
+@dataclass(frozen=True)
+class SlideInspection:
+    """What a server says of a slide; ``tissue_fraction`` and ``tiles`` are None if it cannot be tiled.
+
+    ``width``, ``height`` and levels are in pixels, ``mpp`` is of level 0. ``warnings`` says why a
+    slide cannot be tiled.
+    """
+
+    slide: str
+    sha256: str
+    width: int
+    height: int
+    levels: tuple[Level, ...]
+    mpp: float | None
+    mpp_source: str
+    objective_power: float | None
+    vendor: str
+    compression: str | None
+    reader: str
+    reader_reason: str
+    tissue_fraction: float | None
+    tiles: dict[str, int] | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``cmamil inspect --json`` prints."""
+        document = vars(self) | {
+            "levels": [vars(level) for level in self.levels],
+            "warnings": list(self.warnings),
+        }
+        if self.tissue_fraction is not None:
+            document["tissue_fraction"] = round(self.tissue_fraction, 4)
+        return document
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """One worker process: ``starting``, ``idle`` or ``busy``; its restarts; tiles it has done."""
+
+    state: str
+    restarts: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a server is and does.
+
+    Attributes:
+        version: of cmamil-sdk there.
+        packages: versions of what it runs on.
+        engines: per model, ``(encoder, aggregator)`` as they run, for example
+            ``("onnxruntime-cpu-fp32", "onnxruntime-cpu-fp32")``.
+        workers: its worker processes.
+        active_slides, queued_slides: requests at work and waiting.
+        tiles_decoded: tiles read and encoded since its start.
+        uptime_s: seconds since its start.
+    """
+
+    version: str
+    packages: dict[str, str]
+    engines: dict[str, tuple[str, str]]
+    workers: tuple[WorkerFacts, ...]
+    active_slides: int
+    queued_slides: int
+    tiles_decoded: int
+    uptime_s: float
+
+
+def prediction_from(message: prediction_pb2.PredictSlideResponse) -> Prediction:
+    """A prediction; its maps are empty unless the answer has attention."""
+    timings = message.timings
+    return Prediction(
+        slide=message.slide_id,
+        label=message.label,
+        probabilities={score.label: score.probability for score in message.scores},
+        coarse={score.label: score.probability for score in message.coarse_scores} or None,
+        tiles={count.scale: count.tiles for count in message.tiles_per_scale},
+        tiles_failed=message.tiles_failed,
+        mpp=message.mpp,
+        mpp_source=_MPP_SOURCES.get(message.mpp_source, "unknown"),
+        seconds={stage: getattr(timings, stage).ToNanoseconds() / 1e9 for stage in STAGES},
+        engine=message.engine,
+        bundle=message.bundle,
+        bundle_sha256=message.bundle_sha256,
+        top_tiles=tuple(
+            TopTile(tile.scale, tile.x, tile.y, tile.size, tile.score) for tile in message.top_tiles
+        ),
+        warnings=tuple(message.warnings),
+        maps=tuple(_map_from(scale, len(message.scores)) for scale in message.attention),
+    )
+
+
+def progress_from(message: prediction_pb2.Progress) -> ProgressEvent:
+    """Progress in the local predictor's terms; the stage ``queued`` is the server's own."""
+    stage = _STAGES.get(message.stage, "queued")
+    if stage == "encode":
+        return ProgressEvent(stage, message.done, message.total)
+    return ProgressEvent(stage, 0, 1)
+
+
+def inspection_from(message: slide_pb2.InspectSlideResponse) -> SlideInspection:
+    """What a slide is."""
+    tiled = message.HasField("tissue_fraction")
+    return SlideInspection(
+        slide=message.slide_id,
+        sha256=message.sha256,
+        width=message.width,
+        height=message.height,
+        levels=tuple(Level(lv.width, lv.height, lv.downsample) for lv in message.levels),
+        mpp=message.mpp if message.HasField("mpp") else None,
+        mpp_source=_MPP_SOURCES.get(message.mpp_source, "unknown"),
+        objective_power=message.objective_power if message.HasField("objective_power") else None,
+        vendor=message.vendor,
+        compression=message.compression if message.HasField("compression") else None,
+        reader=message.reader,
+        reader_reason=message.reader_reason,
+        tissue_fraction=message.tissue_fraction if tiled else None,
+        tiles={count.scale: count.tiles for count in message.tiles} if tiled else None,
+        warnings=tuple(message.warnings),
+    )
+
+
+def model_from(message: model_pb2.Model) -> ModelFacts:
+    """A model."""
+    return ModelFacts(
+        name=message.name,
+        bundle_sha256=message.bundle_sha256,
+        kind=message.kind,
+        labels=tuple(message.labels),
+        scales={scale.name: scale.mpp for scale in message.scales},
+        tile_px=message.tile_px,
+        encoder=message.encoder,
+    )
+
+
+def server_from(message: server_pb2.GetServerInfoResponse) -> ServerFacts:
+    """A server."""
+    return ServerFacts(
+        version=message.version,
+        packages={package.package: package.version for package in message.packages},
+        engines={
+            model.model: (_engine_label(model.encoder), model.aggregator)
+            for model in message.models
+        },
+        workers=tuple(
+            WorkerFacts(
+                server_pb2.Worker.State.Name(worker.state).removeprefix("STATE_").lower(),
+                worker.restarts,
+                worker.tiles,
+            )
+            for worker in message.workers
+        ),
+        active_slides=message.active_slides,
+        queued_slides=message.queued_slides,
+        tiles_decoded=message.tiles_decoded,
+        uptime_s=message.uptime.ToNanoseconds() / 1e9,
+    )
+
+
+def _engine_label(engine: server_pb2.EngineInfo) -> str:
+    return f"{engine.name}-{engine.device}-{engine.precision}"
+
+
+def _map_from(message: prediction_pb2.ScaleAttention, classes: int) -> ScaleMap:
+    return ScaleMap(
+        scale=message.scale,
+        size=message.tile_size,
+        coords=np.array(message.coords, dtype=np.int64).reshape(-1, 2),
+        attention=np.array(message.attention, dtype=np.float32),
+        contribution=np.array(message.contribution, dtype=np.float32).reshape(-1, classes),
+    )
+
+
+__all__ = [
+    "ModelFacts",
+    "ServerFacts",
+    "SlideInspection",
+    "WorkerFacts",
+    "inspection_from",
+    "model_from",
+    "prediction_from",
+    "progress_from",
+    "server_from",
+]

@@ -1,0 +1,125 @@
+"""``cmamil client``: ask a server, from here or elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cmamil_sdk.cli.output import Progress, say, say_json, table
+
+app = typer.Typer(
+    help="Talk to a server: health, models, info, inspect, predict.", no_args_is_help=True
+)
+
+Server = Annotated[str, typer.Option(help="HOST:PORT of the server.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Uri = Annotated[
+    str, typer.Argument(help="file: URI, absolute path, or path relative to the server's roots.")
+]
+Mpp = Annotated[float | None, typer.Option(help="Microns per pixel of level 0.")]
+Model = Annotated[str | None, typer.Option(help="NAME or NAME/VERSION, where there are several.")]
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+@app.command()
+def health(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Exit 0 only when the server is SERVING, else 4."""
+    from cmamil_sdk.client import Client
+
+    with Client(server) as client:
+        status = client.health()
+    if json:
+        say_json({"server": server, "status": status})
+    else:
+        say(status)
+    if status != "SERVING":
+        raise typer.Exit(4)
+
+
+@app.command()
+def models(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """The models the server has, with labels and scales."""
+    from cmamil_sdk.client import Client
+
+    with Client(server) as client:
+        found = client.models()
+    if json:
+        say_json([vars(model) | {"labels": list(model.labels)} for model in found])
+        return
+    rows = [
+        [m.name, m.kind, m.encoder, ",".join(m.scales), ",".join(m.labels), m.bundle_sha256[:12]]
+        for m in found
+    ]
+    say(table(["model", "kind", "encoder", "scales", "labels", "sha256"], rows))
+
+
+@app.command()
+def info(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Versions, the engines in use, the workers and what they have done."""
+    from cmamil_sdk.client import Client
+
+    with Client(server) as client:
+        facts = client.server_info()
+    document: dict[str, Any] = vars(facts) | {"workers": [vars(w) for w in facts.workers]}
+    if json:
+        say_json(document)
+        return
+    say(
+        f"cmamil-sdk {facts.version}, up {facts.uptime_s:.0f} s, {facts.tiles_decoded} tiles decoded"
+    )
+    say(f"{facts.active_slides} slides at work, {facts.queued_slides} waiting")
+    for name, (encoder, aggregator) in facts.engines.items():
+        say(f"{name}: encoder on {encoder}, aggregator on {aggregator}")
+    rows = [[n, w.state, w.restarts, w.tiles] for n, w in enumerate(facts.workers)]
+    say(table(["worker", "state", "restarts", "tiles"], rows))
+
+
+@app.command()
+def inspect(
+    uri: Uri,
+    server: Server = DEFAULT_SERVER,
+    mpp: Mpp = None,
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """What a slide is, and how many tiles the model would take of it."""
+    from cmamil_sdk.cli.inspect import say_plainly
+    from cmamil_sdk.client import Client
+
+    with Client(server) as client:
+        document = client.inspect(uri, mpp=mpp, model=model).to_json()
+    if json:
+        say_json(document)
+    else:
+        say_plainly(document)
+
+
+@app.command()
+def predict(
+    uri: Uri,
+    server: Server = DEFAULT_SERVER,
+    mpp: Mpp = None,
+    model: Model = None,
+    top_k: Annotated[int, typer.Option(min=0, max=1000, help="How many telling tiles.")] = 16,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Give up after so long.")] = 900.0,
+    json: Json = False,
+) -> None:
+    """Predict one slide, with progress; --json prints the document of `cmamil predict` for it."""
+    from cmamil_sdk.cli.predict import predictions_table
+    from cmamil_sdk.client import Client
+
+    with Client(server, timeout_s=timeout_s) as client, Progress(Path(uri).name) as progress:
+        prediction = client.predict(
+            uri,
+            mpp=mpp,
+            top_k=top_k,
+            model=model,
+            on_progress=lambda event: progress.update(event.done, event.total, event.stage),
+        )
+    if json:
+        say_json(prediction.to_json())
+    else:
+        say(predictions_table([prediction]))

@@ -1,0 +1,49 @@
+"""``cmamil export``: a trained fold and its encoder become a model bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmamil_sdk.cli.output import say, table
+
+
+def run(
+    run_directory: Annotated[Path, typer.Option("--run", help="The run directory.")],
+    name: Annotated[str, typer.Option(help="Name of the bundle.")],
+    out: Annotated[Path, typer.Option(help="Folder that holds bundles.")],
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    fold: Annotated[
+        str, typer.Option(help="Which fold: its number, or best by validation AUC.")
+    ] = "best",
+    weights: Annotated[
+        Path | None, typer.Option(help="Encoder weights, if features were made with a file.")
+    ] = None,
+) -> None:
+    """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
+    from cmamil_sdk.bundle.load import read_manifest
+    from cmamil_sdk.errors import FieldInvalid
+    from cmamil_sdk.export.bundle import export_bundle
+    from cmamil_sdk.export.parity import GATES
+
+    if fold != "best" and not fold.isdigit():
+        raise FieldInvalid(
+            f"--fold {fold} is neither 'best' nor a fold's number; give one of them."
+        )
+    path = export_bundle(
+        run_directory,
+        out,
+        name=name,
+        version=version,
+        fold=None if fold == "best" else int(fold),
+        encoder_weights=weights,
+    )
+    manifest, digest = read_manifest(path)
+    rows = [
+        [name, f"{value:.3g}" if value < 0.5 else f"{value:.8f}", GATES.get(name, "")]
+        for name, value in manifest.parity.items()
+    ]
+    say(table(["parity with the eager model", "found", "gate"], rows))
+    say(f"{path} (fold {manifest.training['fold']}, manifest sha256 {digest})")

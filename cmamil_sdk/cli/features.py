@@ -1,0 +1,120 @@
+"""``cmamil features``: slides to feature files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cmamil_sdk.cli.output import Progress, failure, note, output_folder, say, say_json, table
+
+
+def run(
+    slides: Annotated[
+        list[Path],
+        typer.Option(help="Slide files, folders of slides, or a CSV with a slide column."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the feature files.")],
+    encoder: Annotated[str, typer.Option(help="Tile encoder.")] = "efficientnet_lite0",
+    weights: Annotated[
+        Path | None, typer.Option(help="Encoder weights from a file instead of its own.")
+    ] = None,
+    scales: Annotated[str, typer.Option(help="Magnifications, nested.")] = "5x,10x,20x",
+    tissue: Annotated[Literal["otsu", "none"], typer.Option(help="How tissue is found.")] = "otsu",
+    engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; one per core by default.")
+    ] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
+    ] = None,
+    on_error: Annotated[
+        Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")
+    ] = "skip",
+    resume: Annotated[
+        bool, typer.Option(help="Keep complete files of the same slide and recipe.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Extract the features of every slide at all scales in one pass, one .h5 file per slide."""
+    from cmamil_sdk.cli.slide_list import expand_slides
+    from cmamil_sdk.engines import load_engine
+    from cmamil_sdk.errors import CmamilError
+    from cmamil_sdk.export.encoder import exported_encoder
+    from cmamil_sdk.features.slide import extract_slide
+    from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
+
+    files = expand_slides(slides)
+    output_folder(out)
+    exported = exported_encoder(encoder, weights)
+    recipe = TilingRecipe(
+        scales=parse_scales(scales),
+        tile_px=exported.info.tile_px,
+        tissue=TissueRecipe(method=tissue),
+    )
+    loaded = load_engine(exported.graph, engine=engine, device=device)
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    first_error: CmamilError | None = None
+    started = time.perf_counter()
+    for number, slide in enumerate(files, start=1):
+        try:
+            with Progress(f"{slide.name} ({number} of {len(files)})") as progress:
+                result = extract_slide(
+                    slide,
+                    out,
+                    recipe=recipe,
+                    encoder=exported.info,
+                    engine=loaded,
+                    mpp=mpp,
+                    workers=workers,
+                    resume=resume,
+                    on_progress=progress.update,
+                )
+        except CmamilError as error:
+            first_error = first_error or error
+            failed.append(failure(slide.stem, error))
+            note(f"{slide.name}: {error.reason}: {error}")
+            if on_error == "stop":
+                break
+            continue
+        done.append(
+            {
+                "slide": slide.stem,
+                "file": str(result.path),
+                "tiles": result.tiles,
+                "tiles_failed": result.tiles_failed,
+                "seconds": round(result.seconds, 3),
+                "resumed": result.resumed,
+            }
+        )
+    if json:
+        say_json({"features": done, "failed": failed, "engine": loaded.info.label})
+    else:
+        _say_summary(done, failed, out, time.perf_counter() - started)
+    if first_error is not None:
+        raise typer.Exit(first_error.exit_code if len(files) == 1 else 1)
+
+
+def _say_summary(
+    done: list[dict[str, Any]], failed: list[dict[str, str]], out: Path, seconds: float
+) -> None:
+    if done:
+        names = list(done[0]["tiles"])
+        rows = [
+            [
+                d["slide"],
+                *(d["tiles"][n] for n in names),
+                d["tiles_failed"],
+                "kept" if d["resumed"] else f"{d['seconds']:.1f}",
+            ]
+            for d in done
+        ]
+        say(table(["slide", *names, "lost", "seconds"], rows))
+    fresh = [d for d in done if not d["resumed"]]
+    tiles = sum(sum(d["tiles"].values()) for d in fresh)
+    rate = f", {tiles / seconds:.0f} tiles/s" if fresh else ""
+    say(f"{len(done)} of {len(done) + len(failed)} slides in {out}, {seconds:.1f} s{rate}")

@@ -1,0 +1,48 @@
+"""``cmamil serve``: the gRPC server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmamil_sdk.cli.output import say
+
+
+def run(
+    bundles: Annotated[list[Path], typer.Option(help="Bundle directories, <name>/<version>.")],
+    slides_root: Annotated[
+        list[Path], typer.Option(help="Slides are read beneath these folders only.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
+    engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; one per core by default.")
+    ] = None,
+    max_active_slides: Annotated[int, typer.Option(min=1, help="Slides worked on at a time.")] = 4,
+    max_queued: Annotated[int, typer.Option(min=0, help="Slides that may wait.")] = 16,
+) -> None:
+    """Serve predictions until SIGTERM or Ctrl-C; work in flight is finished first."""
+    import logging
+
+    from cmamil_sdk.serving.config import ServerConfig
+    from cmamil_sdk.serving.server import serve
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = {
+        "bundles": bundles,
+        "slides_roots": slides_root,
+        "host": host,
+        "port": port,
+        "engine": engine,
+        "device": device,
+        "max_active_slides": max_active_slides,
+        "max_queued": max_queued,
+    }
+    if workers is not None:
+        settings["workers"] = workers
+    config = ServerConfig.parse(settings, where="cmamil serve")
+    serve(config, on_ready=lambda bound: say(f"serving on {host}:{bound}"))

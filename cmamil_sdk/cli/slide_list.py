@@ -1,0 +1,109 @@
+"""Which slides a command means: files, folders, and CSV lists."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cmamil_sdk.errors import FieldInvalid, SlideIdDuplicate, SlideNotFound, SlideUnreadable
+
+SLIDE_SUFFIXES = frozenset(
+    [
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".bif",
+        ".vms",
+        ".vmu",
+        ".svslide",
+        ".dcm",
+        ".czi",
+    ]
+)
+
+
+def expand_slides(names: Sequence[Path]) -> list[Path]:
+    """Slide files named directly, in folders (by their extension), or in a CSV's ``slide`` column.
+
+    Paths in a CSV are relative to it. The order is that of the arguments; folders are sorted.
+
+    Raises:
+        FieldInvalid: a CSV that cannot be read, has no ``slide`` column, or a line without one.
+        SlideNotFound: a folder or CSV holds no slide.
+        SlideUnreadable: a folder may not be listed.
+        SlideIdDuplicate: two slides have the same file name without extension.
+    """
+    slides: list[Path] = []
+    for name in names:
+        slides.extend(_of_one(name))
+    _refuse_doubles(slides)
+    return slides
+
+
+def _of_one(name: Path) -> list[Path]:
+    if _is_folder(name):
+        return _of_folder(name)
+    if name.suffix.lower() == ".csv":
+        return _of_csv(name)
+    return [name]
+
+
+def _is_folder(name: Path) -> bool:
+    try:
+        return name.is_dir()
+    except OSError:
+        # A name that cannot even be looked up is a slide that fails when its turn comes.
+        return False
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    try:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+    except OSError as problem:
+        raise SlideUnreadable(
+            f"The folder {folder} cannot be listed ({problem}); change its permissions."
+        ) from problem
+    if not found:
+        raise SlideNotFound(
+            f"The folder {folder} holds no slide ({', '.join(sorted(SLIDE_SUFFIXES))}); "
+            "name another folder, or the files themselves."
+        )
+    return found
+
+
+def _of_csv(path: Path) -> list[Path]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise FieldInvalid(f"{path} cannot be read as CSV ({problem}); mend the file.") from problem
+    if not rows:
+        raise SlideNotFound(f"{path} lists no slide; give a 'slide' column with paths.")
+    if "slide" not in rows[0]:
+        raise FieldInvalid(
+            f"{path} has no column 'slide' (it has {', '.join(rows[0])}); name the column of paths so."
+        )
+    for number, row in enumerate(rows, start=2):
+        if not row["slide"]:
+            raise FieldInvalid(
+                f"{path}, entry in line {number}: the slide is empty; fill it in or remove the line."
+            )
+    return [path.parent / row["slide"] for row in rows]
+
+
+def _refuse_doubles(slides: Iterable[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for slide in slides:
+        if slide.stem in seen:
+            raise SlideIdDuplicate(
+                f"{seen[slide.stem]} and {slide} have the same slide id {slide.stem!r}; "
+                "rename one, or run them apart."
+            )
+        seen[slide.stem] = slide
+
+
+__all__ = ["expand_slides"]

@@ -1,0 +1,143 @@
+"""``cmamil train``: features and labels to a run directory.
+
+Every field of the training configuration is an option of the same name; the options are made from
+the configuration's own description, so that the two cannot differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from cmamil_sdk.cli.output import Progress, say, say_json, table
+from cmamil_sdk.training.config import TrainConfig
+
+_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece")
+
+
+def run(
+    features: Path,
+    labels: Path,
+    results_dir: Path,
+    splits: Path | None,
+    config: Path | None,
+    json: bool,
+    **fields: Any,
+) -> None:
+    """Train a model with cross-validation; a killed run goes on when it is started again.
+
+    Options of the configuration override those in the --config file.
+    """
+    from cmamil_sdk.training.config import load_config, make_config
+    from cmamil_sdk.training.run import train
+
+    chosen = {name: value for name, value in fields.items() if value is not None}
+    if chosen.get("scales"):
+        chosen["scales"] = [part.strip() for part in chosen["scales"].split(",")]
+    settings = make_config(**chosen) if config is None else load_config(config, **chosen)
+    with Progress("training") as progress:
+
+        def report(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+            figures = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            progress.update(epoch, epochs, f"fold {fold} {figures}")
+
+        summary = train(
+            settings,
+            features=features,
+            labels=labels,
+            run=results_dir,
+            splits=splits,
+            on_progress=report,
+        )
+    if json:
+        say_json(summary)
+    else:
+        say(metrics_table(summary))
+        say(f"{results_dir}, {summary['seconds']:.1f} s")
+
+
+def metrics_table(summary: Mapping[str, Any]) -> str:
+    """Test metrics per fold, then their mean, standard deviation and 95 % interval."""
+    names = [name for name in _METRICS if name in summary["mean"]]
+    rows = [
+        [f"fold {fold['fold']}", *(_shown(fold["test"].get(n)) for n in names)]
+        for fold in summary["folds"]
+    ]
+    rows.append(["mean", *(_shown(summary["mean"].get(n)) for n in names)])
+    rows.append(["std", *(_shown(summary["std"].get(n)) for n in names)])
+    rows.append(["95 % interval", *(_interval(summary["ci95"].get(n)) for n in names)])
+    return table(["test", *names], rows)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return "-" if not bounds or None in bounds else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _options() -> list[inspect.Parameter]:
+    """The parameters that Typer reads: paths first, then one per configuration field."""
+    paths = [
+        ("features", Annotated[Path, typer.Option(help="Folder of feature files.")], None),
+        (
+            "labels",
+            Annotated[Path, typer.Option(help="CSV: slide, label; optionally patient, split.")],
+            None,
+        ),
+        (
+            "results_dir",
+            Annotated[Path, typer.Option(help="The run directory that is written.")],
+            Path("results"),
+        ),
+        (
+            "splits",
+            Annotated[Path | None, typer.Option(help="A splits.csv to use again.")],
+            None,
+        ),
+        (
+            "config",
+            Annotated[Path | None, typer.Option(help="YAML with any of the options below.")],
+            None,
+        ),
+        ("json", Annotated[bool, typer.Option("--json", help="Print metrics.json.")], False),
+    ]
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=inspect.Parameter.empty if name in ("features", "labels") else default,
+        )
+        for name, annotation, default in paths
+    ]
+    for name, field in TrainConfig.model_fields.items():
+        default = "" if field.default is None else f" [default: {field.default}]"
+        option = typer.Option(help=f"{field.description}{default}", show_default=False)
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[_plain(field.annotation) | None, option],
+                default=None,
+            )
+        )
+    return parameters
+
+
+def _plain(annotation: Any) -> Any:
+    """The type as Typer takes it: no None, no constraints; a tuple of names is one string."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        return _plain(next(a for a in get_args(annotation) if a is not type(None)))
+    return str if get_origin(annotation) is tuple else annotation
+
+
+run.__signature__ = inspect.Signature(_options())  # type: ignore[attr-defined]
+run.__annotations__ = {p.name: p.annotation for p in _options()}

@@ -1,0 +1,8 @@
+"""Show where a prediction comes from: heatmaps and a page that collects them."""
+
+from __future__ import annotations
+
+from cmamil_sdk.explain.heatmap import draw_heatmap, evidence_grid, save_heatmap
+from cmamil_sdk.explain.report import ReportRow, write_report
+
+__all__ = ["ReportRow", "draw_heatmap", "evidence_grid", "save_heatmap", "write_report"]

@@ -1,0 +1,98 @@
+"""One HTML page with every slide's answer and picture; it needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from cmamil_sdk.files import write_atomic
+from cmamil_sdk.predict import Prediction
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
+       color: #1c1c1c; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: left; border-bottom: 1px solid #ddd; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.wrong { color: #b00020; font-weight: 600; }
+.slides { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1.5rem; }
+figure { margin: 0; } figure img { width: 100%; border: 1px solid #ddd; }
+figcaption { font-size: .9rem; color: #444; }
+"""
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One slide of the page: its answer, its true label if known, and its heatmap's file name."""
+
+    prediction: Prediction
+    truth: str | None
+    heatmap: str | None
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    introduction: str,
+    facts: Mapping[str, str],
+    rows: Sequence[ReportRow],
+) -> None:
+    """Write the page to ``path``, atomically; heatmaps are referred to relative to it.
+
+    Args:
+        path: the ``.html`` file.
+        title: headline and window title.
+        introduction: one paragraph of plain text.
+        facts: shown as a table before the slides.
+        rows: the slides, in the order shown.
+    """
+    fact_rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items()
+    )
+    table = "".join(_table_row(row) for row in rows)
+    figures = "".join(_figure(row) for row in rows if row.heatmap is not None)
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(introduction)}</p>\n"
+        f"<table>{fact_rows}</table>\n"
+        "<h2>Slides</h2>\n<table><tr><th>slide</th><th>truth</th><th>prediction</th>"
+        "<th>probability</th><th>tiles</th><th>seconds</th></tr>"
+        f"{table}</table>\n"
+        "<h2>Where the answers come from</h2>\n<p>Red tiles speak for the predicted class, blue "
+        "tiles against it; the stronger, the more opaque. All scales are added up.</p>\n"
+        f'<div class="slides">{figures}</div>\n</body></html>\n'
+    )
+    write_atomic(path, page.encode())
+
+
+def _table_row(row: ReportRow) -> str:
+    prediction = row.prediction
+    wrong = row.truth is not None and row.truth != prediction.label
+    tiles = ", ".join(f"{name} {count}" for name, count in prediction.tiles.items())
+    return (
+        f"<tr><td>{escape(prediction.slide)}</td><td>{escape(row.truth or '')}</td>"
+        f"<td{' class=wrong' if wrong else ''}>{escape(prediction.label)}</td>"
+        f'<td class="number">{prediction.probabilities[prediction.label]:.3f}</td>'
+        f"<td>{escape(tiles)}</td>"
+        f'<td class="number">{prediction.seconds["total"]:.2f}</td></tr>\n'
+    )
+
+
+def _figure(row: ReportRow) -> str:
+    prediction = row.prediction
+    chances = ", ".join(f"{label} {p:.2f}" for label, p in prediction.probabilities.items())
+    truth = f"truth {row.truth}; " if row.truth is not None else ""
+    return (
+        f'<figure><img src="{escape(row.heatmap or "", quote=True)}" '
+        f'alt="Evidence map of {escape(prediction.slide, quote=True)}">'
+        f"<figcaption><b>{escape(prediction.slide)}</b>: {escape(truth + chances)}</figcaption>"
+        "</figure>\n"
+    )
+
+
+__all__ = ["ReportRow", "write_report"]

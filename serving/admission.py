@@ -1,0 +1,155 @@
+"""Who may work now, who waits, and who is sent away: bounded, first come first served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from cmamil_sdk.errors import DeadlineExceeded, QueueFull, ServerDraining
+
+_LONGEST_RETRY_S = 60.0
+_MEMORY = 0.8  # weight of the past in the mean time of a slide
+
+
+class Ticket:
+    """The place of one request; leaving the ``with`` block gives it up."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.started_s: float | None = None
+
+    @property
+    def position(self) -> int:
+        """How many requests start before this one."""
+        waiting = self._admission.waiting
+        return waiting.index(self) if self in waiting else 0
+
+    async def wait(self) -> None:
+        """Wait for the request's turn."""
+        await self.turn
+
+    def __enter__(self) -> Self:
+        """The ticket."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the place up and let the next one start."""
+        self._admission.leave(self)
+
+
+class Admission:
+    """At most ``max_active`` requests at work and ``max_queued`` waiting."""
+
+    def __init__(self, max_active: int, max_queued: int) -> None:
+        self._max_active, self._max_queued = max_active, max_queued
+        self.waiting: deque[Ticket] = deque()
+        self.active = 0
+        self.draining = False
+        self._mean_s = 1.0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> Ticket:
+        """A place at work or in the queue.
+
+        Raises:
+            ServerDraining: no new work is taken.
+            QueueFull: no place is left.
+        """
+        if self.draining:
+            raise ServerDraining("The server is shutting down; ask another, or later.")
+        if self.active >= self._max_active and len(self.waiting) >= self._max_queued:
+            raise QueueFull(
+                f"The server works on {self.active} slides and {len(self.waiting)} wait; "
+                f"try again in {self.retry_after_s():.0f} s."
+            )
+        ticket = Ticket(self)
+        self.waiting.append(ticket)
+        self._idle.clear()
+        self._advance()
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Called once by a ticket's end."""
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+        elif ticket.started_s is not None:
+            self.active -= 1
+            took = time.monotonic() - ticket.started_s
+            self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * took
+        self._advance()
+        if not self.active and not self.waiting:
+            self._idle.set()
+
+    def retry_after_s(self) -> float:
+        """About when a place in the queue becomes free, whole seconds from 1 to 60."""
+        return min(_LONGEST_RETRY_S, max(1.0, round(self._mean_s / self._max_active)))
+
+    async def idle(self) -> None:
+        """Wait until nobody works or waits."""
+        await self._idle.wait()
+
+    def _advance(self) -> None:
+        while self.waiting and self.active < self._max_active:
+            ticket = self.waiting.popleft()
+            self.active += 1
+            ticket.started_s = time.monotonic()
+            if not ticket.turn.done():
+                ticket.turn.set_result(None)
+
+
+class Deadlines:
+    """Ends work at its deadline, or all of it at once when the server has to go."""
+
+    def __init__(self, default_s: float, longest_s: float) -> None:
+        self._default_s, self._longest_s = default_s, longest_s
+        self._running: set[asyncio.Timeout] = set()
+        self._stopped = False
+
+    @asynccontextmanager
+    async def limit(self, remaining_s: float | None) -> AsyncIterator[None]:
+        """Cancel the block after ``remaining_s`` (None: the default), or the longest allowed time.
+
+        Raises:
+            DeadlineExceeded: the time is over.
+            ServerDraining: :meth:`stop_all` was called.
+        """
+        seconds = min(self._default_s if remaining_s is None else remaining_s, self._longest_s)
+        timer = asyncio.timeout(0.0 if self._stopped else seconds)
+        self._running.add(timer)
+        try:
+            async with timer:
+                yield
+        except TimeoutError as problem:
+            if not timer.expired():
+                raise
+            if self._stopped:
+                raise ServerDraining(
+                    "The server stopped before the slide was done; ask another, or later."
+                ) from problem
+            raise DeadlineExceeded(
+                f"The slide was not done within {seconds:.1f} s; allow more time."
+            ) from problem
+        finally:
+            self._running.discard(timer)
+
+    def stop_all(self) -> None:
+        """End all running work now."""
+        self._stopped = True
+        for timer in self._running:
+            if not timer.expired():
+                timer.reschedule(asyncio.get_running_loop().time())
+
+
+__all__ = ["Admission", "Deadlines", "Ticket"]

@@ -1,0 +1,59 @@
+"""sha256 of slides, in threads, remembered while the file stays the same."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+from .paths import SlideRef, open_slide_file
+
+_CHUNK_BYTES = 4 * 2**20
+_REMEMBERED = 4096
+
+
+class SlideHasher:
+    """Hashes slides two at a time; a cancelled request stops its hashing within one chunk."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="slide-hash")
+        self._known: OrderedDict[SlideRef, str] = OrderedDict()
+
+    async def sha256(self, ref: SlideRef) -> str:
+        """sha256 of the slide's bytes, in hexadecimal.
+
+        Raises:
+            SlideCorrupt: the file is no longer the one that was found.
+            SlideUriForbidden, SlideNotFound, SlideUnreadable: likewise.
+        """
+        if ref in self._known:
+            self._known.move_to_end(ref)
+            return self._known[ref]
+        cancelled = threading.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            digest = await loop.run_in_executor(self._threads, _hash, ref, cancelled)
+        finally:
+            cancelled.set()
+        self._known[ref] = digest
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+        return digest
+
+    def close(self) -> None:
+        """Drop what has not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _hash(ref: SlideRef, cancelled: threading.Event) -> str:
+    digest = hashlib.sha256()
+    with os.fdopen(open_slide_file(ref), "rb", buffering=0) as file:
+        while not cancelled.is_set() and (chunk := file.read(_CHUNK_BYTES)):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+__all__ = ["SlideHasher"]

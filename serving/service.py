@@ -1,0 +1,248 @@
+"""The handlers of ``cmamil.v1``: bytes in, bytes out, every error a typed status."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+from google.protobuf.message import Message
+
+from cmamil_sdk import __version__
+from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
+from cmamil_sdk.errors import CmamilError, MessageTooLarge, QueueFull, UnexpectedError
+
+from .config import ServerConfig
+from .convert import (
+    WORKER_STATES,
+    duration,
+    engine_message,
+    inspection_message,
+    model_message,
+    prediction_message,
+)
+from .messages import Ready
+from .models import LoadedModel, ModelTable
+from .pool import WorkerPool
+from .predictor import Answer, Predictor, Stage
+from .requests import inspection_request, parse, prediction_request, request_id
+from .status import RequestInvalid, status_of
+from .streaming import CallContext, stream_prediction
+
+LOG = logging.getLogger(__name__)
+
+_ENVELOPE_BYTES = 256  # what a stream adds to a result
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
+
+
+SERVICE_NAMES = tuple(
+    f"cmamil.v1.{name}"
+    for name in ("SlidePredictionService", "SlideService", "ModelService", "ServerService")
+)
+
+
+class Services:
+    """All services of one server; what they need is filled in as it becomes ready."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._started_s = time.monotonic()
+        self.models = ModelTable()
+        self.predictor: Predictor | None = None
+        self.pool: WorkerPool | None = None
+        self.engines: Ready | None = None
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
+        unary: dict[str, dict[str, Callable[[bytes, CallContext], Awaitable[Message]]]] = {
+            "SlidePredictionService": {"PredictSlide": self._predict_slide},
+            "SlideService": {"InspectSlide": self._inspect_slide},
+            "ModelService": {"ListModels": self._list_models, "GetModel": self._get_model},
+            "ServerService": {"GetServerInfo": self._get_server_info},
+        }
+        handlers = {
+            service: {
+                name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method))
+                for name, method in methods.items()
+            }
+            for service, methods in unary.items()
+        }
+        handlers["SlidePredictionService"]["StreamPredictSlide"] = (
+            grpc.unary_stream_rpc_method_handler(
+                self._guarded("StreamPredictSlide", self._stream_predict_slide)
+            )
+        )
+        return [
+            grpc.method_handlers_generic_handler(f"cmamil.v1.{service}", methods)
+            for service, methods in handlers.items()
+        ]
+
+    def _guarded(
+        self, name: str, method: Callable[[bytes, CallContext], Awaitable[Message | None]]
+    ) -> Callable[[bytes, CallContext], Awaitable[bytes | None]]:
+        """Turn a method's errors into statuses, and its answer into bytes."""
+
+        async def handle(data: bytes, context: CallContext) -> bytes | None:
+            try:
+                answer = await method(data, context)
+                return None if answer is None else answer.SerializeToString()
+            except (CmamilError, RequestInvalid) as problem:
+                error: CmamilError | RequestInvalid = problem
+            except Exception:
+                # Nothing may reach gRPC untyped: it would answer UNKNOWN with the bare message.
+                LOG.exception("%s met an unexpected error", name)
+                error = UnexpectedError(
+                    f"The server met an unexpected error in {name}; its log holds the details."
+                )
+            retry_s = None
+            if isinstance(error, QueueFull) and self.predictor is not None:
+                retry_s = self.predictor.admission.retry_after_s()
+            status = status_of(error, retry_after_s=retry_s)
+            LOG.info("%s answered %s", name, status.code.name)
+            await context.abort(status.code, status.message, status.trailers)
+            return None
+
+        return handle
+
+    def _ready_predictor(self) -> Predictor:
+        self.models.all()
+        assert self.predictor is not None
+        return self.predictor
+
+    async def _predict_slide(self, data: bytes, context: CallContext) -> Message:
+        kind = prediction_pb2.PredictSlideRequest
+        message = parse(kind, data, self._config.max_request_bytes)
+        request, identity = prediction_request(message, self.models), request_id(message)
+        predictor = self._ready_predictor()
+        with _logged(identity, request.model), predictor.admission.enter() as ticket:
+            answer = await predictor.predict(request, ticket, remaining_s=context.time_remaining())
+            return await predictor.in_thread(self._answer, answer, request.model, message, identity)
+
+    async def _stream_predict_slide(self, data: bytes, context: CallContext) -> None:
+        kind = prediction_pb2.StreamPredictSlideRequest
+        message = parse(kind, data, self._config.max_request_bytes).request
+        request, identity = prediction_request(message, self.models), request_id(message)
+        predictor = self._ready_predictor()
+        with _logged(identity, request.model), predictor.admission.enter() as ticket:
+
+            async def predict(
+                report: Callable[[Stage], None],
+            ) -> prediction_pb2.PredictSlideResponse:
+                answer = await predictor.predict(
+                    request, ticket, remaining_s=context.time_remaining(), report=report
+                )
+                return await predictor.in_thread(
+                    self._answer, answer, request.model, message, identity
+                )
+
+            accepted = prediction_pb2.Accepted(
+                queue_position=ticket.position, model=request.model.resource
+            )
+            await stream_prediction(
+                predict, context, accepted, identity, heartbeat_s=self._config.heartbeat_s
+            )
+
+    def _answer(
+        self,
+        answer: Answer,
+        model: LoadedModel,
+        message: prediction_pb2.PredictSlideRequest,
+        identity: str,
+    ) -> prediction_pb2.PredictSlideResponse:
+        """The answer, refused if it is longer than a message may be; runs in a thread."""
+        written = prediction_message(answer, model, identity, attention=message.output.attention)
+        size, limit = written.ByteSize(), self._config.max_message_bytes - _ENVELOPE_BYTES
+        if size > limit:
+            raise MessageTooLarge(
+                f"The answer is {size} bytes long, the limit is {limit}; ask without attention, or "
+                "raise the server's max_message_bytes and the client's limit."
+            )
+        return written
+
+    async def _inspect_slide(self, data: bytes, context: CallContext) -> Message:
+        message = parse(slide_pb2.InspectSlideRequest, data, self._config.max_request_bytes)
+        request = inspection_request(message, self.models)
+        predictor = self._ready_predictor()
+        with predictor.admission.enter() as ticket:
+            found = await predictor.inspect(request, ticket, remaining_s=context.time_remaining())
+        return inspection_message(found)
+
+    async def _list_models(self, data: bytes, _context: CallContext) -> Message:
+        parse(model_pb2.ListModelsRequest, data, self._config.max_request_bytes)
+        return model_pb2.ListModelsResponse(models=map(model_message, self.models.all()))
+
+    async def _get_model(self, data: bytes, _context: CallContext) -> Message:
+        message = parse(model_pb2.GetModelRequest, data, self._config.max_request_bytes)
+        model = self.models.find(message.name, field="name")
+        return model_pb2.GetModelResponse(model=model_message(model))
+
+    async def _get_server_info(self, data: bytes, _context: CallContext) -> Message:
+        parse(server_pb2.GetServerInfoRequest, data, self._config.max_request_bytes)
+        info = server_pb2.GetServerInfoResponse(
+            version=__version__,
+            packages=_packages(),
+            limits=self._limits(),
+            uptime=duration(time.monotonic() - self._started_s),
+        )
+        if self.engines is not None:
+            for model in self.models.loaded():
+                encoder = engine_message(self.engines.engines[model.number])
+                aggregator = model.bundle.engine_label
+                info.models.add(model=model.resource, encoder=encoder, aggregator=aggregator)
+        if self.pool is not None:
+            for slot in self.pool.slots:
+                state = WORKER_STATES[slot.state]
+                info.workers.add(state=state, restarts=slot.restarts, tiles=slot.tiles)
+            info.tiles_decoded = self.pool.tiles
+        if self.predictor is not None:
+            info.active_slides = self.predictor.admission.active
+            info.queued_slides = len(self.predictor.admission.waiting)
+        return info
+
+    def _limits(self) -> server_pb2.Limits:
+        config = self._config
+        return server_pb2.Limits(
+            max_active_slides=config.max_active_slides,
+            max_queued=config.max_queued,
+            max_tiles=config.max_tiles,
+            max_slide_pixels=config.max_slide_pixels,
+            default_deadline=duration(config.default_deadline_s),
+            max_deadline=duration(config.max_deadline_s),
+            max_request_bytes=config.max_request_bytes,
+        )
+
+
+@contextmanager
+def _logged(identity: str, model: LoadedModel) -> Iterator[None]:
+    """Log how a request ended, without the slide's name: it may be a patient's."""
+    started_s = time.monotonic()
+    outcome = "cancelled"
+    try:
+        yield
+        outcome = "done"
+    except CmamilError as problem:
+        outcome = problem.reason
+        raise
+    except Exception:
+        outcome = "failed"
+        raise
+    finally:
+        took_s = time.monotonic() - started_s
+        LOG.info("request %s to %s: %s after %.2f s", identity, model.resource, outcome, took_s)
+
+
+def _packages() -> list[server_pb2.PackageVersion]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(server_pb2.PackageVersion(package=package, version=version))
+    return found
+
+
+__all__ = ["SERVICE_NAMES", "Services"]

@@ -1,0 +1,150 @@
+"""The event stream of one prediction: accepted, progress now and then, exactly one result."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+
+from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
+
+from .convert import progress_message
+from .predictor import Stage
+
+_SHORTEST_GAP_S = 0.5
+_SMALLEST_STEP = 0.01
+
+
+class CallContext(Protocol):
+    """What the handlers use of :class:`grpc.aio.ServicerContext`."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the client's deadline, None if it set none."""
+        ...
+
+    async def write(self, message: bytes) -> None:
+        """Send one message of a stream; waits while the client does not take it."""
+        ...
+
+    async def abort(
+        self,
+        code: grpc.StatusCode,
+        details: str,
+        trailing_metadata: tuple[tuple[str, bytes], ...],
+    ) -> None:
+        """End the call with a status; raises."""
+        ...
+
+
+class ProgressFilter:
+    """Decides which stages are worth a message: at most 2 a second, and steps of at least 1 %.
+
+    A silence of ``heartbeat_s`` ends with a message in any case, so that proxies keep the
+    connection.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._sent: Stage | None = None
+        self._sent_s = -_SHORTEST_GAP_S
+
+    def delay(self, latest: Stage, now_s: float) -> float | None:
+        """Seconds until ``latest`` may be sent; 0: now; None: not before something changes."""
+        if self._is_step(latest):
+            return max(0.0, self._sent_s + _SHORTEST_GAP_S - now_s)
+        return None
+
+    def heartbeat(self, now_s: float) -> float:
+        """Seconds until a message has to be sent even if nothing changed."""
+        return max(0.0, self._sent_s + self._heartbeat_s - now_s)
+
+    def sent(self, stage: Stage, now_s: float) -> None:
+        """Note that ``stage`` was sent."""
+        self._sent, self._sent_s = stage, now_s
+
+    def _is_step(self, latest: Stage) -> bool:
+        if self._sent is None or latest.name != self._sent.name:
+            return True
+        return latest.done - self._sent.done >= max(1.0, _SMALLEST_STEP * latest.total)
+
+
+async def stream_prediction(
+    predict: Callable[[Callable[[Stage], None]], Awaitable[prediction_pb2.PredictSlideResponse]],
+    context: CallContext,
+    accepted: prediction_pb2.Accepted,
+    request_id: str,
+    *,
+    heartbeat_s: float,
+) -> None:
+    """Run ``predict`` and write its events to ``context``; errors are raised as ``predict`` does.
+
+    Only the latest progress is kept, so a slow client delays nothing and costs no memory. When the
+    client is gone this coroutine is cancelled, and with it ``predict``.
+    """
+    events = _Events(context, request_id)
+    latest = Stage("queued")
+    changed = asyncio.Event()
+
+    def report(stage: Stage) -> None:
+        nonlocal latest
+        latest = stage
+        changed.set()
+
+    async def run() -> prediction_pb2.PredictSlideResponse:
+        try:
+            return await predict(report)
+        finally:
+            changed.set()
+
+    await events.write(accepted=accepted)
+    work = asyncio.create_task(run())
+    progress = ProgressFilter(heartbeat_s)
+    try:
+        while not work.done():
+            now_s = time.monotonic()
+            delay = progress.delay(latest, now_s)
+            if delay == 0.0 or progress.heartbeat(now_s) == 0.0:
+                await events.write(progress=progress_message(latest))
+                progress.sent(latest, time.monotonic())
+                continue
+            if delay is None:
+                changed.clear()
+            await _wait(
+                changed if delay is None else None, work, delay or progress.heartbeat(now_s)
+            )
+        await events.write(result=await work)
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def _wait(changed: asyncio.Event | None, work: asyncio.Task[Any], seconds: float) -> None:
+    """Wait for the event, the end of the work, or the time."""
+    if changed is None:
+        await asyncio.wait([work], timeout=seconds)
+        return
+    try:
+        await asyncio.wait_for(changed.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+class _Events:
+    """Numbers the messages of a stream."""
+
+    def __init__(self, context: CallContext, request_id: str) -> None:
+        self._context, self._request_id = context, request_id
+        self._sequence = 0
+
+    async def write(self, **event: Any) -> None:
+        message = prediction_pb2.StreamPredictSlideResponse(
+            request_id=self._request_id, sequence=self._sequence, **event
+        )
+        self._sequence += 1
+        await self._context.write(message.SerializeToString())
+
+
+__all__ = ["CallContext", "ProgressFilter", "stream_prediction"]

@@ -1,0 +1,306 @@
+"""Loading a bundle: everything in it is verified, and whatever does not hold is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+
+from cmamil_sdk.bundle import Bundle
+from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.errors import (
+    BundleCorrupt,
+    BundleUnsupported,
+    EngineMissing,
+    FieldInvalid,
+    NonFiniteOutput,
+    RecipeMismatch,
+    ScaleMismatch,
+    SelfTestFailed,
+)
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.features.file import FeatureProvenance
+from cmamil_sdk.tiling.recipe import TissueRecipe, parse_scales
+
+FILES = ("encoder.onnx", "aggregator.onnx", "golden.npz")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle) -> Bundle:
+    return Bundle.load(tiny_bundle, device="cpu")
+
+
+def change_manifest(root, change) -> None:
+    path = root / "manifest.json"
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.unlink()
+    path.write_text(json.dumps(document))
+
+
+def make_bag(dim: int = 1280, scales: str = "5x,10x,20x") -> Bag:
+    rng = np.random.default_rng(4)
+    counts = {"5x": 2, "10x": 6, "20x": 20, "40x": 3}
+    parents = {
+        "5x": np.full(2, -1),
+        "10x": np.array([0, 0, 0, 1, 1, -1]),
+        "20x": np.repeat(np.arange(5), 4),
+        "40x": np.array([0, 1, 2]),
+    }
+    names = [s.name for s in parse_scales(scales)]
+    return Bag(
+        slide_id="bag",
+        scales=parse_scales(scales),
+        features={n: rng.normal(size=(counts[n], dim)).astype(np.float32) for n in names},
+        coords={n: np.zeros((counts[n], 2), np.int64) for n in names},
+        parent={n: parents[n] for n in names},
+        tissue={n: np.ones(counts[n], np.float32) for n in names},
+    )
+
+
+def test_a_bundle_says_what_it_is(bundle, tiny_bundle):
+    assert bundle.label == "tiny/1"
+    assert bundle.manifest.labels == ("benign", "in_situ", "invasive")
+    assert bundle.manifest.recipe.names == ("5x", "10x", "20x")
+    assert bundle.manifest.index_inputs == ("children_5x", "children_10x", "ancestor_20x")
+    assert bundle.engine_label == "onnxruntime-cpu-fp32"
+    data = (tiny_bundle / "manifest.json").read_bytes()
+    assert bundle.sha256 == hashlib.sha256(data).hexdigest()
+    assert {file.name for file in tiny_bundle.iterdir()} == {*FILES, "manifest.json"}
+    report = bundle.self_test()
+    assert report["encoder_cosine"] > 0.9999
+    assert report["aggregator_difference"] < 1e-4
+
+
+def test_aggregating_adds_up(bundle):
+    found = bundle.aggregate(make_bag())
+    total = found.bias + sum(c.sum(axis=0) for c in found.contribution.values())
+    np.testing.assert_allclose(total, found.logits, atol=1e-5)
+    scaled = np.exp(found.logits / 1.5)
+    np.testing.assert_allclose(found.probabilities, scaled / scaled.sum(), rtol=1e-5)
+    assert {n: len(a) for n, a in found.attention.items()} == {"5x": 2, "10x": 6, "20x": 20}
+    assert all(a.sum() == pytest.approx(1, abs=1e-5) for a in found.attention.values())
+
+
+def test_aggregating_takes_the_models_scales_of_a_richer_bag(bundle):
+    rich = make_bag(scales="5x,10x,20x,40x")
+    poor = rich.select(("5x", "10x", "20x"))
+    assert (bundle.aggregate(rich).logits == bundle.aggregate(poor).logits).all()
+
+
+def test_parents_matter(bundle):
+    bag = make_bag()
+    orphans = Bag(
+        **{**vars(bag), "parent": {n: np.full_like(p, -1) for n, p in bag.parent.items()}}
+    )
+    assert np.abs(bundle.aggregate(bag).logits - bundle.aggregate(orphans).logits).max() > 1e-4
+
+
+def test_bags_that_do_not_fit(bundle):
+    with pytest.raises(ScaleMismatch, match="5x"):
+        bundle.aggregate(make_bag(scales="10x,20x"))
+    with pytest.raises(FieldInvalid, match="features_5x"):
+        bundle.aggregate(make_bag(dim=512))
+    bag = make_bag()
+    bag.features["20x"][0, 0] = np.nan
+    with pytest.raises(NonFiniteOutput, match="bag"):
+        bundle.aggregate(bag)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_any_flipped_byte_is_noticed(copy_of_bundle, replace_file, name, where):
+    data = bytearray((copy_of_bundle / name).read_bytes())
+    data[{"first": 0, "middle": len(data) // 2, "last": -1}[where]] ^= 1
+    replace_file(name, bytes(data))
+    with pytest.raises(BundleCorrupt, match=name):
+        Bundle.load(copy_of_bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_short_or_longer_file(copy_of_bundle, replace_file, name):
+    data = (copy_of_bundle / name).read_bytes()
+    for changed in (data[:-1], data + b"\0", b""):
+        replace_file(name, changed)
+        with pytest.raises(BundleCorrupt, match=name):
+            Bundle.load(copy_of_bundle)
+    (copy_of_bundle / name).unlink()
+    with pytest.raises(BundleCorrupt, match=f"{name} is missing"):
+        Bundle.load(copy_of_bundle)
+    (copy_of_bundle / name).mkdir()
+    with pytest.raises(BundleCorrupt, match=name):
+        Bundle.load(copy_of_bundle)
+
+
+def test_what_is_no_bundle(tmp_path, tiny_bundle):
+    for path in (tmp_path, tmp_path / "none", tiny_bundle / "manifest.json", tmp_path / "nul\0"):
+        with pytest.raises(BundleCorrupt):
+            Bundle.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "\xff\xfe", "[" * 100_000, "{'name': 1}", '{"schema_version": 1}']
+)
+def test_a_manifest_of_garbage(copy_of_bundle, replace_file, text):
+    replace_file("manifest.json", text.encode("latin-1"))
+    with pytest.raises(BundleCorrupt, match=r"manifest\.json"):
+        Bundle.load(copy_of_bundle)
+
+
+@pytest.mark.parametrize("version", [2, 99, None, "1", 1.5])
+def test_a_schema_that_is_not_known(copy_of_bundle, version):
+    change_manifest(copy_of_bundle, lambda d: d.update(schema_version=version))
+    with pytest.raises(BundleUnsupported, match="schema version"):
+        Bundle.load(copy_of_bundle)
+
+
+def test_a_manifest_that_is_a_list(copy_of_bundle, replace_file):
+    replace_file("manifest.json", b"[1]")
+    with pytest.raises(BundleUnsupported):
+        Bundle.load(copy_of_bundle)
+
+
+def swap_scales(document) -> None:
+    document["recipe"]["scales"].reverse()
+
+
+def climb(document) -> None:
+    document["files"]["../outside"] = document["files"].pop("golden.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(code="import os"),
+        lambda d: d.pop("labels"),
+        lambda d: d.update(labels=["one"]),
+        lambda d: d.update(temperature=0),
+        lambda d: d.update(name="../evil"),
+        lambda d: d["files"].pop("golden.npz"),
+        lambda d: d["files"]["golden.npz"].update(sha256="x"),
+        climb,
+        swap_scales,
+    ],
+)
+def test_a_manifest_that_makes_no_sense(copy_of_bundle, change):
+    change_manifest(copy_of_bundle, change)
+    with pytest.raises(BundleCorrupt, match=r"manifest\.json"):
+        read_manifest(copy_of_bundle)
+
+
+def golden_of(root) -> dict[str, np.ndarray]:
+    with np.load(root / "golden.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def packed(arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def nudge(name: str, by: float):
+    def change(golden) -> None:
+        golden[name] = golden[name].copy()
+        golden[name].flat[-1] += by
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nudge("aggregator/out/logits", 0.01),
+        nudge("aggregator/out/probabilities", 0.01),
+        nudge("aggregator/out/attention_20x", 0.01),
+        nudge("aggregator/out/contribution_5x", 0.01),
+        nudge("aggregator/out/contribution_20x", np.nan),
+        nudge("aggregator/in/features_10x", 30.0),
+        lambda g: g.update({"encoder/out/features": np.roll(g["encoder/out/features"], 1, 0)}),
+        lambda g: g.update({"encoder/out/features": g["encoder/out/features"] * np.nan}),
+        lambda g: g.update({"encoder/in/tiles": 255 - g["encoder/in/tiles"]}),
+        lambda g: g.update({"encoder/out/features": g["encoder/out/features"][:2]}),
+        lambda g: g.update({"aggregator/out/bias": g["aggregator/out/bias"][:, :1]}),
+        lambda g: g.update({"aggregator/out/unknown": g["aggregator/out/bias"]}),
+    ],
+)
+def test_golden_values_that_do_not_reproduce(copy_of_bundle, replace_file, change):
+    golden = golden_of(copy_of_bundle)
+    change(golden)
+    replace_file("golden.npz", packed(golden), fix_hash=True)
+    with pytest.raises(SelfTestFailed, match="golden"):
+        Bundle.load(copy_of_bundle)
+
+
+def test_golden_files_that_hold_none(copy_of_bundle, replace_file, tiny_bundle):
+    golden = golden_of(tiny_bundle)
+    objects = io.BytesIO()
+    np.save(objects, np.array([{"a": 1}]), allow_pickle=True)
+    few = {name: golden[name] for name in golden if not name.startswith("aggregator/out")}
+    for data in (
+        b"",
+        b"garbage",
+        b"PK\x03\x04garbage",
+        packed({}),
+        packed(few),
+        objects.getvalue(),
+    ):
+        replace_file("golden.npz", data, fix_hash=True)
+        with pytest.raises(BundleCorrupt, match=r"golden\.npz"):
+            Bundle.load(copy_of_bundle)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "aggregator.onnx"])
+def test_a_graph_of_garbage_with_the_right_hash(copy_of_bundle, replace_file, name):
+    replace_file(name, b"garbage" * 50, fix_hash=True)
+    with pytest.raises(BundleUnsupported, match=name):
+        Bundle.load(copy_of_bundle)
+
+
+def test_graphs_in_each_others_place(copy_of_bundle, replace_file, tiny_bundle):
+    replace_file("encoder.onnx", (tiny_bundle / "aggregator.onnx").read_bytes(), fix_hash=True)
+    with pytest.raises((SelfTestFailed, BundleCorrupt, BundleUnsupported, FieldInvalid)):
+        Bundle.load(copy_of_bundle)
+
+
+def test_the_engine_asked_for_is_the_one_used(tiny_bundle):
+    from cmamil_sdk.engines.onnxruntime import cuda_available
+
+    with pytest.raises(FieldInvalid):
+        Bundle.load(tiny_bundle, engine="magic")
+    if not cuda_available():
+        with pytest.raises(EngineMissing):
+            Bundle.load(tiny_bundle, device="cuda:0")
+
+
+def test_features_of_another_recipe_are_refused(bundle):
+    manifest = bundle.manifest
+
+    def provenance(**changes) -> FeatureProvenance:
+        fields = {
+            "slide_id": "s7",
+            "slide_sha256": "a" * 64,
+            "width": 10,
+            "height": 10,
+            "mpp": 0.25,
+            "mpp_source": "override",
+            "reader": "openslide",
+            "recipe": manifest.recipe,
+            "encoder": manifest.encoder,
+            "engine": "another-engine",
+        }
+        return FeatureProvenance.model_validate(fields | changes)
+
+    bundle.check_recipe(provenance())
+    recipes = [
+        manifest.recipe.model_copy(update={"scales": parse_scales("10x,20x")}),
+        manifest.recipe.model_copy(update={"tissue": TissueRecipe(min_share=0.5)}),
+    ]
+    others = [{"recipe": recipe} for recipe in recipes]
+    others += [{"encoder": manifest.encoder.model_copy(update={"weights_sha256": "0" * 64})}]
+    for changes in others:
+        with pytest.raises(RecipeMismatch, match="s7"):
+            bundle.check_recipe(provenance(**changes))

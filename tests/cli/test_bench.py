@@ -1,0 +1,51 @@
+"""``cmamil bench slide``; the measurement itself is tested in tests/benchmarks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
+
+
+def test_json_and_files(
+    cmamil: Callable[..., Any], tiny_bundle: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    answer = cmamil(
+        *("bench", "slide", "--bundle", tiny_bundle, "--slide", small_slide, *SHORT),
+        *("--out", tmp_path / "new", "--workers", "1", "--json"),
+    )
+    assert answer.code == 0
+    document = answer.document
+    assert document["settings"]["workers"] == 1
+    assert document["slide"]["tiles"] == {"5x": 1, "10x": 4, "20x": 16}
+    assert len(document["windows"]) == 3
+    assert json.loads((tmp_path / "new" / "slide.json").read_text()) == document
+    with (tmp_path / "new" / "slide.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_text_says_what_cannot_be_known(
+    cmamil: Callable[..., Any], tiny_bundle: Path, small_slide: Path
+) -> None:
+    out = cmamil("bench", "slide", "--bundle", tiny_bundle, "--slide", small_slide, *SHORT).out
+    assert "page cache warm" in out
+    assert "p95 unknown" in out
+    assert "CPU-ms per tile" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("all")]
+    assert row.split()[1] == "3"
+    assert row.split()[-1] == "-", "no p99 from three samples"
+
+
+def test_too_few_windows_and_a_bad_slide(
+    cmamil: Callable[..., Any], tiny_bundle: Path, small_slide: Path, not_a_slide: Path
+) -> None:
+    few = cmamil("bench", "slide", "--bundle", tiny_bundle, "--slide", small_slide, "--windows", 2)
+    assert few.code == 2
+    assert "at least 3" in few.err
+    bad = cmamil("bench", "slide", "--bundle", tiny_bundle, "--slide", not_a_slide, *SHORT)
+    assert bad.code == 3
+    assert "SLIDE_FORMAT_UNSUPPORTED" in bad.err

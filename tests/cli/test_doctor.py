@@ -1,0 +1,47 @@
+"""``cmamil doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import onnxruntime
+import pytest
+
+
+def test_json(cmamil: Callable[..., Any]) -> None:
+    answer = cmamil("doctor", "--json")
+    document = answer.document
+    assert answer.code == 0
+    for section in ("readers", "engines", "devices", "packages"):
+        assert document[section]
+        for entry in document[section].values():
+            assert {"available", "version", "why", "fix"} <= set(entry)
+            assert entry["available"] or entry["fix"], "what is missing says how to get it"
+    assert document["readers"]["openslide"]["available"] is True
+    assert document["engines"]["onnxruntime"]["version"] == onnxruntime.__version__
+    assert document["packages"]["numpy"]["version"] == importlib.metadata.version("numpy")
+    assert document["devices"]["cpu"]["available"] is True
+
+
+def test_a_missing_package_says_why_and_how(
+    cmamil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    torch = cmamil("doctor", "--json").document["packages"]["torch"]
+    assert torch["available"] is False
+    assert torch["fix"] == "pip install 'cmamil-sdk[train]'"
+
+
+def test_table(cmamil: Callable[..., Any]) -> None:
+    out = cmamil("doctor").out
+    for word in ("openslide", "onnxruntime", "cuda", "torch", "cores"):
+        assert word in out

@@ -1,0 +1,176 @@
+"""``cmamil features``: files, resuming, and bad slides among good ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmamil_sdk.features.file import read_feature_file
+from cmamil_sdk.synthetic import write_svs
+
+STOP_WITHIN_S = 2.0
+"""On a machine with a core free for each worker; a busy one takes longer by its load."""
+
+
+@pytest.fixture
+def slides(tmp_path: Path, small_slide: Path) -> Path:
+    """A folder with the slides a.svs, b.svs and one that is none, bad.svs."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("a.svs", "b.svs"):
+        shutil.copyfile(small_slide, folder / name)
+    (folder / "bad.svs").write_text("this is no slide\n")
+    return folder
+
+
+def test_a_bad_slide_fails_alone_and_a_second_run_resumes(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = cmamil("features", "--slides", slides, "--out", out, "--json")
+    assert first.code == 1
+    done = first.document["features"]
+    assert [entry["slide"] for entry in done] == ["a", "b"]
+    assert all(entry["tiles"] == {"5x": 1, "10x": 4, "20x": 16} for entry in done)
+    assert not any(entry["resumed"] for entry in done)
+    (failed,) = first.document["failed"]
+    assert (failed["slide"], failed["reason"]) == ("bad", "SLIDE_FORMAT_UNSUPPORTED")
+    assert "bad.svs: SLIDE_FORMAT_UNSUPPORTED" in first.err
+    assert sorted(path.name for path in out.iterdir()) == ["a.h5", "b.h5"]
+    bag, provenance = read_feature_file(out / "a.h5")
+    assert bag.features["20x"].shape == (16, 1280)
+    assert provenance.slide_id == "a"
+
+    kept = (out / "a.h5").stat().st_mtime_ns
+    (slides / "bad.svs").unlink()
+    second = cmamil("features", "--slides", slides, "--out", out, "--json")
+    assert second.code == 0
+    assert all(entry["resumed"] for entry in second.document["features"])
+    assert (out / "a.h5").stat().st_mtime_ns == kept
+
+    (out / "b.h5").write_bytes((out / "b.h5").read_bytes()[:2000])
+    third = cmamil("features", "--slides", slides / "b.svs", "--out", out, "--json")
+    assert [entry["resumed"] for entry in third.document["features"]] == [False]
+    read_feature_file(out / "b.h5")
+
+
+def test_seed_spelling_other_scales_and_the_table(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    a, b = slides / "a.svs", slides / "b.svs"
+    answer = cmamil(
+        *("features", "--slides", a, b, "--out_dir", tmp_path / "o", "--num_workers", "1"),
+        *("--scales", "20x"),
+    )
+    assert answer.code == 0
+    assert "2 of 2 slides" in answer.out
+    assert set(read_feature_file(tmp_path / "o" / "b.h5")[0].features) == {"20x"}
+
+
+def test_a_single_bad_slide_has_its_own_status(
+    cmamil: Callable[..., Any], not_a_slide: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    answer = cmamil("features", "--slides", not_a_slide, "--out", out)
+    assert answer.code == 3
+    assert "Traceback" not in answer.err
+    missing = cmamil("features", "--slides", tmp_path / "none.svs", "--out", out, "--json")
+    assert missing.code == 3
+    assert missing.document["failed"][0]["reason"] == "SLIDE_NOT_FOUND"
+    assert list(out.iterdir()) == []
+
+
+def test_stop_at_the_first_bad_slide(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    answer = cmamil(
+        *("features", "--slides", slides / "bad.svs", slides / "a.svs", "--out", tmp_path / "o"),
+        *("--on-error", "stop", "--json"),
+    )
+    assert answer.code == 1
+    assert answer.document["features"] == []
+
+
+def test_equal_ids_are_a_usage_error(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "a.tif"
+    shutil.copyfile(slides / "a.svs", other)
+    answer = cmamil("features", "--slides", slides / "a.svs", other, "--out", tmp_path / "o")
+    assert answer.code == 2
+    assert "SLIDE_ID_DUPLICATE" in answer.err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--encoder", "nonsense"), "FIELD_INVALID"),
+        (("--scales", "20x,15x"), "SCALE_MISMATCH"),
+        (("--engine", "nonsense"), "FIELD_INVALID"),
+        (("--device", "tpu"), "FIELD_INVALID"),
+        (("--weights", "/nowhere.pth"), "FIELD_INVALID"),
+    ],
+)
+def test_nonsense_options(
+    cmamil: Callable[..., Any],
+    small_slide: Path,
+    tmp_path: Path,
+    option: tuple[str, str],
+    reason: str,
+) -> None:
+    answer = cmamil("features", "--slides", small_slide, "--out", tmp_path / "o", *option)
+    assert answer.code == 2
+    assert f"cmamil: {reason}: " in answer.err
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_the_work(
+    cmamil: Callable[..., Any], small_slide: Path, not_a_slide: Path
+) -> None:
+    answer = cmamil("features", "--slides", small_slide, "--out", not_a_slide)
+    assert answer.code == 2
+    assert "OUTPUT_UNWRITABLE" in answer.err
+
+
+def test_interrupt_ends_soon_and_leaves_no_half_file(small_slide: Path, tmp_path: Path) -> None:
+    slides, out = tmp_path / "slides", tmp_path / "out"
+    slides.mkdir()
+    shutil.copyfile(small_slide, slides / "1-first.svs")
+    large = np.full((4096, 4096, 3), (205, 130, 175), dtype=np.uint8)
+    write_svs(large, slides / "2-large.svs", mpp=0.5, objective_power=20.0)
+    line = [sys.executable, "-m", "cmamil_sdk.cli", "features", "--slides", str(slides)]
+    program = subprocess.Popen(
+        [*line, "--out", str(out), "--tissue", "none"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "1-first.h5").exists():
+            assert program.poll() is None, program.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.5)
+        assert program.poll() is None, "the large slide is being worked on"
+        program.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        _, err = program.communicate(timeout=30)
+        seconds = time.monotonic() - asked
+    finally:
+        program.kill()
+    assert program.returncode == 130
+    assert "Traceback" not in err
+    assert [path.name for path in out.iterdir()] == ["1-first.h5"]
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert seconds < STOP_WITHIN_S * busy

@@ -1,0 +1,79 @@
+"""Which slides a command means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmamil_sdk.cli.slide_list import expand_slides
+from cmamil_sdk.errors import FieldInvalid, SlideIdDuplicate, SlideNotFound
+
+
+def touched(folder: Path, *names: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.touch()
+    return paths
+
+
+def test_folder_is_sorted_and_holds_slides_only(tmp_path: Path) -> None:
+    b, a, c = touched(tmp_path, "b.svs", "a.TIFF", "c.mrxs")
+    touched(tmp_path, "labels.csv", "notes.txt")
+    assert expand_slides([tmp_path]) == [a, b, c]
+
+
+def test_files_keep_their_order_and_need_not_exist(tmp_path: Path) -> None:
+    names = [tmp_path / "z.svs", tmp_path / "a.svs"]
+    assert expand_slides(names) == names
+
+
+def test_csv_paths_are_relative_to_it(tmp_path: Path) -> None:
+    table = tmp_path / "sub" / "list.csv"
+    table.parent.mkdir()
+    table.write_text("\ufeffslide,label\none.svs,x\n\n/abs/two.svs,y\n", encoding="utf-8")
+    assert expand_slides([table]) == [tmp_path / "sub" / "one.svs", Path("/abs/two.svs")]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("name\nx.svs\n", FieldInvalid, "no column 'slide'"),
+        ("slide\n", SlideNotFound, "lists no slide"),
+        ("", SlideNotFound, "lists no slide"),
+        ("label,slide\nx\n", FieldInvalid, "line 2"),
+        ("label,slide\nx,a.svs\ny,\n", FieldInvalid, "line 3"),
+    ],
+)
+def test_unusable_lists(tmp_path: Path, text: str, error: type[Exception], says: str) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text(text)
+    with pytest.raises(error, match=says):
+        expand_slides([table])
+
+
+def test_missing_csv_and_binary_csv(tmp_path: Path) -> None:
+    with pytest.raises(FieldInvalid, match="cannot be read"):
+        expand_slides([tmp_path / "none.csv"])
+    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FieldInvalid, match="cannot be read"):
+        expand_slides([tmp_path / "b.csv"])
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(SlideNotFound, match=r"holds no slide .*\.svs"):
+        expand_slides([tmp_path])
+
+
+def test_equal_ids_are_refused_with_both_names(tmp_path: Path) -> None:
+    first, second = *touched(tmp_path / "x", "s.svs"), *touched(tmp_path / "y", "s.tif")
+    with pytest.raises(SlideIdDuplicate) as caught:
+        expand_slides([first, second])
+    assert str(first) in str(caught.value)
+    assert str(second) in str(caught.value)
+
+
+def test_a_name_too_long_is_left_to_fail_as_a_slide() -> None:
+    name = Path("x" * 5000 + ".svs")
+    assert expand_slides([name]) == [name]

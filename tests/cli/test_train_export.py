@@ -1,0 +1,230 @@
+"""``cmamil train``, ``evaluate`` and ``export``: from feature files to a bundle that predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmamil_sdk.export.encoder import load_encoder
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
+from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+from cmamil_sdk.training.config import TrainConfig
+
+RECIPE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
+LABELS = ("calm", "wild")
+QUICK = ("--folds", "2", "--epochs", "2", "--val-share", "0.25", "--dim", "16", "--k-sample", "1")
+
+OTHER_VALUES: dict[str, tuple[list[str], Any]] = {
+    "model": (["cma-mil"], "cma-mil"),
+    "scales": (["5x, 20x"], ("5x", "20x")),
+    "cross_attention": (["global"], "global"),
+    "pooling": (["reference"], "reference"),
+    "dim": (["64"], 64),
+    "drop_out": (["0.5"], 0.5),
+    "standardize": ([], False),
+    "bag_loss": (["svm"], "svm"),
+    "inst_loss": (["none"], "none"),
+    "bag_weight": (["0.25"], 0.25),
+    "k_sample": (["3"], 3),
+    "subtyping": ([], True),
+    "scale_loss": (["0.5"], 0.5),
+    "label_smoothing": (["0.1"], 0.1),
+    "epochs": (["7"], 7),
+    "lr": (["0.01"], 0.01),
+    "weight_decay": (["0.5"], 0.5),
+    "schedule": (["cosine"], "cosine"),
+    "accumulate": (["4"], 4),
+    "gradient_clip": (["1.5"], 1.5),
+    "early_stopping": ([], True),
+    "patience": (["3", "--early-stopping"], 3),
+    "folds": (["3"], 3),
+    "val_share": (["0.3"], 0.3),
+    "test_share": (["0.4"], 0.4),
+    "ignore_unlabelled": ([], True),
+    "seed": (["11"], 11),
+    "device": (["cpu"], "cpu"),
+    "threads": (["2"], 2),
+    "cache_mb": (["64"], 64),
+}
+"""For every field of the configuration: what follows its option, and the value that must arrive."""
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``features/`` of twelve slides of two kinds, and ``labels.csv``."""
+    folder = tmp_path_factory.mktemp("cohort")
+    encoder = load_encoder("efficientnet_lite0")[1]
+    rng = np.random.default_rng(0)
+    lines = ["slide,patient,label"]
+    for number in range(12):
+        slide, label = f"s{number:02d}", LABELS[number % 2]
+        lines.append(f"{slide},p{number:02d},{label}")
+        counts = {"5x": 1, "10x": 4, "20x": 16}
+        parent = {n: np.arange(c, dtype=np.int64) // 4 for n, c in counts.items()}
+        parent["5x"][:] = -1
+        bag = Bag(
+            slide_id=slide,
+            scales=RECIPE.scales,
+            features={
+                n: rng.normal(number % 2, 0.3, (c, encoder.dim)).astype(np.float32)
+                for n, c in counts.items()
+            },
+            coords={n: np.zeros((c, 2), dtype=np.int64) for n, c in counts.items()},
+            parent=parent,
+            tissue={n: np.ones(c, dtype=np.float32) for n, c in counts.items()},
+        )
+        provenance = FeatureProvenance(
+            slide_id=slide,
+            slide_sha256="0" * 64,
+            width=896,
+            height=896,
+            mpp=0.5,
+            mpp_source="metadata",
+            reader="openslide",
+            recipe=RECIPE,
+            encoder=encoder,
+            engine="onnxruntime-cpu-fp32",
+        )
+        write_feature_file(folder / "features" / f"{slide}.h5", bag, provenance)
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """The configurations that ``cmamil train`` would train with, instead of training."""
+    seen: list[TrainConfig] = []
+
+    def train(config: TrainConfig, **_paths: Any) -> dict[str, Any]:
+        seen.append(config)
+        return {"folds": [], "mean": {}, "std": {}, "ci95": {}, "seconds": 0.0}
+
+    monkeypatch.setattr("cmamil_sdk.training.run.train", train)
+    return seen
+
+
+def test_every_field_of_the_configuration_is_tried() -> None:
+    assert set(OTHER_VALUES) == set(TrainConfig.model_fields)
+
+
+@pytest.mark.parametrize("field", OTHER_VALUES)
+def test_option_reaches_the_configuration(
+    field: str, cmamil: Callable[..., Any], captured: list[TrainConfig]
+) -> None:
+    values, expected = OTHER_VALUES[field]
+    # A switch that is on by default is turned off by its negative.
+    negative = not values and expected is False
+    option = f"--{'no-' if negative else ''}{field.replace('_', '-')}"
+    answer = cmamil("train", "--features", "f", "--labels", "l.csv", option, *values, "--json")
+    assert answer.code == 0, answer.err
+    assert getattr(captured[0], field) == expected
+    if field != "model":
+        assert getattr(TrainConfig(), field) != expected, "this value would prove nothing"
+
+
+def test_options_override_the_file_and_the_rest_is_taken_from_it(
+    cmamil: Callable[..., Any], captured: list[TrainConfig], tmp_path: Path
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("epochs: 9\nlr: 0.5\nscales: [20x]\n")
+    answer = cmamil(
+        "train", "--features", "f", "--labels", "l", "--config", config, "--lr", "0.25", "--json"
+    )
+    assert answer.code == 0, answer.err
+    assert (captured[0].epochs, captured[0].lr, captured[0].scales) == (9, 0.25, ("20x",))
+
+
+@pytest.mark.parametrize(
+    "options", [("--drop-out", "2"), ("--epochs", "0"), ("--patience", "3"), ("--device", "tpu")]
+)
+def test_values_out_of_range_are_refused(
+    options: tuple[str, str], cmamil: Callable[..., Any], captured: list[TrainConfig]
+) -> None:
+    answer = cmamil("train", "--features", "f", "--labels", "l", *options)
+    assert answer.code == 2
+    assert "CONFIG_INVALID" in answer.err
+    assert captured == []
+
+
+@pytest.mark.parametrize("text", ["nonsense: 1\n", "epochs: many\n", "- a\n", "a: [\n"])
+def test_unusable_configuration_files(
+    text: str, cmamil: Callable[..., Any], captured: list[TrainConfig], tmp_path: Path
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    answer = cmamil("train", "--features", "f", "--labels", "l", "--config", config)
+    assert answer.code == 2
+    assert "CONFIG_INVALID" in answer.err
+    assert str(config) in answer.err
+
+
+def test_train_evaluate_export_verify_predict(
+    cmamil: Callable[..., Any], cohort: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    run, bundles = tmp_path / "run", tmp_path / "bundles"
+    data = ("--features", cohort / "features", "--labels", cohort / "labels.csv")
+    trained = cmamil("train", *data, "--results_dir", run, *QUICK, "--json")
+    assert trained.code == 0, trained.err
+    summary = trained.document
+    assert json.loads((run / "metrics.json").read_text()) == summary
+    assert {"model", "folds", "mean", "std", "ci95", "seconds"} <= set(summary)
+    assert [fold["fold"] for fold in summary["folds"]] == [0, 1]
+
+    again = cmamil("train", *data, "--results-dir", run, *QUICK)
+    assert again.code == 0
+    assert "fold 1" in again.out
+    other = cmamil("train", *data, "--results-dir", run, *QUICK, "--seed", "5")
+    assert other.code == 2
+    assert "OUTPUT_EXISTS" in other.err
+
+    scores = cmamil("evaluate", "--run", run, *data, "--json", "--out", tmp_path / "e.json")
+    assert scores.code == 0, scores.err
+    assert scores.document["mean"]["accuracy"] == summary["mean"]["accuracy"]
+    assert json.loads((tmp_path / "e.json").read_text()) == scores.document
+
+    export = ("export", "--run", run, "--name", "tiny", "--out", bundles, "--fold", "1")
+    exported = cmamil(*export)
+    assert exported.code == 0, exported.err
+    assert "parity with the eager model" in exported.out
+    assert str(bundles / "tiny" / "1") in exported.out
+    assert cmamil("verify", bundles / "tiny" / "1").code == 0
+    answer = cmamil("predict", small_slide, "--bundle", bundles / "tiny" / "1", "--json")
+    assert set(answer.document["predictions"][0]["probabilities"]) == set(LABELS)
+
+    twice = cmamil(*export)
+    assert twice.code == 2
+    assert "OUTPUT_EXISTS" in twice.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "reason"),
+    [
+        (("--fold", "first"), 2, "FIELD_INVALID"),
+        (("--name", "a/b"), 2, "FIELD_INVALID"),
+        ((), 3, "RUN_INVALID"),
+    ],
+)
+def test_export_refuses(
+    cmamil: Callable[..., Any], tmp_path: Path, options: tuple[str, ...], code: int, reason: str
+) -> None:
+    answer = cmamil("export", "--run", tmp_path, "--name", "n", "--out", tmp_path / "o", *options)
+    assert answer.code == code
+    assert reason in answer.err
+
+
+def test_train_names_what_is_missing(
+    cmamil: Callable[..., Any], cohort: Path, tmp_path: Path
+) -> None:
+    answer = cmamil(
+        *("train", "--features", tmp_path, "--labels", cohort / "labels.csv"),
+        *("--results-dir", tmp_path / "r"),
+    )
+    assert answer.code == 2
+    assert "LABELS_INVALID" in answer.err
+    assert "s00" in answer.err

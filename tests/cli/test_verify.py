@@ -1,0 +1,57 @@
+"""``cmamil verify``: a whole bundle, and damaged ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmamil_sdk.files import sha256_of_file
+
+
+def test_a_whole_bundle(cmamil: Callable[..., Any], tiny_bundle: Path) -> None:
+    document = cmamil("verify", tiny_bundle, "--json").document
+    assert document["bundle"] == "tiny/1"
+    assert document["bundle_sha256"] == sha256_of_file(tiny_bundle / "manifest.json")
+    assert set(document["files"]) == {"encoder.onnx", "aggregator.onnx", "golden.npz"}
+    (found,) = document["engines"].values()
+    assert found["encoder_cosine"] > 0.9999
+    assert found["aggregator_difference"] < 2e-3
+    plain = cmamil("verify", tiny_bundle)
+    assert plain.code == 0
+    assert "3 files as exported" in plain.out
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "aggregator.onnx", "golden.npz"])
+def test_one_flipped_bit_is_found(
+    cmamil: Callable[..., Any], tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    bundle = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, bundle)
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    answer = cmamil("verify", bundle, "--json")
+    assert (answer.code, answer.out) == (3, "")
+    assert answer.err.startswith("cmamil: BUNDLE_CORRUPT: ")
+    assert name in answer.err
+
+
+def test_a_bundle_from_the_future_and_a_folder_that_is_none(
+    cmamil: Callable[..., Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    future = tmp_path / "future"
+    shutil.copytree(tiny_bundle, future)
+    manifest = json.loads((future / "manifest.json").read_text())
+    manifest["schema_version"] += 1
+    (future / "manifest.json").write_text(json.dumps(manifest))
+    answer = cmamil("verify", future)
+    assert answer.code == 3
+    assert "BUNDLE_UNSUPPORTED" in answer.err
+    answer = cmamil("verify", tmp_path)
+    assert answer.code == 3
+    assert "BUNDLE_CORRUPT" in answer.err

@@ -1,0 +1,161 @@
+"""Exported encoders: parity that notices, and a cache that is never trusted blindly."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from cmamil_sdk.encoders.info import EncoderInfo  # noqa: E402
+from cmamil_sdk.engines import load_engine  # noqa: E402
+from cmamil_sdk.errors import ParityFailed  # noqa: E402
+from cmamil_sdk.export import encoder as module  # noqa: E402
+from cmamil_sdk.export.encoder import EncoderGraph, exported_encoder, probe_tiles  # noqa: E402
+from cmamil_sdk.export.parity import encoder_parity  # noqa: E402
+from cmamil_sdk.files import write_atomic  # noqa: E402
+
+INFO = EncoderInfo(
+    id="tiny",
+    weights_sha256="c" * 64,
+    dim=6,
+    tile_px=32,
+    mean=(120.0, 100.0, 140.0),
+    std=(50.0, 60.0, 70.0),
+)
+
+
+def tiny_network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 5, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    ).eval()
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """``exported_encoder("tiny")`` with a cache of its own and no torch; returns the exports made."""
+    exports: list[object] = []
+
+    def counted(_network, info, path):
+        exports.append(info)
+        write_atomic(path, b"a graph" * len(exports))
+        return {"encoder_cosine_worst": 1.0}
+
+    monkeypatch.setenv("CMAMIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "load_encoder", lambda *_a: (tiny_network(), INFO))
+    monkeypatch.setattr(module, "export_encoder", counted)
+    return exports
+
+
+def test_the_graph_normalises_by_itself_and_takes_any_batch(tmp_path):
+    parity = module.export_encoder(tiny_network(), INFO, tmp_path / "encoder.onnx")
+    engine = load_engine(tmp_path / "encoder.onnx", device="cpu")
+    for count in (1, 2, 9):
+        tiles = probe_tiles(32, count=count, seed=count)
+        images = (tiles.astype(np.float32) - np.array(INFO.mean, np.float32)) / np.array(
+            INFO.std, np.float32
+        )
+        with torch.inference_mode():
+            expected = tiny_network()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        got = engine.infer({"tiles": tiles})["features"]
+        assert got.shape == (count, 6)
+        np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert parity["encoder_cosine_worst"] > 0.99999
+
+
+def test_the_cache_is_used_and_every_damage_noticed(tiny):
+    first = exported_encoder("tiny")
+    assert exported_encoder("tiny") == first
+    assert len(tiny) == 1
+    sidecar = first.graph.with_name("encoder.json")
+
+    def flip_graph():
+        data = bytearray(first.graph.read_bytes())
+        data[len(data) // 2] ^= 1
+        first.graph.write_bytes(data)
+
+    def other_encoder():
+        document = json.loads(sidecar.read_text())
+        document["encoder"]["mean"] = [0, 0, 0]
+        sidecar.write_text(json.dumps(document))
+
+    damages = [
+        flip_graph,
+        other_encoder,
+        sidecar.unlink,
+        first.graph.unlink,
+        lambda: sidecar.write_text("{"),
+        lambda: sidecar.write_text("[]"),
+        lambda: sidecar.write_text("{}"),
+    ]
+    for number, damage in enumerate(damages):
+        damage()
+        again = exported_encoder("tiny")
+        assert len(tiny) == 2 + number
+        assert again.parity.keys() == first.parity.keys()
+    exported_encoder("tiny")
+    assert len(tiny) == 1 + len(damages)
+
+
+def test_the_real_encoder_in_the_bundle_is_the_eager_one(tiny_bundle):
+    from cmamil_sdk.export.encoder import eager_features, load_encoder
+
+    network, info = load_encoder("efficientnet_lite0")
+    tiles = probe_tiles(224, count=3, seed=99)
+    expected = eager_features(EncoderGraph(network, info).eval(), tiles)
+    got = load_engine(tiny_bundle / "encoder.onnx", device="cpu").infer({"tiles": tiles})
+    np.testing.assert_allclose(got["features"], expected, rtol=1e-3, atol=1e-3)
+
+
+def features() -> np.ndarray:
+    return (np.random.default_rng(0).normal(size=(8, 20)) + 5).astype(np.float32)
+
+
+def test_equal_features_pass():
+    report = encoder_parity(features(), features())
+    assert report["encoder_cosine_worst"] == pytest.approx(1.0)
+    assert report["encoder_centred_cosine_worst"] == pytest.approx(1.0)
+
+
+def one_tile(change):
+    def apply(array):
+        array = array.copy()
+        array[3] = change(array[3])
+        return array
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: np.roll(a, 1, axis=1),
+        lambda a: np.roll(a, 1, axis=0),
+        lambda a: a * 2,
+        lambda a: a + 1,
+        one_tile(lambda row: row + np.random.default_rng(1).normal(0, 0.1, 20)),
+        one_tile(lambda row: row * np.nan),
+        one_tile(lambda row: row * 0),
+        lambda a: a * np.nan,
+        lambda a: a[:, :1] * np.ones((1, 20), np.float32),
+    ],
+    ids=["columns", "rows", "twice", "offset", "one", "one nan", "one zero", "nan", "constant"],
+)
+def test_features_that_differ_are_refused(change):
+    with pytest.raises(ParityFailed, match="does not reproduce"):
+        encoder_parity(features(), change(features()).astype(np.float32))
+
+
+def test_probe_tiles_are_seeded_and_varied():
+    tiles = probe_tiles(64, count=12, seed=1)
+    assert (tiles == probe_tiles(64, count=12, seed=1)).all()
+    assert tiles.mean(axis=(1, 2, 3)).std() > 10
+    assert (
+        tiles.std(axis=(1, 2)).mean(axis=1).min() < 25 < tiles.std(axis=(1, 2)).mean(axis=1).max()
+    )

@@ -1,0 +1,79 @@
+"""Stand-ins shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from cmamil_sdk.engines import EngineInfo
+from cmamil_sdk.synthetic.svs import write_svs
+
+
+class MeanEngine:
+    """An encoder without weights: mean colour of each sixteenth of a tile, 48 features."""
+
+    info = EngineInfo("mean", "cpu", "fp32", "1", "test")
+    dim = 48
+
+    def __init__(self) -> None:
+        self.tiles = 0
+        self.threads: set[int] = set()
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tiles = inputs["tiles"]
+        assert tiles.dtype == np.uint8
+        self.tiles += len(tiles)
+        self.threads.add(threading.get_ident())
+        px = tiles.shape[1] // 4
+        cells = tiles.reshape(len(tiles), 4, px, 4, px, 3).mean(axis=(2, 4), dtype=np.float64)
+        return {"features": cells.reshape(len(tiles), self.dim).astype(np.float32)}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> MeanEngine:
+    return MeanEngine()
+
+
+@pytest.fixture(scope="session")
+def textured_slide(tmp_path_factory) -> Path:
+    """2,688 x 2,688 px at 20x, all texture: 3 x 3 blocks; stored tiles are exactly the 20x tiles."""
+    rng = np.random.default_rng(11)
+    blocks = rng.integers(70, 210, (48, 48, 3)).repeat(56, 0).repeat(56, 1)
+    pixels = np.clip(blocks + rng.normal(0, 6, (2688, 2688, 1)), 0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("textured") / "textured.svs"
+    write_svs(pixels, path, mpp=0.5, objective_power=20.0, tile_px=224)
+    return path
+
+
+@pytest.fixture
+def with_zeroed(tmp_path) -> Callable[..., Path]:
+    """Copy a slide and overwrite some stored tiles of level 0, given as (column, row)."""
+
+    def make(slide: Path, *tiles: tuple[int, int]) -> Path:
+        path = tmp_path / slide.name
+        path.write_bytes(slide.read_bytes())
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            columns = -(-page.imagewidth // page.tilewidth)
+            spans = [
+                (
+                    page.dataoffsets[row * columns + column],
+                    page.databytecounts[row * columns + column],
+                )
+                for column, row in tiles
+            ]
+        with path.open("r+b") as raw:
+            for offset, size in spans:
+                raw.seek(offset)
+                raw.write(bytes(size))
+        return path
+
+    return make

@@ -1,0 +1,118 @@
+"""One slide to one feature file, and when an old file is good enough."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.errors import FieldInvalid, MppUnusable, SlideCorrupt, SlideFormatUnsupported
+from cmamil_sdk.features.file import read_feature_file
+from cmamil_sdk.features.slide import extract_slide, feature_path
+from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
+
+RECIPE = TilingRecipe(scales=parse_scales("10x,20x"))
+ENCODER = EncoderInfo(
+    id="mean", weights_sha256="0" * 64, dim=48, tile_px=224, mean=(0, 0, 0), std=(1, 1, 1)
+)
+
+
+@pytest.fixture
+def extract(synthetic_slide, tmp_path, engine):
+    def run(slide: Path = synthetic_slide, **changes):
+        options = {"recipe": RECIPE, "encoder": ENCODER, "engine": engine, "workers": 1} | changes
+        return extract_slide(slide, tmp_path / "features", **options)
+
+    return run
+
+
+def test_the_file_says_where_its_features_come_from(extract, synthetic_slide, tmp_path):
+    result = extract()
+    assert result.path == feature_path(tmp_path / "features", synthetic_slide)
+    assert (result.tiles, result.tiles_failed, result.resumed) == ({"10x": 12, "20x": 36}, 0, False)
+    bag, provenance = read_feature_file(result.path)
+    assert bag.counts() == result.tiles
+    assert provenance.slide_sha256 == sha256_of_file(synthetic_slide)
+    assert (provenance.mpp, provenance.mpp_source) == (0.5, "metadata")
+    assert (provenance.width, provenance.height) == (2000, 1500)
+    assert (provenance.recipe, provenance.encoder) == (RECIPE, ENCODER)
+    assert provenance.engine == "mean-cpu-fp32"
+
+
+def test_a_complete_file_is_kept(extract, engine):
+    first = extract()
+    tiles, written = engine.tiles, first.path.stat().st_mtime_ns
+    again = extract()
+    assert again.resumed
+    assert again.tiles == first.tiles
+    assert engine.tiles == tiles
+    assert first.path.stat().st_mtime_ns == written
+    assert not extract(resume=False).resumed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": RECIPE.model_copy(update={"scales": parse_scales("20x")})},
+        {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(method="none")})},
+        {"encoder": ENCODER.model_copy(update={"weights_sha256": "1" * 64})},
+        {"mpp": 0.25},
+    ],
+    ids=["scales", "tissue", "weights", "mpp"],
+)
+def test_a_file_of_another_recipe_is_not(extract, changes):
+    extract()
+    assert not extract(**changes).resumed
+
+
+def test_a_file_made_with_an_override_does_not_stand_for_the_metadata(extract):
+    extract(mpp=0.25)
+    assert extract(mpp=0.25).resumed
+    result = extract()
+    assert not result.resumed
+    assert read_feature_file(result.path)[1].mpp == 0.5
+
+
+def test_a_changed_slide_of_the_same_name_is_read_again(extract, synthetic_slide, tmp_path):
+    copy = tmp_path / synthetic_slide.name
+    shutil.copyfile(synthetic_slide, copy)
+    extract(copy)
+    with copy.open("ab") as file:
+        file.write(b"\0")
+    assert not extract(copy).resumed
+
+
+def test_a_damaged_file_is_replaced(extract):
+    path = extract().path
+    path.write_bytes(path.read_bytes()[:3000])
+    assert not extract().resumed
+    read_feature_file(path)
+
+
+def test_a_slide_that_fails_leaves_no_file(extract, tmp_path, with_zeroed, textured_slide):
+    everywhere = RECIPE.model_copy(update={"tissue": TissueRecipe(method="none")})
+    corners = [(0, 0), (4, 0), (8, 0), (0, 4), (4, 4), (8, 4)]
+    with pytest.raises(SlideCorrupt):
+        extract(with_zeroed(textured_slide, *corners), recipe=everywhere)
+    (tmp_path / "text.svs").write_text("no slide")
+    with pytest.raises(SlideFormatUnsupported):
+        extract(tmp_path / "text.svs")
+    with pytest.raises(MppUnusable):
+        extract(mpp=3.0)
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_lost_tile_is_told(extract, with_zeroed, textured_slide):
+    everywhere = RECIPE.model_copy(update={"tissue": TissueRecipe(method="none")})
+    result = extract(with_zeroed(textured_slide, (5, 6)), recipe=everywhere)
+    assert result.tiles_failed == 2
+    assert result.tiles == {"10x": 35, "20x": 143}
+    assert read_feature_file(result.path)[1].tiles_failed == 2
+
+
+def test_tiles_of_another_size_than_the_encoder_takes(extract):
+    with pytest.raises(FieldInvalid, match="--tile-px"):
+        extract(recipe=RECIPE.model_copy(update={"tile_px": 256}))

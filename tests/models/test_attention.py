@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmamil_sdk.models.attention import (
+    GatedAttention,
+    GlobalCrossAttention,
+    NestedCrossAttention,
+)
+
+DIM = 8
+
+
+def tiles(n: int, seed: int) -> Tensor:
+    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def nested_by_loop(
+    block: NestedCrossAttention, asking: Tensor, answering: Tensor, relatives: Tensor
+) -> Tensor:
+    rows = []
+    for tile, family in zip(asking, relatives.tolist(), strict=True):
+        attended = torch.zeros(DIM)
+        members = [answering[row] for row in family if row >= 0]
+        if members:
+            query = block.query(tile)
+            scores = [(query @ block.key(m)).item() / math.sqrt(DIM) for m in members]
+            top = max(scores)
+            powers = [math.exp(score - top) for score in scores]
+            for power, member in zip(powers, members, strict=True):
+                attended = attended + power / sum(powers) * block.value(member)
+        rows.append(block.norm(tile + attended))
+    return torch.stack(rows)
+
+
+def test_nested_attention_equals_a_loop_over_tiles() -> None:
+    torch.manual_seed(0)
+    block = NestedCrossAttention(DIM, "layer")
+    asking, answering = tiles(9, 1), tiles(20, 2)
+    relatives = torch.randint(-1, 20, (9, 4), generator=torch.Generator().manual_seed(3))
+    relatives[0], relatives[1] = -1, torch.tensor([5, -1, -1, -1])
+    torch.testing.assert_close(
+        block(asking, answering, relatives),
+        nested_by_loop(block, asking, answering, relatives),
+        atol=1e-6,
+        rtol=1e-5,
+    )
+
+
+def test_nested_attention_sees_no_tile_of_another_parent() -> None:
+    torch.manual_seed(0)
+    block = NestedCrossAttention(DIM, "layer")
+    asking, answering = tiles(3, 1), tiles(12, 2)
+    relatives = torch.arange(12).reshape(3, 4)
+    before = block(asking, answering, relatives)
+    changed = answering.clone()
+    changed[4:8] = 1e6
+    after = block(asking, changed, relatives)
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[2], before[2])
+    assert not torch.allclose(after[1], before[1])
+
+
+def test_a_tile_without_relatives_falls_back_to_itself_without_nan() -> None:
+    block = NestedCrossAttention(DIM, "layer")
+    asking = tiles(4, 1).requires_grad_()
+    answering = tiles(1, 2).requires_grad_()
+    output = block(asking, answering, torch.full((4, 4), -1))
+    torch.testing.assert_close(output, block.norm(asking))
+    output.square().sum().backward()
+    assert asking.grad is not None and asking.grad.isfinite().all()
+    assert answering.grad is not None and torch.equal(answering.grad, torch.zeros(1, DIM))
+
+
+def test_a_single_ancestor_hands_its_value_down() -> None:
+    block = NestedCrossAttention(DIM, "layer")
+    asking, answering = tiles(5, 1), tiles(2, 2)
+    ancestors = torch.tensor([[0], [1], [0], [1], [1]])
+    expected = block.norm(asking + block.value(answering)[ancestors[:, 0]])
+    torch.testing.assert_close(block(asking, answering, ancestors), expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 7), (7, 1), (30, 50)])
+def test_global_attention_equals_a_dense_softmax(n: int, m: int) -> None:
+    torch.manual_seed(0)
+    block = GlobalCrossAttention(DIM, "layer")
+    asking, answering = tiles(n, 1), tiles(m, 2)
+    scores = block.query(asking) @ block.key(answering).T / math.sqrt(DIM)
+    attended = torch.softmax(scores, dim=1) @ block.value(answering)
+    expected = F.layer_norm(asking + attended, (DIM,), block.norm.weight, block.norm.bias, 1e-5)
+    torch.testing.assert_close(block(asking, answering), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_global_attention_does_not_hold_the_score_matrix() -> None:
+    """20,000 x 40,000 scores would be 3.2 GB; an allocation of that size fails here."""
+    block = GlobalCrossAttention(DIM, "layer")
+    asking, answering = tiles(20_000, 1), tiles(40_000, 2)
+    largest = 0
+    with (
+        torch.no_grad(),
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+    ):
+        block(asking[:2000], answering)
+    for event in profile.events() or []:
+        largest = max(largest, event.cpu_memory_usage)
+    assert 0 < largest < 2000 * 40_000 * 4 / 10
+
+
+def test_gated_attention_scores_each_tile_by_the_published_formula() -> None:
+    block = GatedAttention(DIM, 4, 0.25, heads=2).eval()
+    x = tiles(6, 1)
+    hidden = torch.tanh(block.value(x)) * torch.sigmoid(block.gate(x))
+    expected = (hidden @ block.score.weight.T + block.score.bias).T
+    torch.testing.assert_close(block(x), expected)
+    assert block(x).shape == (2, 6)

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cmamil_sdk.errors import ConfigInvalid, ScaleMismatch
+from cmamil_sdk.models.build import build_model
+from cmamil_sdk.models.cma_mil import CMAMIL
+from cmamil_sdk.models.output import MILOutput
+
+SCALES = ("5x", "10x", "20x")
+DIM = 12
+
+
+def make_bag(counts: tuple[int, ...], seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random features, and random relatives of which some are missing."""
+    g = torch.Generator().manual_seed(seed)
+    names = SCALES[: len(counts)]
+    features = {s: torch.randn(n, DIM, generator=g) for s, n in zip(names, counts, strict=True)}
+    index = {}
+    for (name, n), (_, finer_n) in zip(
+        list(zip(names, counts, strict=True))[:-1],
+        list(zip(names, counts, strict=True))[1:],
+        strict=True,
+    ):
+        index[f"children_{name}"] = torch.randint(-1, finer_n, (n, 4), generator=g)
+    if len(counts) > 1:
+        index[f"ancestor_{names[-1]}"] = torch.randint(-1, counts[0], (counts[-1], 1), generator=g)
+    return features, index
+
+
+def make_model(n_scales: int = 3, seed: int = 0, **options: Any) -> CMAMIL:
+    torch.manual_seed(seed)
+    model = CMAMIL(SCALES[:n_scales], DIM, 3, **({"dim": 8} | options))
+    with torch.no_grad():  # a trained model has neither equal scales nor a zero bias
+        model.fusion.copy_(torch.randn(n_scales))
+        model.bias.copy_(torch.randn(3))
+        for block in model.cross:
+            block.value.weight.copy_(torch.randn(8, 8) / 3)  # they start at zero
+    return model.eval()
+
+
+def run(model: CMAMIL, counts: tuple[int, ...], seed: int = 0) -> MILOutput:
+    with torch.no_grad():
+        output: MILOutput = model(*make_bag(counts, seed))
+    return output
+
+
+def test_published_settings_have_the_published_number_of_parameters() -> None:
+    for attention in ("global", "nested"):
+        model = CMAMIL(SCALES, 512, 3, cross_attention=attention, cross_norm="layer")
+        assert sum(p.numel() for p in model.parameters()) == 363_338
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+def test_without_norm_training_starts_from_the_tiles_as_they_are(cross_attention: str) -> None:
+    torch.manual_seed(0)
+    model = CMAMIL(SCALES, DIM, 3, dim=8, cross_attention=cross_attention).eval()
+    features, index = make_bag((4, 7, 11))
+    embedding = model(features, index).embedding
+    for s, adaptor in zip(SCALES, model.adaptors, strict=True):
+        torch.testing.assert_close(embedding[s], torch.relu(adaptor(features[s])))
+    loss = model(features, index).logits.logsumexp(-1).sum()
+    loss.backward()
+    assert all(block.value.weight.grad.abs().sum() > 0 for block in model.cross)
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "none"])
+@pytest.mark.parametrize("pooling", ["attention", "reference"])
+@settings(max_examples=12, deadline=None)
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_contributions_and_bias_add_up_to_the_logits(
+    cross_attention: str, pooling: str, counts: list[int], seed: int
+) -> None:
+    model = make_model(len(counts), seed, cross_attention=cross_attention, pooling=pooling)
+    output = run(model, tuple(counts), seed)
+    total = output.bias + sum(c.sum(0, keepdim=True) for c in output.contribution.values())
+    torch.testing.assert_close(total, output.logits, atol=1e-5, rtol=1e-5)
+    assert output.logits.isfinite().all()
+    for name, n in zip(SCALES, counts, strict=False):
+        assert output.attention[name].shape == (1, n)
+        torch.testing.assert_close(output.attention[name].sum(), torch.tensor(1.0))
+        assert output.contribution[name].shape == output.instance_logits[name].shape == (n, 3)
+        assert output.embedding[name].shape == (n, 8)
+    assert output.scale_logits.shape == (len(counts), 3)
+    torch.testing.assert_close(output.scale_weights.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("pooling", ["attention", "reference"])
+def test_forward_is_the_published_formula(pooling: str) -> None:
+    model = make_model(
+        cross_attention="global", cross_norm="layer", pooling=pooling, standardize=False
+    )
+    features, index = make_bag((3, 5, 9))
+    output = model(features, index)
+    h = [
+        torch.relu(F.linear(features[s], a.weight, a.bias))
+        for s, a in zip(SCALES, model.adaptors, strict=True)
+    ]
+    logits = torch.zeros(1, 3)
+    weights = torch.softmax(model.fusion, 0)
+    for position, block in enumerate(model.cross):
+        asking, answering = h[position], h[(position + 1) % 3]
+        q, k, v = block.query(asking), block.key(answering), block.value(answering)
+        attended = torch.softmax(q @ k.T / 8**0.5, dim=1) @ v
+        tiles = F.layer_norm(asking + attended, (8,), block.norm.weight, block.norm.bias, 1e-5)
+        gate = model.attention
+        raw = gate.score(torch.tanh(gate.value(tiles)) * torch.sigmoid(gate.gate(tiles)))
+        a = torch.softmax(raw, dim=0)
+        omega = a if pooling == "attention" else torch.exp(a) / torch.exp(a).sum()
+        scores = tiles @ model.classifier.weight.T + model.classifier.bias
+        logits = logits + weights[position] * (omega * scores).sum(0, keepdim=True)
+    torch.testing.assert_close(output.logits, logits + model.bias, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+def test_permuting_tiles_permutes_outputs_and_leaves_the_logits(cross_attention: str) -> None:
+    model = make_model(cross_attention=cross_attention)
+    features, index = make_bag((4, 7, 11))
+    order = {s: torch.randperm(len(features[s])) for s in SCALES}
+    new_row = {s: torch.cat([torch.argsort(order[s]), torch.tensor([-1])]) for s in SCALES}
+    moved = {s: features[s][order[s]] for s in SCALES}
+    moved_index = {
+        "children_5x": new_row["10x"][index["children_5x"]][order["5x"]],
+        "children_10x": new_row["20x"][index["children_10x"]][order["10x"]],
+        "ancestor_20x": new_row["5x"][index["ancestor_20x"]][order["20x"]],
+    }
+    before, after = model(features, index), model(moved, moved_index)
+    torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=1e-5)
+    for s in SCALES:
+        torch.testing.assert_close(after.attention[s], before.attention[s][:, order[s]])
+        torch.testing.assert_close(
+            after.contribution[s], before.contribution[s][order[s]], atol=1e-6, rtol=1e-5
+        )
+
+
+def test_dropout_acts_in_training_only_and_at_its_rate() -> None:
+    features, index = make_bag((4, 7, 11))
+    without = make_model(dropout=0.0).train()
+    torch.testing.assert_close(
+        without(features, index).logits, without.eval()(features, index).logits
+    )
+    with_dropout = make_model(dropout=0.5).train()
+    assert not torch.equal(
+        with_dropout(features, index).logits, with_dropout(features, index).logits
+    )
+    assert with_dropout.attention.dropout.p == 0.5
+
+
+def test_standardisation_is_part_of_the_model() -> None:
+    features, index = make_bag((4, 7, 11))
+    mean, std = torch.full((DIM,), 3.0), torch.full((DIM,), 2.0)
+    std[0] = 1e-9
+    model = make_model()
+    model.set_standardization(dict.fromkeys(SCALES, (mean, std)))
+    guarded = std.clone()
+    guarded[0] = 1.0
+    plain = make_model(standardize=False)
+    by_hand = {s: ((x - mean) / guarded).clamp(-10, 10) for s, x in features.items()}
+    torch.testing.assert_close(model(features, index).logits, plain(by_hand, index).logits)
+    absurd = {s: x.clone() for s, x in features.items()}
+    absurd["20x"][0] = 1e9
+    clipped = {s: x.clone() for s, x in features.items()}
+    clipped["20x"][0] = mean + 10 * guarded
+    torch.testing.assert_close(model(absurd, index).logits, model(clipped, index).logits)
+    with pytest.raises(ConfigInvalid, match="standardize=False"):
+        plain.set_standardization(dict.fromkeys(SCALES, (mean, std)))
+
+
+def test_reference_pooling_is_nearly_a_mean_and_attention_is_not() -> None:
+    """Defect M3: exp(softmax) lies in [1, e]."""
+    reference = make_model(cross_attention="none", pooling="reference")
+    attention = make_model(cross_attention="none")
+    for model in (reference, attention):
+        with torch.no_grad():
+            model.attention.score.weight.mul_(20.0)
+    away = {}
+    for name, model in (("reference", reference), ("attention", attention)):
+        output = run(model, (50, 200, 800))
+        mean = output.instance_logits["20x"].mean(0)
+        away[name] = float((output.scale_logits[2] - mean).abs().max())
+    assert away["reference"] < 0.02
+    assert away["attention"] > 10 * away["reference"]
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "none"])
+def test_gradients_reach_every_parameter(cross_attention: str) -> None:
+    model = make_model(cross_attention=cross_attention).train()
+    output = model(*make_bag((3, 6, 12)))
+    F.cross_entropy(output.logits, torch.tensor([1])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_hyperparameters_rebuild_the_model() -> None:
+    model = make_model(2, cross_attention="global", pooling="reference", dropout=0.1)
+    document = json.loads(json.dumps(model.hyperparameters))
+    again = build_model(model.kind, document)
+    again.load_state_dict(model.state_dict())
+    bag = make_bag((3, 5))
+    assert torch.equal(again.eval()(*bag).logits, model(*bag).logits)
+    assert again.hyperparameters == model.hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("cma_mil", {}, "no model 'cma_mil'"),
+        ("cma-mil", {"width": 3}, "width"),
+        ("cma-mil", {"scales": None}, "scales"),
+        ("cma-mil", {"scales": ["5x", "5x"]}, "each once"),
+        ("cma-mil", {"scales": "5x"}, "at least one scale"),
+        ("cma-mil", {"pooling": "max"}, "pooling"),
+        ("cma-mil", {"cross_attention": "ring"}, "cross_attention"),
+        ("cma-mil", {"dropout": 1.0}, "dropout"),
+        ("cma-mil", {"dim": 1}, "dim"),
+        ("cma-mil", {"feature_dim": 0}, "feature_dim"),
+        ("cma-mil", {"n_classes": 1}, "n_classes"),
+    ],
+)
+def test_bad_hyperparameters_are_named(kind: str, options: dict[str, Any], message: str) -> None:
+    merged = {"scales": ["5x"], "feature_dim": 4, "n_classes": 2} | options
+    given_options = {name: value for name, value in merged.items() if value is not None}
+    with pytest.raises(ConfigInvalid, match=message):
+        build_model(kind, given_options)
+
+
+def test_a_missing_scale_or_index_array_is_named() -> None:
+    model = make_model()
+    features, index = make_bag((2, 3, 4))
+    with pytest.raises(ScaleMismatch, match="10x"):
+        model({s: x for s, x in features.items() if s != "10x"}, index)
+    with pytest.raises(ScaleMismatch, match="ancestor_20x"):
+        model(features, {k: v for k, v in index.items() if k != "ancestor_20x"})
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, model: CMAMIL) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: dict[str, Tensor], index: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = self.model(features, index).logits
+        return logits
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+def test_torch_export_with_free_bag_sizes_equals_eager_down_to_one_tile(
+    cross_attention: str,
+) -> None:
+    model = make_model(cross_attention=cross_attention)
+    features, index = make_bag((5, 9, 21))
+    index = {name: index[name] for name in model.index_names}
+    rows = {s: torch.export.Dim(f"n_{s}", min=1, max=1_000_000) for s in SCALES}
+    shapes = (
+        {s: {0: rows[s]} for s in SCALES},
+        {name: {0: rows[name.split("_")[1]]} for name in index},
+    )
+    exported = torch.export.export(
+        _Logits(model), (features, index), dynamic_shapes=shapes
+    ).module()
+    for counts in ((1, 1, 1), (1, 4, 16), (13, 40, 150)):
+        features, index = make_bag(counts, seed=7)
+        index = {name: index[name] for name in model.index_names}
+        torch.testing.assert_close(
+            exported(features, index), model(features, index).logits, atol=1e-6, rtol=1e-5
+        )

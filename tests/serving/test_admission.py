@@ -1,0 +1,90 @@
+"""Bounded, first come first served; deadlines end work."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cmamil_sdk.errors import DeadlineExceeded, QueueFull, ServerDraining
+from cmamil_sdk.serving.admission import Admission, Deadlines
+
+
+def test_places_are_bounded_and_given_in_order() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_active=1, max_queued=2)
+        first, second, third = (admission.enter() for _ in range(3))
+        assert [first.position, second.position, third.position] == [0, 0, 1]
+        assert [t.turn.done() for t in (first, second, third)] == [True, False, False]
+        with pytest.raises(QueueFull):
+            admission.enter()
+        assert 1.0 <= admission.retry_after_s() <= 60.0
+        first.__exit__(None, None, None)
+        assert second.turn.done() and not third.turn.done()
+        admission.enter().__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        third.__exit__(None, None, None)
+        await asyncio.wait_for(admission.idle(), 1.0)
+        assert admission.active == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_waiter_leaves_its_place() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_active=1, max_queued=1)
+        holder = admission.enter()
+
+        async def wait() -> None:
+            with admission.enter() as ticket:
+                await ticket.wait()
+
+        waiter = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        assert len(admission.waiting) == 1
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+        assert len(admission.waiting) == 0 and admission.active == 1
+        holder.__exit__(None, None, None)
+        assert admission.active == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_draining_server_takes_nobody() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_active=1, max_queued=1)
+        admission.draining = True
+        with pytest.raises(ServerDraining):
+            admission.enter()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("remaining_s", [0.01, None, 5.0])
+def test_the_shortest_of_the_deadlines_holds(remaining_s: float | None) -> None:
+    async def scenario() -> None:
+        deadlines = Deadlines(default_s=0.02, longest_s=0.03)
+        with pytest.raises(DeadlineExceeded):
+            async with deadlines.limit(remaining_s):
+                await asyncio.sleep(5)
+
+    asyncio.run(scenario())
+
+
+def test_stopping_ends_what_runs_and_what_comes_later() -> None:
+    async def scenario() -> None:
+        deadlines = Deadlines(default_s=10, longest_s=10)
+
+        async def work() -> None:
+            async with deadlines.limit(None):
+                await asyncio.sleep(5)
+
+        running = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        deadlines.stop_all()
+        for task in (running, asyncio.create_task(work())):
+            with pytest.raises(ServerDraining):
+                await asyncio.wait_for(task, 1.0)
+
+    asyncio.run(scenario())

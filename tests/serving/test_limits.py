@@ -1,0 +1,111 @@
+"""Limits of slides, answers and time, and what happens when a handler fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from cmamil_sdk._proto.cmamil.v1 import prediction_pb2, slide_pb2
+from cmamil_sdk.client import Client
+from cmamil_sdk.errors import DeadlineExceeded, MessageTooLarge, SlideTooLarge, TooManyTiles
+from cmamil_sdk.serving import service
+from cmamil_sdk.serving.config import ServerConfig
+from cmamil_sdk.serving.predictor import check_attention
+from cmamil_sdk.serving.server import background_server
+
+
+@contextmanager
+def limited(config: ServerConfig, **limits: Any) -> Iterator[Client]:
+    settings = config.model_copy(update={"workers": 1, **limits})
+    with (
+        background_server(settings) as server,
+        Client(f"127.0.0.1:{server.port}", timeout_s=60.0) as client,
+    ):
+        yield client
+
+
+def test_too_many_tiles(config: ServerConfig) -> None:
+    with limited(config, max_tiles=51) as client:
+        with pytest.raises(TooManyTiles, match="has 52 tiles, the limit is 51"):
+            client.predict("a.svs")
+        assert "52 tiles" in client.inspect("a.svs").warnings[0]
+
+
+def test_too_many_pixels(config: ServerConfig) -> None:
+    with limited(config, max_slide_pixels=2_999_999) as client:
+        with pytest.raises(SlideTooLarge, match="3000000 pixels"):
+            client.predict("a.svs")
+
+
+def test_a_long_answer_and_the_default_deadline(config: ServerConfig) -> None:
+    with limited(config, max_request_bytes=2048, max_message_bytes=2048) as client:
+        assert client.predict("a.svs").label
+        with pytest.raises(MessageTooLarge, match="without attention"):
+            client.predict("a.svs", attention=True)
+
+
+def test_a_request_without_deadline_has_the_servers(config: ServerConfig) -> None:
+    request = prediction_pb2.PredictSlideRequest(slide=slide_pb2.SlideSource(uri="a.svs"))
+    with limited(config, default_deadline_s=0.05) as client:
+        with grpc.insecure_channel(client.server) as channel:
+            method = channel.unary_unary("/cmamil.v1.SlidePredictionService/PredictSlide")
+            with pytest.raises(grpc.RpcError) as caught:
+                method(request.SerializeToString())
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "within 0.1 s" in caught.value.details()
+        assert client.predict("a.svs", timeout_s=30.0).label
+    with limited(config, max_deadline_s=0.05) as client, pytest.raises(DeadlineExceeded):
+        client.predict("a.svs", timeout_s=30.0)
+
+
+def test_an_unforeseen_error_is_typed_and_tells_nothing(
+    address: str,
+    raw_call: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr(service, "prediction_request", fail)
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/cmamil.v1.SlidePredictionService/PredictSlide")(b"", timeout=5)
+    assert "secret" not in caught.value.details()
+    found = raw_call(address, "/cmamil.v1.SlidePredictionService/PredictSlide", b"")
+    assert found[:2] == (grpc.StatusCode.INTERNAL, "UNEXPECTED_ERROR")
+    assert "a secret of the server" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "refused"),
+    [
+        ("global", (1_000, 4_000, 16_000), False),
+        ("global", (10_000, 40_000, 160_000), True),
+        ("nested", (10_000, 40_000, 160_000), False),
+        ("global", (160_000,), False),
+    ],
+)
+def test_global_attention_is_bounded(kind: str, counts: tuple[int, ...], refused: bool) -> None:
+    plan: Any = SimpleNamespace(
+        counts=lambda: dict(enumerate(counts)),
+        total_tiles=lambda: sum(counts),
+        facts=SimpleNamespace(path="a.svs"),
+    )
+    manifest: Any = SimpleNamespace(hyperparameters={"cross_attention": kind})
+    if refused:
+        with pytest.raises(TooManyTiles, match="nested attention"):
+            check_attention(plan, manifest, 4096)
+    else:
+        check_attention(plan, manifest, 4096)
+
+
+def test_no_slide_name_is_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    identity = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+    with caplog.at_level("DEBUG", logger="cmamil_sdk"):
+        client.predict("folder/b c.svs", request_id=identity)
+    assert identity in caplog.text and "b c" not in caplog.text

@@ -1,0 +1,71 @@
+"""Files are whole or absent; documents are valid or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import pytest
+from pydantic import BaseModel, Field
+
+from cmamil_sdk.errors import BundleCorrupt, RunInvalid
+from cmamil_sdk.files import parse_document, sha256_of_file, write_atomic, write_json
+from cmamil_sdk.tiling.recipe import TilingRecipe
+
+
+class Inner(BaseModel):
+    share: float = Field(ge=0)
+
+
+class Outer(BaseModel):
+    inner: Inner
+
+
+def test_write_atomic_replaces_whole_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file.bin"
+    write_atomic(path, b"old")
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    write_atomic(path, b"old")
+
+    def fail(*_args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_round_trip_keeps_text_and_refuses_nan(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "Gewebe µm 🔬"})
+    assert json.loads(path.read_text("utf-8")) == {"name": "Gewebe µm 🔬"}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"auc": math.nan})
+    assert json.loads(path.read_text("utf-8")) == {"name": "Gewebe µm 🔬"}
+
+
+def test_sha256(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "f").write_bytes(data)
+    assert sha256_of_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_bad_field_is_named_with_its_file():
+    with pytest.raises(RunInvalid, match=r"run\.json: inner\.share: .*greater than or equal to 0"):
+        parse_document(Outer, {"inner": {"share": -1}}, where="run.json", error=RunInvalid)
+    assert parse_document(Outer, {"inner": {"share": 1}}, where="x", error=RunInvalid).inner
+
+
+def test_a_field_that_checks_itself_still_ends_in_the_error_asked_for():
+    document = {"scales": [{"name": "20x", "mpp": 0.5}, {"name": "5x", "mpp": 2.0}]}
+    with pytest.raises(BundleCorrupt, match=r"manifest\.json.*20x"):
+        parse_document(TilingRecipe, document, where="manifest.json", error=BundleCorrupt)

@@ -1,0 +1,90 @@
+"""Otsu's threshold and the mask of tissue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmamil_sdk.slides import open_slide
+from cmamil_sdk.synthetic.svs import write_svs
+from cmamil_sdk.tiling.geometry import read_geometry
+from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
+from cmamil_sdk.tiling.tissue import _saturation, cells_per_tile, otsu_threshold, tissue_mask
+
+
+def between_class_variance(values: np.ndarray, threshold: int) -> float:
+    low, high = values[values <= threshold].astype(float), values[values > threshold].astype(float)
+    if not low.size or not high.size:
+        return 0.0
+    return low.size * high.size * (low.mean() - high.mean()) ** 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 255), min_size=2, max_size=60))
+def test_otsu_finds_the_best_threshold(numbers):
+    values = np.array(numbers, np.uint8)
+    best = max(between_class_variance(values, t) for t in range(256))
+    found = between_class_variance(values, otsu_threshold(values))
+    assert np.isclose(found, best, rtol=1e-9, atol=1e-6)
+
+
+def test_otsu_parts_two_clear_classes():
+    values = np.array([10] * 90 + [12] * 10 + [200] * 20, np.uint8)
+    assert 12 <= otsu_threshold(values) < 200
+
+
+def test_saturation_is_that_of_hsv():
+    rgb = np.array([[[255, 255, 255], [0, 0, 0], [255, 0, 0], [200, 100, 150]]], np.uint8)
+    assert _saturation(rgb).tolist() == [[0, 0, 255, 128]]
+
+
+def test_the_mask_is_exact_on_a_known_slide(synthetic_slide):
+    recipe = TilingRecipe(scales=parse_scales("5x,10x,20x"))
+    assert cells_per_tile(recipe) == 14  # 224 px of 0.5 um, in cells of 8 um
+    with open_slide(synthetic_slide) as reader:
+        mask = tissue_mask(reader, recipe, read_geometry(reader.facts, recipe))
+    assert mask.shape == (2 * 4 * 14, 3 * 4 * 14)
+    # Tissue covers x 224..1568 and y 0..1344 in cells of 16 px; JPEG blurs the last cell's border.
+    assert mask[0:83, 15:97].all()
+    assert not mask[86:].any()
+    assert not mask[:, :12].any()
+    assert not mask[:, 100:].any()
+
+
+def test_method_none_takes_what_lies_inside(synthetic_slide):
+    recipe = TilingRecipe(scales=parse_scales("20x"), tissue=TissueRecipe(method="none"))
+    with open_slide(synthetic_slide) as reader:
+        mask = tissue_mask(reader, recipe, read_geometry(reader.facts, recipe))
+    assert mask.shape == (7 * 14, 9 * 14)
+    assert mask[:94, :125].all()  # 1500 / 16 = 93.75, 2000 / 16 = 125
+    assert not mask[94:].any()
+    assert not mask[:, 125:].any()
+
+
+def slide_of(path: Path, rgb: tuple[int, int, int]) -> Path:
+    rng = np.random.default_rng(0)
+    pixels = np.array(rgb) + rng.normal(0, 2, (500, 700, 1))
+    write_svs(np.clip(pixels, 0, 255).astype(np.uint8), path, mpp=0.5, objective_power=20.0)
+    return path
+
+
+def test_tissue_alone_is_all_tissue_and_glass_alone_is_none(tmp_path):
+    recipe = TilingRecipe(scales=parse_scales("20x"))
+    for rgb, share in (((205, 130, 175), 1.0), ((243, 242, 244), 0.0)):
+        with open_slide(slide_of(tmp_path / f"{share}.svs", rgb)) as reader:
+            geometry = read_geometry(reader.facts, recipe)
+            mask = tissue_mask(reader, recipe, geometry)
+        inside = mask[:31, :43]
+        assert inside.mean() == share
+
+
+def test_strips_do_not_change_the_mask(synthetic_slide, monkeypatch):
+    recipe = TilingRecipe(scales=parse_scales("20x"))
+    with open_slide(synthetic_slide) as reader:
+        geometry = read_geometry(reader.facts, recipe)
+        whole = tissue_mask(reader, recipe, geometry)
+        monkeypatch.setattr("cmamil_sdk.tiling.tissue._STRIP_PX", 500)
+        assert (tissue_mask(reader, recipe, geometry) == whole).all()

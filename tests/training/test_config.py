@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.training.config import TrainConfig, load_config, make_config
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    config = TrainConfig()
+    documented = {
+        "bag_loss": "ce",
+        "inst_loss": "svm",
+        "bag_weight": 0.7,
+        "k_sample": 8,
+        "drop_out": 0.2,
+        "dim": 128,
+        "weight_decay": 1e-5,
+        "early_stopping": False,
+        "epochs": 50,
+        "lr": 2e-4,
+    }
+    assert config.model_dump(include=set(documented)) == documented
+
+
+def test_every_field_is_described() -> None:
+    assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epoch": 3}, "epoch"),
+        ({"epochs": 0}, "epochs"),
+        ({"lr": float("nan")}, "lr"),
+        ({"pooling": "max"}, "pooling"),
+        ({"scales": ()}, "scales"),
+        ({"device": "tpu"}, "device"),
+        ({"bag_loss": "svm", "label_smoothing": 0.1}, "label_smoothing"),
+        ({"patience": 3}, "patience"),
+        ({"early_stopping": True, "val_share": 0}, "early_stopping"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigInvalid, match=message):
+        make_config(**fields)
+
+
+@pytest.mark.parametrize(("epochs", "patience"), [(5, 2), (20, 4), (50, 10), (200, 20)])
+def test_patience_fits_the_number_of_epochs(epochs: int, patience: int) -> None:
+    assert make_config(epochs=epochs, early_stopping=True).effective_patience == patience
+    assert make_config(epochs=epochs, early_stopping=True, patience=3).effective_patience == 3
+
+
+def test_yaml_with_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("epochs: 7\nscales: [10x, 20x]\n", encoding="utf-8")
+    assert load_config(path, epochs=9) == make_config(epochs=9, scales=("10x", "20x"))
+    path.write_text("epochs: 7\nwidth: 3\n", encoding="utf-8")
+    with pytest.raises(ConfigInvalid, match=r"train\.yaml: width"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00"])
+def test_unreadable_yaml_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigInvalid, match=r"train\.yaml"):
+        load_config(path)
+    with pytest.raises(ConfigInvalid, match="absent"):
+        load_config(tmp_path / "absent.yaml")

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cmamil_sdk.errors import LabelsInvalid, OutputExists, RecipeMismatch, RunInvalid
+from cmamil_sdk.features.file import read_feature_file, write_feature_file
+from cmamil_sdk.runs import load_checkpoint
+from cmamil_sdk.training.baselines import mean_feature_auc
+from cmamil_sdk.training.config import TrainConfig, make_config
+from cmamil_sdk.training.evaluation import evaluate, load_model
+from cmamil_sdk.training.run import train
+
+from .conftest import Cohort, make_bag, provenance, write_cohort, write_labels
+
+CONFIG = make_config(epochs=5, lr=5e-3, schedule="onecycle", folds=3, dim=16, inst_loss="none")
+QUICK = make_config(epochs=1, folds=2, dim=16)
+
+
+def run_all(
+    cohort: Cohort, run: Path, config: TrainConfig = CONFIG, **options: Any
+) -> dict[str, Any]:
+    return train(config, features=cohort.features, labels=cohort.labels, run=run, **options)
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Every file whose bytes two equal runs share (others hold times)."""
+    kept = [*run.glob("fold_*/checkpoint.safetensors"), *run.glob("fold_*/history.csv")]
+    kept += [run / name for name in ("config.json", "splits.csv", "predictions.csv")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in kept}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    shared_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A finished run that no test changes, and what train returned."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return run, run_all(shared_cohort, run)
+
+
+def test_a_run_from_feature_files_to_metrics(finished: tuple[Path, dict[str, Any]]) -> None:
+    run, summary = finished
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    per_fold = ("checkpoint.safetensors", "checkpoint.json", "metrics.json", "history.csv")
+    assert files == {"config.json", "splits.csv", "predictions.csv", "metrics.json"} | {
+        f"fold_{fold}/{name}" for fold in range(3) for name in per_fold
+    }
+    assert summary == json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert {"model", "folds", "mean", "std", "ci95", "seconds"} <= set(summary)
+    assert summary["model"] == "cma-mil"
+    assert summary["mean"]["auc"] > 0.9
+    low, high = summary["ci95"]["auc"]
+    assert low <= summary["mean"]["auc"] <= high
+    for fold in summary["folds"]:
+        assert {"accuracy", "auc", "precision", "recall", "f1"} <= set(fold["test"])
+        assert fold["test"]["slides"] == 12
+    assert summary["mean"]["auc"] == pytest.approx(
+        np.mean([fold["test"]["auc"] for fold in summary["folds"]])
+    )
+
+
+def test_predictions_fit_splits_labels_and_metrics(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    run, summary = finished
+    splits = {(r["slide"], r["fold"]): r for r in rows_of(run / "splits.csv")}
+    predictions = rows_of(run / "predictions.csv")
+    tested = [row["slide"] for row in predictions if row["split"] == "test"]
+    assert sorted(tested) == sorted(shared_cohort.slides)
+    names = ["benign", "in situ", "invasive"]
+    hits = []
+    for row in predictions:
+        split = splits[row["slide"], row["fold"]]
+        assert (row["split"], row["label"]) == (split["split"], split["label"])
+        probabilities = [float(row[f"probability_{name}"]) for name in names]
+        assert sum(probabilities) == pytest.approx(1.0)
+        if row["split"] == "test":
+            hits.append(names[int(np.argmax(probabilities))] == row["label"])
+    assert np.mean(hits) == pytest.approx(summary["mean"]["accuracy"])
+
+
+def test_the_checkpoint_holds_the_model_that_was_scored(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    run, _ = finished
+    model, meta = load_model(run / "fold_1")
+    assert meta.labels == ("benign", "in situ", "invasive")
+    assert meta.recipe.names == ("10x", "20x") and meta.encoder.id == "test"
+    assert meta.hyperparameters == model.hyperparameters
+    assert meta.hyperparameters["cross_attention"] == "nested"
+    assert meta.fold == 1 and {"val_auc", "val_loss", "test_auc"} <= set(meta.metrics)
+    row = next(r for r in rows_of(run / "predictions.csv") if r["fold"] == "1")
+    bag, _ = read_feature_file(shared_cohort.features / f"{row['slide']}.h5")
+    with torch.no_grad():
+        output = model(
+            {name: torch.from_numpy(x) for name, x in bag.features.items()},
+            {name: torch.from_numpy(x) for name, x in bag.index_arrays().items()},
+        )
+    probability = torch.softmax(output.logits[0] / meta.temperature, 0)[1].item()
+    assert probability == pytest.approx(float(row["probability_in situ"]), abs=1e-6)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_after_its_last_finished_fold(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """And the whole is equal to the bit to a run that was never killed."""
+    run, started = tmp_path / "run", []
+    whole_run, whole = finished
+
+    def kill(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        if (fold, epoch) == (1, 3):
+            raise _Killed
+
+    def note(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        started.append(fold)
+
+    with pytest.raises(_Killed):
+        run_all(shared_cohort, run, on_progress=kill)
+    assert not (run / "metrics.json").exists()
+    resumed = run_all(shared_cohort, run, on_progress=note)
+    assert set(started) == {1, 2}
+    assert results(run) == results(whole_run)
+    assert resumed["mean"] == whole["mean"] and resumed["ci95"] == whole["ci95"]
+    started.clear()
+    assert run_all(shared_cohort, run, on_progress=note) == resumed
+    assert started == []
+
+
+@pytest.mark.slow
+def test_sigkill_leaves_a_run_that_can_go_on(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from cmamil_sdk.training.config import TrainConfig\n"
+        "from cmamil_sdk.training.run import train\n"
+        "config = TrainConfig.model_validate_json(sys.argv[1])\n"
+        "train(config, features=Path(sys.argv[2]), labels=Path(sys.argv[3]), run=Path(sys.argv[4]))\n"
+    )
+    run = tmp_path / "run"
+    arguments = [CONFIG.model_dump_json(), shared_cohort.features, shared_cohort.labels, run]
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)])
+    deadline = time.monotonic() + 120
+    while not (run / "fold_0" / "metrics.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (run / "fold_0" / "metrics.json").exists()
+    before = (run / "fold_0" / "checkpoint.safetensors").stat().st_mtime_ns
+    run_all(shared_cohort, run)
+    assert (run / "fold_0" / "checkpoint.safetensors").stat().st_mtime_ns == before
+    assert results(run) == results(finished[0])
+
+
+def test_a_different_run_in_the_directory_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_all(cohort, run, QUICK)
+    with pytest.raises(OutputExists, match=r"epochs: 1 there, 2 here"):
+        run_all(cohort, run, QUICK.model_copy(update={"epochs": 2}))
+    rows = rows_of(cohort.labels)
+    rows[0]["label"], rows[1]["label"] = "invasive", "invasive"
+    write_labels(cohort.labels, rows)
+    with pytest.raises(OutputExists, match="other splits"):
+        run_all(cohort, run, QUICK)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(OutputExists, match="not a training run"):
+        run_all(cohort, tmp_path / "notes", QUICK)
+
+
+def test_more_cache_is_not_a_different_run(cohort: Cohort, tmp_path: Path) -> None:
+    first = run_all(cohort, tmp_path / "run", QUICK)
+    again = QUICK.model_copy(update={"cache_mb": 1})
+    assert run_all(cohort, tmp_path / "run", again) == first
+
+
+def test_given_splits_are_used(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    one_fold = tmp_path / "splits.csv"
+    rows = [r for r in rows_of(finished[0] / "splits.csv") if r["fold"] == "2"]
+    write_labels(one_fold, rows)
+    summary = run_all(shared_cohort, tmp_path / "second", QUICK, splits=one_fold)
+    assert [fold["fold"] for fold in summary["folds"]] == [2]
+    assert rows_of(tmp_path / "second" / "splits.csv") == rows
+
+
+def test_a_split_column_makes_the_single_fold(cohort: Cohort, tmp_path: Path) -> None:
+    rows = [
+        row | {"split": "held_out" if position >= 24 else "development"}
+        for position, row in enumerate(rows_of(cohort.labels))
+    ]
+    write_labels(cohort.labels, rows)
+    summary = run_all(cohort, tmp_path / "run", QUICK)
+    assert [fold["test"]["slides"] for fold in summary["folds"]] == [12]
+    tested = [r for r in rows_of(tmp_path / "run" / "predictions.csv") if r["split"] == "test"]
+    assert {row["slide"] for row in tested} == set(cohort.slides[24:])
+
+
+@pytest.mark.parametrize("cross_attention", ["global", "none"])
+def test_the_configuration_reaches_the_model(
+    cohort: Cohort, tmp_path: Path, cross_attention: str
+) -> None:
+    config = make_config(
+        epochs=1,
+        folds=2,
+        dim=10,
+        drop_out=0.4,
+        cross_attention=cross_attention,
+        pooling="reference",
+        standardize=False,
+        scales=("10x", "20x"),
+    )
+    run_all(cohort, tmp_path / "run", config)
+    meta, tensors = load_checkpoint(tmp_path / "run" / "fold_0")
+    assert meta.hyperparameters == {
+        "scales": ["10x", "20x"],
+        "feature_dim": 6,
+        "n_classes": 3,
+        "dim": 10,
+        "dropout": 0.4,
+        "cross_attention": cross_attention,
+        "pooling": "reference",
+        "standardize": False,
+    }
+    assert not any("standardizers" in name for name in tensors)
+
+
+def test_standardisation_uses_the_training_slides_of_the_fold(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    run, _ = finished
+    training = [
+        row["slide"]
+        for row in rows_of(run / "splits.csv")
+        if (row["fold"], row["split"]) == ("1", "train")
+    ]
+    files = [shared_cohort.features / f"{slide}.h5" for slide in training]
+    tiles = np.concatenate([read_feature_file(file)[0].features["20x"] for file in files])
+    _, tensors = load_checkpoint(run / "fold_1")
+    np.testing.assert_allclose(tensors["standardizers.1.mean"], tiles.mean(0), atol=1e-5)
+    np.testing.assert_allclose(tensors["standardizers.1.std"], tiles.std(0), atol=1e-5)
+
+
+def test_bad_input_ends_before_anything_is_written(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path, 12)
+    (cohort.features / "slide_01.h5").unlink()
+    with pytest.raises(LabelsInvalid, match="slide_01"):
+        run_all(cohort, tmp_path / "run", make_config(folds=2))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(LabelsInvalid, match="use fewer folds"):
+        run_all(cohort, tmp_path / "run", make_config(folds=5))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_gives_the_metrics_of_the_training(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    run, summary = finished
+    again = evaluate(run, features=shared_cohort.features, labels=shared_cohort.labels)
+    assert again["mean"] == summary["mean"] and again["ci95"] == summary["ci95"]
+    assert [f["test"] for f in again["folds"]] == [f["test"] for f in summary["folds"]]
+
+
+def test_evaluate_refuses_other_features_and_damaged_runs(cohort: Cohort, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_all(cohort, run, QUICK)
+    weights = run / "fold_0" / "checkpoint.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunInvalid, match="fold_0"):
+        evaluate(run, features=cohort.features, labels=cohort.labels)
+    weights.write_bytes((run / "fold_1" / "checkpoint.safetensors").read_bytes())
+    for position, slide in enumerate(cohort.slides):
+        bag = make_bag(slide, position // 2 % 3, seed=position)
+        write_feature_file(
+            cohort.features / f"{slide}.h5", bag, provenance(slide, encoder="another")
+        )
+    with pytest.raises(RecipeMismatch, match="another recipe or encoder"):
+        evaluate(run, features=cohort.features, labels=cohort.labels)
+    with pytest.raises(RunInvalid):
+        evaluate(tmp_path / "absent", features=cohort.features, labels=cohort.labels)
+
+
+def test_mean_feature_baseline_sees_what_is_in_the_mean(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels}
+    assert mean_feature_auc(**paths, splits=finished[0], scale="20x") > 0.9
+    assert 0.2 < mean_feature_auc(**paths, splits=finished[0], scale="10x") < 0.8

@@ -1,0 +1,201 @@
+"""What the folds of a run answer: models from checkpoints, their scores, and the files on them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmamil_sdk.errors import LabelsInvalid, RecipeMismatch, RunInvalid
+from cmamil_sdk.files import write_atomic
+from cmamil_sdk.models.base import MILModel
+from cmamil_sdk.models.build import build_model
+from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
+
+from .config import TrainConfig
+from .data import FeatureStore
+from .fit import predict_logits
+from .labels import LabelTable, read_labels
+from .metrics import Float64, Int64, Scored, across_folds, bootstrap_intervals, score, softmax
+from .record import RunRecord
+from .splits import SplitRow, fold_numbers, read_splits, slides_of
+
+_EVALUATED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits ``[n, C]`` of the slides of one part of one fold."""
+
+    slides: tuple[str, ...]
+    logits: Float64
+
+
+def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
+    """The trained model of one fold directory, in evaluation mode, and its description.
+
+    Raises:
+        RunInvalid: the checkpoint is missing, damaged, or of another model.
+    """
+    meta, tensors = load_checkpoint(folder)
+    model = build_model(meta.model_kind, meta.hyperparameters)
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as problem:
+        raise RunInvalid(
+            f"{folder} holds other tensors than its description says; train this fold again."
+        ) from problem
+    return model.eval(), meta
+
+
+def evaluate(run: Path, *, features: Path, labels: Path) -> dict[str, Any]:
+    """Score a run's folds again on their test slides, from checkpoints and feature files.
+
+    Returns:
+        A document like ``metrics.json``, without "seconds" of training.
+
+    Raises:
+        RunInvalid: the run is incomplete or damaged.
+        LabelsInvalid, FeatureFileInvalid, RecipeMismatch: the input does not fit the run.
+    """
+    record = RunRecord.read(run)
+    table = read_labels(labels)
+    if table.labels != record.labels:
+        raise LabelsInvalid(
+            f"{labels} has the labels {', '.join(table.labels)}, the run {run} was trained on "
+            f"{', '.join(record.labels)}; name the labels it was trained with."
+        )
+    rows = read_splits(run / "splits.csv", table)
+    store = open_store(record.config, features, table)
+    if store.provenance.recipe_key() != record.recipe_key:
+        raise RecipeMismatch(
+            f"{features} was made by another recipe or encoder than the features that {run} was "
+            "trained on; extract features as for the training."
+        )
+    answers, temperatures, folds = {}, {}, []
+    for fold in fold_numbers(rows):
+        answers[fold] = answers_of_fold(run, fold, store, rows, record)
+        temperatures[fold] = load_checkpoint(fold_directory(run, fold))[0].temperature
+        test = scored(answers[fold]["test"], table, temperatures[fold])
+        folds.append({"fold": fold, "test": score(test, table.labels)})
+    return summarise(record.config.model, folds, table, answers, temperatures)
+
+
+def open_store(config: TrainConfig, features: Path, table: LabelTable) -> FeatureStore:
+    """The feature files that a configuration trains on, checked."""
+    return FeatureStore.open(
+        features,
+        table,
+        scales=config.scales,
+        cache_mb=config.cache_mb,
+        ignore_unlabelled=config.ignore_unlabelled,
+    )
+
+
+def answers_of_fold(
+    run: Path,
+    fold: int,
+    store: FeatureStore,
+    rows: Sequence[SplitRow],
+    record: RunRecord,
+) -> dict[str, Answers]:
+    """Answers of a trained fold, from its checkpoint, on its val and test slides."""
+    model, _ = load_model(fold_directory(run, fold))
+    return answers_of(model, store, rows, fold, record.config)
+
+
+def answers_of(
+    model: MILModel,
+    store: FeatureStore,
+    rows: Sequence[SplitRow],
+    fold: int,
+    config: TrainConfig,
+) -> dict[str, Answers]:
+    """Answers of ``model`` on the val and test slides of a fold."""
+    parts = {part: slides_of(rows, fold, part) for part in _EVALUATED}
+    return {
+        part: Answers(tuple(slides), predict_logits(model, store.bags(slides), config))
+        for part, slides in parts.items()
+    }
+
+
+def classes_of(table: LabelTable, slides: Iterable[str]) -> Int64:
+    """Class numbers ``[n]`` of slides."""
+    return np.array([table.class_of(slide) for slide in slides], dtype=np.int64)
+
+
+def scored(answers: Answers, table: LabelTable, temperature: float) -> Scored:
+    """Answers at a temperature, with truth and patients."""
+    return Scored(
+        softmax(answers.logits, temperature),
+        classes_of(table, answers.slides),
+        [table.by_slide[slide].patient for slide in answers.slides],
+    )
+
+
+def summarise(
+    model: str,
+    folds: Sequence[Mapping[str, Any]],
+    table: LabelTable,
+    answers: Mapping[int, Mapping[str, Answers]],
+    temperatures: Mapping[int, float],
+) -> dict[str, Any]:
+    """The document of ``metrics.json`` but for its seconds."""
+    tests = [scored(answers[f["fold"]]["test"], table, temperatures[f["fold"]]) for f in folds]
+    mean, std = across_folds([fold["test"] for fold in folds])
+    return {
+        "model": model,
+        "labels": list(table.labels),
+        "folds": list(folds),
+        "mean": mean,
+        "std": std,
+        "ci95": bootstrap_intervals(tests),
+    }
+
+
+def write_predictions(
+    path: Path,
+    table: LabelTable,
+    answers: Mapping[int, Mapping[str, Answers]],
+    temperatures: Mapping[int, float],
+) -> None:
+    """Write ``predictions.csv``: calibrated probabilities of each fold's val and test slides."""
+    header = ["slide", "fold", "split", "label", *(f"probability_{n}" for n in table.labels)]
+    lines: list[list[Any]] = []
+    for fold, parts in answers.items():
+        for part, answer in parts.items():
+            probabilities = softmax(answer.logits, temperatures[fold]).tolist()
+            for slide, row in zip(answer.slides, probabilities, strict=True):
+                lines.append([slide, fold, part, table.by_slide[slide].label, *row])
+    write_atomic(path, csv_bytes(header, lines))
+
+
+def csv_bytes(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+    """A CSV table in UTF-8 with Unix line ends."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue().encode()
+
+
+__all__ = [
+    "Answers",
+    "answers_of",
+    "answers_of_fold",
+    "classes_of",
+    "csv_bytes",
+    "evaluate",
+    "load_model",
+    "open_store",
+    "scored",
+    "summarise",
+    "write_predictions",
+]

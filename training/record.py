@@ -1,0 +1,100 @@
+"""``config.json``: what a run is a run of, so that only the same run is continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from cmamil_sdk.errors import OutputExists, RunInvalid
+from cmamil_sdk.files import parse_document, write_json
+from cmamil_sdk.runs import read_json
+
+from .config import TrainConfig
+from .splits import SplitRow, splits_text, write_splits
+
+_WITHOUT_EFFECT_ON_RESULTS = {"cache_mb"}
+
+
+class RunRecord(BaseModel):
+    """The configuration as given, and what it came to mean for these features and labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    config: TrainConfig
+    model: dict[str, Any]
+    labels: tuple[str, ...]
+    recipe_key: str
+
+    @classmethod
+    def read(cls, run: Path) -> RunRecord:
+        """The record of a run directory.
+
+        Raises:
+            RunInvalid: missing or damaged.
+        """
+        path = run / "config.json"
+        return parse_document(cls, read_json(path), where=path, error=RunInvalid)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two runs to be the same."""
+        document: dict[str, Any] = json.loads(self.model_dump_json())
+        for name in _WITHOUT_EFFECT_ON_RESULTS:
+            del document["config"][name]
+        return document
+
+
+def check_run(run: Path, config: TrainConfig) -> None:
+    """Refuse a directory that cannot become or continue this run, before any feature is read.
+
+    Raises:
+        OutputExists: a file, a directory of something else, or a run of another configuration.
+        RunInvalid: its config.json is damaged.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir() or (any(run.iterdir()) and not (run / "config.json").exists()):
+        raise OutputExists(f"{run} exists and is not a training run; name another directory.")
+    if (run / "config.json").exists():
+        _refuse_difference(
+            run, RunRecord.read(run).config.model_dump(), config.model_dump(), "configuration"
+        )
+
+
+def open_run(run: Path, record: RunRecord, rows: Sequence[SplitRow]) -> bool:
+    """Create the run directory or continue it; True if it is finished already.
+
+    Raises:
+        OutputExists: the directory holds a run of other features, labels or splits.
+    """
+    if (run / "config.json").exists():
+        old = RunRecord.read(run)
+        _refuse_difference(run, old.identity(), record.identity(), "input")
+        if (run / "splits.csv").exists():
+            if (run / "splits.csv").read_text(encoding="utf-8") != splits_text(rows):
+                raise OutputExists(
+                    f"{run} was trained with other splits; name another directory, or give the "
+                    "same labels and splits."
+                )
+            return (run / "metrics.json").exists()
+    write_json(run / "config.json", record.model_dump(mode="json"))
+    write_splits(run / "splits.csv", rows)
+    return False
+
+
+def _refuse_difference(run: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+    for name in old.keys() | new.keys():
+        if name in _WITHOUT_EFFECT_ON_RESULTS:
+            continue
+        if old.get(name) != new.get(name):
+            raise OutputExists(
+                f"{run} holds a run of another {what} ({name}: {old.get(name)} there, "
+                f"{new.get(name)} here); name another directory."
+            )
+
+
+__all__ = ["RunRecord", "check_run", "open_run"]

@@ -1,0 +1,210 @@
+"""Train a run directory from feature files and labels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmamil_sdk.files import write_atomic, write_json
+from cmamil_sdk.models.base import MILModel
+from cmamil_sdk.models.build import build_model
+from cmamil_sdk.runs import CheckpointMeta, fold_directory, read_json, save_checkpoint
+
+from .calibration import fit_temperature
+from .config import TrainConfig
+from .data import FeatureStore, resolve_cross_attention
+from .evaluation import (
+    Answers,
+    answers_of,
+    answers_of_fold,
+    classes_of,
+    csv_bytes,
+    evaluate,
+    load_model,
+    open_store,
+    scored,
+    summarise,
+    write_predictions,
+)
+from .fit import FitResult, ProgressCallback, fit
+from .labels import LabelTable, read_labels
+from .metrics import calibration_error, finite_or_none, score, softmax
+from .record import RunRecord, check_run, open_run
+from .runtime import reproducible
+from .splits import SplitRow, fixed_split, fold_numbers, make_folds, read_splits, slides_of
+
+
+def train(
+    config: TrainConfig,
+    *,
+    features: Path,
+    labels: Path,
+    run: Path,
+    splits: Path | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> dict[str, Any]:
+    """Train every fold and write the run directory (layout: :mod:`cmamil_sdk.runs`).
+
+    Folds come from ``splits`` if given, else from a split column of the labels (one fold), else
+    they are made. A run that was killed goes on after its last finished fold when it is started
+    again with the same arguments; a finished one returns its metrics.
+
+    Args:
+        config: how to train.
+        features: directory of ``<slide_id>.h5`` feature files.
+        labels: CSV, see :func:`~cmamil_sdk.training.labels.read_labels`.
+        run: the run directory.
+        splits: a ``splits.csv`` or the directory of one.
+        on_progress: called after each epoch of each fold.
+
+    Returns:
+        The document of ``metrics.json``.
+
+    Raises:
+        LabelsInvalid, FeatureFileInvalid, RecipeMismatch, ScaleMismatch, ConfigInvalid: the input
+            cannot be trained on; found before training starts.
+        OutputExists: ``run`` holds something else, or a run of another configuration.
+        NonFiniteOutput: training diverged.
+    """
+    check_run(run, config)
+    table = read_labels(labels)
+    rows = _plan(config, table, splits)
+    store = open_store(config, features, table)
+    record = RunRecord(
+        config=config,
+        model=resolve_model(config, store, table),
+        labels=table.labels,
+        recipe_key=store.provenance.recipe_key(),
+    )
+    if open_run(run, record, rows):
+        return read_json(run / "metrics.json")
+    folds, answers = [], {}
+    for fold in fold_numbers(rows):
+        if (fold_directory(run, fold) / "metrics.json").exists():
+            folds.append(read_json(fold_directory(run, fold) / "metrics.json"))
+            answers[fold] = answers_of_fold(run, fold, store, rows, record)
+        else:
+            document, answers[fold] = _train_fold(run, fold, store, rows, record, on_progress)
+            folds.append(document)
+    temperatures = {document["fold"]: document["temperature"] for document in folds}
+    write_predictions(run / "predictions.csv", table, answers, temperatures)
+    summary = summarise(config.model, folds, table, answers, temperatures)
+    summary["seconds"] = sum(document["seconds"] for document in folds)
+    write_json(run / "metrics.json", summary)
+    return summary
+
+
+def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
+    """Hyper-parameters of the model that ``config`` means for these features and labels."""
+    return {
+        "scales": list(store.recipe.names),
+        "feature_dim": store.encoder.dim,
+        "n_classes": len(table.labels),
+        "dim": config.dim,
+        "dropout": config.drop_out,
+        "cross_attention": resolve_cross_attention(config.cross_attention, store),
+        "cross_norm": config.cross_norm,
+        "pooling": config.pooling,
+        "standardize": config.standardize,
+    }
+
+
+def _plan(config: TrainConfig, table: LabelTable, splits: Path | None) -> list[SplitRow]:
+    if splits is not None:
+        return read_splits(splits, table)
+    if table.has_split:
+        return fixed_split(table, val_share=config.val_share, seed=config.seed)
+    return make_folds(
+        table,
+        folds=config.folds,
+        val_share=config.val_share,
+        test_share=config.test_share,
+        seed=config.seed,
+    )
+
+
+def _train_fold(
+    run: Path,
+    fold: int,
+    store: FeatureStore,
+    rows: Sequence[SplitRow],
+    record: RunRecord,
+    on_progress: ProgressCallback | None,
+) -> tuple[dict[str, Any], dict[str, Answers]]:
+    started = time.perf_counter()
+    config, seed = record.config, record.config.seed + fold
+    train_slides = slides_of(rows, fold, "train")
+    with reproducible(seed, config.threads):
+        model = build_model(config.model, record.model)
+    result = fit(
+        model,
+        store.bags(train_slides),
+        store.bags(slides_of(rows, fold, "val")),
+        config,
+        seed=seed,
+        fold=fold,
+        moments=store.moments(train_slides),
+        on_progress=on_progress,
+    )
+    answers = answers_of(model, store, rows, fold, config)
+    table = store.table
+    val_labels = classes_of(table, answers["val"].slides)
+    temperature = fit_temperature(answers["val"].logits, val_labels)
+    test = scored(answers["test"], table, temperature)
+    document = {
+        "fold": fold,
+        "test": score(test, table.labels),
+        "val": score(scored(answers["val"], table, temperature), table.labels)
+        if len(val_labels)
+        else None,
+        "test_ece_uncalibrated": finite_or_none(
+            calibration_error(softmax(answers["test"].logits), test.labels)
+        ),
+        "temperature": temperature,
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+        "seconds": time.perf_counter() - started,
+    }
+    _write_fold(fold_directory(run, fold), model, store, record, document, result, seed)
+    return document, answers
+
+
+def _write_fold(
+    folder: Path,
+    model: MILModel,
+    store: FeatureStore,
+    record: RunRecord,
+    document: Mapping[str, Any],
+    result: FitResult,
+    seed: int,
+) -> None:
+    """Write a fold's files; ``metrics.json`` comes last and says that the fold is finished."""
+    meta = CheckpointMeta(
+        model_kind=model.kind,
+        hyperparameters=model.hyperparameters,
+        labels=record.labels,
+        recipe=store.recipe,
+        encoder=store.encoder,
+        fold=document["fold"],
+        seed=seed,
+        temperature=document["temperature"],
+        metrics=_checkpoint_metrics(document, result),
+    )
+    save_checkpoint(folder, meta, {k: v.numpy() for k, v in model.state_dict().items()})
+    header = list(result.history[0])
+    lines = ([row[name] for name in header] for row in result.history)
+    write_atomic(folder / "history.csv", csv_bytes(header, lines))
+    write_json(folder / "metrics.json", document)
+
+
+def _checkpoint_metrics(document: Mapping[str, Any], result: FitResult) -> dict[str, float]:
+    """Finite scalars of the kept epoch (``val_*``) and of the test (``test_*``)."""
+    kept = result.history[result.best_epoch - 1]
+    metrics: dict[str, Any] = {name: v for name, v in kept.items() if name.startswith("val_")}
+    metrics |= {f"test_{k}": v for k, v in document["test"].items() if isinstance(v, float)}
+    return {name: v for name, v in metrics.items() if finite_or_none(v) is not None}
+
+
+__all__ = ["evaluate", "load_model", "resolve_model", "train"]
