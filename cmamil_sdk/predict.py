@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.bundle import Aggregated, Bundle
+from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.slides import open_slide
@@ -116,7 +117,13 @@ class LocalPredictor:
     """Predicts slides in this process."""
 
     def __init__(self, bundle: Bundle, *, workers: int | None = None) -> None:
-        """Open the bundle's encoder; ``workers`` threads read and encode, one per core by default."""
+        """Open the bundle's encoder; ``workers`` threads read and encode, one per core by default.
+
+        Raises:
+            FieldInvalid: ``workers`` is below 1.
+        """
+        if workers is not None and workers < 1:
+            raise FieldInvalid(f"workers is {workers}; give 1 or more.")
         self.bundle = bundle
         self.workers = workers or os.cpu_count() or 1
         self._encoder = bundle.open_encoder()
@@ -140,9 +147,12 @@ class LocalPredictor:
             on_progress: called in this thread.
 
         Raises:
+            FieldInvalid: ``top_k`` is negative, or ``mpp`` implausible.
             InputError: the slide cannot be used.
             Cancelled: ``cancel`` was set.
         """
+        if top_k < 0:
+            raise FieldInvalid(f"top_k is {top_k}; give 0 or more.")
         report = on_progress or (lambda _event: None)
         started = time.perf_counter()
         seconds: dict[str, float] = {}

@@ -37,7 +37,7 @@ class CheckpointMeta(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
     sdk_version: str = __version__
     model_kind: str
     hyperparameters: dict[str, Any] = Field(description="arguments that rebuild the model")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.encoders.registry import encoder_spec
 from cmamil_sdk.engines import load_engine
@@ -69,7 +70,7 @@ def exported_encoder(name: str, weights: Path | None = None) -> ExportedEncoder:
         ParityFailed: the graph does not reproduce the network.
     """
     network, info = load_encoder(name, weights)
-    folder = cache_directory() / "encoders" / f"{info.id}-{info.weights_sha256[:16]}-opset{OPSET}"
+    folder = cache_directory() / "encoders" / _cache_key(info)
     graph, sidecar = folder / "encoder.onnx", folder / "encoder.json"
     parity = _cached_parity(graph, sidecar, info)
     if parity is not None:
@@ -84,6 +85,10 @@ def exported_encoder(name: str, weights: Path | None = None) -> ExportedEncoder:
         },
     )
     return ExportedEncoder(graph, info, parity)
+
+
+def _cache_key(info: EncoderInfo) -> str:
+    return f"{info.id}-{info.weights_sha256[:16]}-opset{OPSET}-{__version__}"
 
 
 def _cached_parity(graph: Path, sidecar: Path, info: EncoderInfo) -> dict[str, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -110,26 +111,23 @@ async def stream_prediction(
                 await events.write(progress=progress_message(latest))
                 progress.sent(latest, time.monotonic())
                 continue
+            silence_s = progress.heartbeat(now_s)
             if delay is None:
                 changed.clear()
-            await _wait(
-                changed if delay is None else None, work, delay or progress.heartbeat(now_s)
-            )
+                await _wait(changed, silence_s)
+            else:
+                await asyncio.wait([work], timeout=min(delay, silence_s))
         await events.write(result=await work)
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
 
 
-async def _wait(changed: asyncio.Event | None, work: asyncio.Task[Any], seconds: float) -> None:
-    """Wait for the event, the end of the work, or the time."""
-    if changed is None:
-        await asyncio.wait([work], timeout=seconds)
-        return
-    try:
-        await asyncio.wait_for(changed.wait(), seconds)
-    except TimeoutError:
-        return
+async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    """Wait for the event or the time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await changed.wait()
 
 
 class _Events:

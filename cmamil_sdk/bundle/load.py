@@ -154,6 +154,12 @@ class Bundle:
             SelfTestFailed: they are not reproduced.
         """
         golden = _read_golden(self.root / GOLDEN)
+        n_labels = len(self.manifest.labels)
+        if golden["aggregator/out/logits"].shape != (1, n_labels):
+            raise BundleCorrupt(
+                f"{self.root}: the manifest names {n_labels} labels, the golden logits have shape "
+                f"{golden['aggregator/out/logits'].shape}; export the model again."
+            )
         encoder = self.open_encoder()
         features = encoder.infer({"tiles": golden["encoder/in/tiles"]})["features"]
         encoder.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,16 @@ class OnnxRuntimeEngine:
 
 
 def cuda_available() -> bool:
-    """True if this build of onnxruntime has the CUDA provider."""
-    return "CUDAExecutionProvider" in ort.get_available_providers()
+    """True if this build of onnxruntime has the CUDA provider and the driver shows a device."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    asked = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return bool(asked and count.value > 0)
 
 
 def version() -> str:
@@ -128,8 +137,8 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
     if device.startswith("cuda"):
         if not cuda_available():
             raise EngineMissing(
-                "onnxruntime has no CUDA provider here; install onnxruntime-gpu on a machine with "
-                "an NVIDIA GPU, or use --device cpu."
+                "onnxruntime finds no CUDA device here; install onnxruntime-gpu on a machine with an "
+                "NVIDIA GPU and its driver, or use --device cpu."
             )
         provider = "CUDAExecutionProvider"
         settings = {"device_id": device.partition(":")[2] or "0"}

@@ -18,7 +18,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: left; border-bottom: 1px solid #ddd; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .wrong { color: #b00020; font-weight: 600; }
-.slides { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1.5rem; }
+.slides { display: grid; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); gap: 1.5rem; }
 figure { margin: 0; } figure img { width: 100%; border: 1px solid #ddd; }
 figcaption { font-size: .9rem; color: #444; }
 """
@@ -86,10 +86,11 @@ def _table_row(row: ReportRow) -> str:
 def _figure(row: ReportRow) -> str:
     prediction = row.prediction
     chances = ", ".join(f"{label} {p:.2f}" for label, p in prediction.probabilities.items())
+    picture = escape(row.heatmap or "", quote=True)
     truth = f"truth {row.truth}; " if row.truth is not None else ""
     return (
-        f'<figure><img src="{escape(row.heatmap or "", quote=True)}" '
-        f'alt="Evidence map of {escape(prediction.slide, quote=True)}">'
+        f'<figure><a href="{picture}"><img src="{picture}" '
+        f'alt="Evidence map of {escape(prediction.slide, quote=True)}"></a>'
         f"<figcaption><b>{escape(prediction.slide)}</b>: {escape(truth + chances)}</figcaption>"
         "</figure>\n"
     )

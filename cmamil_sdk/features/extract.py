@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.base import Engine
-from cmamil_sdk.errors import NonFiniteOutput, SlideCorrupt
+from cmamil_sdk.errors import NonFiniteOutput, SlideCorrupt, UnexpectedError
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.tiles import read_tiles
 from cmamil_sdk.slides.base import SlideReader
@@ -103,8 +103,14 @@ class BagBuilder:
 
         Raises:
             SlideCorrupt: more than 5 % of the tiles failed, or all tiles of a scale.
+            UnexpectedError: batches are missing.
         """
         total = self._plan.total_tiles()
+        if self.tiles_done != total:
+            raise UnexpectedError(
+                f"{self._plan.facts.path}: {self.tiles_done} of {total} tiles were encoded when the "
+                "bag was closed; report this."
+            )
         lost_scale = any(not ok.any() for ok in self._ok)
         if self.tiles_failed > MAX_FAILED_SHARE * total or lost_scale:
             raise SlideCorrupt(

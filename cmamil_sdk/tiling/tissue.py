@@ -7,17 +7,23 @@ share of any tile at any scale is an exact mean of cells.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.errors import SlideCorrupt
 from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.slides.resample import area_average
 from cmamil_sdk.tiling.geometry import ReadGeometry
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 UInt8 = npt.NDArray[np.uint8]
+_Cells = tuple[int, int, int, int]
 BoolMask = npt.NDArray[np.bool_]
+
+MAX_LOST_SHARE = 0.05
+"""A slide fails when a larger share of its overview than this cannot be decoded."""
 
 _STRIP_PX = 16_000_000
 # Otsu splits any image in two, also one of tissue alone or of background alone. Saturation of glass
@@ -33,10 +39,12 @@ def cells_per_tile(recipe: TilingRecipe) -> int:
 def tissue_mask(reader: SlideReader, recipe: TilingRecipe, geometry: ReadGeometry) -> BoolMask:
     """True where there is tissue, ``[rows, columns]`` of cells over the whole grid.
 
-    Cells whose centre lies outside the slide's bounds are False.
+    Cells whose centre lies outside the slide's bounds are False. Cells that cannot be decoded count as
+    tissue: their tiles are planned, fail when they are read, and are reported; as background they
+    would vanish unseen.
 
     Raises:
-        SlideCorrupt: the overview cannot be decoded.
+        SlideCorrupt: more than 5 % of the cells cannot be decoded.
     """
     cells = cells_per_tile(recipe) * geometry.block_ratio
     shape = (geometry.rows * cells, geometry.columns * cells)
@@ -48,9 +56,10 @@ def tissue_mask(reader: SlideReader, recipe: TilingRecipe, geometry: ReadGeometr
     inside: BoolMask = inside_rows[:, None] & inside_cols[None, :]
     if recipe.tissue.method == "none":
         return inside
-    saturation = _saturation(_overview(reader, geometry, shape, cell_size))
-    threshold = np.clip(otsu_threshold(saturation[inside]), *_SATURATION_LIMITS)
-    mask: BoolMask = inside & (saturation > threshold)
+    overview = _read_overview(reader, geometry, shape, cell_size)
+    saturation = _saturation(overview.rgb)
+    threshold = np.clip(otsu_threshold(saturation[inside & ~overview.lost]), *_SATURATION_LIMITS)
+    mask: BoolMask = inside & ((saturation > threshold) | overview.lost)
     return mask
 
 
@@ -69,25 +78,78 @@ def otsu_threshold(values: UInt8) -> int:
     return int(np.argmax(variance))
 
 
-def _overview(
+@dataclass
+class _Overview:
+    """Mean colour of every cell, ``rgb [rows, columns, 3]``, and which cells cannot be decoded."""
+
+    reader: SlideReader
+    origin: tuple[float, float]
+    level: int
+    cell_px: float
+    rgb: UInt8
+    lost: BoolMask
+    lost_limit: int
+
+    def read(self, top: int, bottom: int, left: int, right: int, smallest: int) -> None:
+        """Fill a box of cells; where decoding fails, halve the box until the fault is enclosed.
+
+        Raises:
+            SlideCorrupt: more cells are lost than ``lost_limit``.
+        """
+        x, y = (start + i * self.cell_px for start, i in zip(self.origin, (left, top), strict=True))
+        x0, y0 = math.floor(x), math.floor(y)
+        width, height = (right - left) * self.cell_px, (bottom - top) * self.cell_px
+        x1, y1 = math.ceil(x + width), math.ceil(y + height)
+        try:
+            pixels = self.reader.read_region(self.level, x0, y0, x1 - x0, y1 - y0)
+        except SlideCorrupt:
+            if max(bottom - top, right - left) > smallest:
+                for part in _halves((top, bottom, left, right), smallest):
+                    self.read(*part, smallest)
+                return
+            self.lost[top:bottom, left:right] = True
+            if self.lost.sum() > self.lost_limit:
+                raise
+            return
+        box = (x - x0, y - y0, x - x0 + width, y - y0 + height)
+        self.rgb[top:bottom, left:right] = area_average(pixels, box, right - left, bottom - top)
+
+
+def _read_overview(
     reader: SlideReader, geometry: ReadGeometry, shape: tuple[int, int], cell_size: float
-) -> UInt8:
-    """Mean colour of every cell, ``[*shape, 3]``, from the coarsest level no coarser than a cell."""
+) -> _Overview:
+    """Read the coarsest level that is no coarser than a cell, in strips."""
     levels = reader.facts.levels
     level = max(i for i, lv in enumerate(levels) if i == 0 or lv.downsample <= cell_size)
-    size = cell_size / levels[level].downsample
-    left, top = (origin / levels[level].downsample for origin in geometry.origin)
-    out = np.full((*shape, 3), 255, dtype=np.uint8)
-    x0, x1 = math.floor(left), math.ceil(left + shape[1] * size)
-    strip = max(1, int(_STRIP_PX / (size * (x1 - x0))))
+    downsample = levels[level].downsample
+    smallest = round(geometry.tile_size_level0 / cell_size)
+    overview = _Overview(
+        reader=reader,
+        origin=(geometry.origin[0] / downsample, geometry.origin[1] / downsample),
+        level=level,
+        cell_px=cell_size / downsample,
+        rgb=np.full((*shape, 3), 255, dtype=np.uint8),
+        lost=np.zeros(shape, dtype=bool),
+        lost_limit=int(MAX_LOST_SHARE * shape[0] * shape[1]),
+    )
+    strip = max(1, int(_STRIP_PX / (overview.cell_px**2 * shape[1])) // smallest) * smallest
     for first in range(0, shape[0], strip):
-        last = min(shape[0], first + strip)
-        y0, y1 = math.floor(top + first * size), math.ceil(top + last * size)
-        pixels = reader.read_region(level, x0, y0, x1 - x0, y1 - y0)
-        box = (left - x0, top + first * size - y0, left - x0 + shape[1] * size, 0.0)
-        box = (*box[:3], box[1] + (last - first) * size)
-        out[first:last] = area_average(pixels, box, shape[1], last - first)
-    return out
+        overview.read(first, min(shape[0], first + strip), 0, shape[1], smallest)
+    return overview
+
+
+def _halves(box: _Cells, unit: int) -> list[_Cells]:
+    """A box ``(top, bottom, left, right)`` cut in two across its longer side, at whole ``unit``s."""
+    top, bottom, left, right = box
+    if bottom - top > right - left:
+        middle = _middle(top, bottom, unit)
+        return [(top, middle, left, right), (middle, bottom, left, right)]
+    middle = _middle(left, right, unit)
+    return [(top, bottom, left, middle), (top, bottom, middle, right)]
+
+
+def _middle(first: int, last: int, unit: int) -> int:
+    return first + max(1, (last - first) // unit // 2) * unit
 
 
 def _saturation(rgb: UInt8) -> UInt8:

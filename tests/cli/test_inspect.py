@@ -51,7 +51,7 @@ def test_a_slide_without_mpp_is_described_and_names_the_option(
     assert answer.code == 0
     assert document["mpp"] is None
     assert document["tiles"] is None
-    assert "--mpp" in document["remark"]
+    assert "--mpp" in " ".join(document["warnings"])
 
 
 def test_table(cmamil: Callable[..., Any], small_slide: Path) -> None:
@@ -132,4 +132,4 @@ def test_glass_alone_is_described_without_tiles(cmamil: Callable[..., Any], tmp_
     write_svs(np.full((600, 600, 3), 244, np.uint8), slide, mpp=0.5, objective_power=20.0)
     document = cmamil("inspect", slide, "--json").document
     assert document["tiles"] is None
-    assert document["remark"]
+    assert document["warnings"]

@@ -24,6 +24,7 @@ OTHER_VALUES: dict[str, tuple[list[str], Any]] = {
     "model": (["cma-mil"], "cma-mil"),
     "scales": (["5x, 20x"], ("5x", "20x")),
     "cross_attention": (["global"], "global"),
+    "cross_norm": (["layer"], "layer"),
     "pooling": (["reference"], "reference"),
     "dim": (["64"], 64),
     "drop_out": (["0.5"], 0.5),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.errors import SlideCorrupt
+from cmamil_sdk.slides import SlideReader, open_slide
 from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.tiling.geometry import read_geometry
+from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
 from cmamil_sdk.tiling.tissue import _saturation, cells_per_tile, otsu_threshold, tissue_mask
 
@@ -88,3 +92,36 @@ def test_strips_do_not_change_the_mask(synthetic_slide, monkeypatch):
         whole = tissue_mask(reader, recipe, geometry)
         monkeypatch.setattr("cmamil_sdk.tiling.tissue._STRIP_PX", 500)
         assert (tissue_mask(reader, recipe, geometry) == whole).all()
+
+
+class _HoleyReader:
+    """Refuses every region that touches the level-0 point ``hole``."""
+
+    def __init__(self, reader: SlideReader, hole: tuple[int, int]) -> None:
+        self.facts = replace(reader.facts, levels=reader.facts.levels[:1])
+        self._reader, self._hole = reader, hole
+
+    def read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        if x <= self._hole[0] < x + width and y <= self._hole[1] < y + height:
+            raise SlideCorrupt("hole")
+        return self._reader.read_region(level, x, y, width, height)
+
+
+def test_what_cannot_be_decoded_is_planned_so_that_its_loss_is_counted(synthetic_slide):
+    hole = (1800, 1000)  # on glass: as background it would vanish unseen
+    with open_slide(synthetic_slide) as reader:
+        whole = make_plan(reader, TilingRecipe(scales=parse_scales("5x,10x,20x")))
+        holey = make_plan(
+            _HoleyReader(reader, hole), TilingRecipe(scales=parse_scales("5x,10x,20x"))
+        )
+    extra = {tuple(i) for i in holey.scales[-1].index} - {tuple(i) for i in whole.scales[-1].index}
+    assert extra == {(1800 // 224, 1000 // 224)}
+
+
+def test_an_overview_with_too_many_holes_fails_the_slide(synthetic_slide):
+    class Blind(_HoleyReader):
+        def read_region(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+            raise SlideCorrupt("all is lost")
+
+    with open_slide(synthetic_slide) as reader, pytest.raises(SlideCorrupt):
+        make_plan(Blind(reader, (0, 0)), TilingRecipe(scales=parse_scales("5x,10x,20x")))

@@ -1,0 +1,152 @@
+"""``cmamil serve`` as a process of its own, and ``cmamil client`` asking it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+READY_WITHIN_S = 60
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def address(
+    tiny_bundle: Path, small_slide: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A served folder with small.svs and text.svs; SIGTERM must end the server cleanly."""
+    root = tmp_path_factory.mktemp("served")
+    shutil.copy(small_slide, root / "small.svs")
+    (root / "text.svs").write_text("this is no slide")
+    program = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cmamil_sdk.cli", "serve", "--port", "0", "--workers", "1"),
+            *("--bundles", str(tiny_bundle), "--slides_root", str(root)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Standard error is read on the way, so that a full pipe cannot stop the server.
+    log: list[str] = []
+    reader = threading.Thread(target=lambda: log.extend(program.stderr or ()), daemon=True)
+    reader.start()
+    watchdog = threading.Timer(READY_WITHIN_S, program.kill)
+    watchdog.start()
+    assert program.stdout is not None
+    ready = re.fullmatch(r"serving on (127\.0\.0\.1:\d+)\n", program.stdout.readline())
+    watchdog.cancel()
+    if ready is None:
+        program.kill()
+        reader.join(timeout=5)
+        pytest.fail("the server did not start: " + "".join(log))
+    try:
+        yield ready.group(1)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(timeout=30) == 0
+        reader.join(timeout=5)
+        assert "Traceback" not in "".join(log)
+    finally:
+        program.kill()
+
+
+def test_health(cmamil: Callable[..., Any], address: str) -> None:
+    answer = cmamil("client", "health", "--server", address)
+    assert (answer.code, answer.out) == (0, "SERVING\n")
+    document = cmamil("client", "health", "--server", address, "--json").document
+    assert document == {"server": address, "status": "SERVING"}
+
+
+def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
+    (model,) = cmamil("client", "models", "--server", address, "--json").document
+    assert model["name"] == "models/tiny/versions/1"
+    assert model["labels"] == ["benign", "in_situ", "invasive"]
+    assert "tiny" in cmamil("client", "models", "--server", address).out
+    facts = cmamil("client", "info", "--server", address, "--json").document
+    assert len(facts["workers"]) == 1
+    assert "1 " in cmamil("client", "info", "--server", address).out
+
+
+def test_prediction_is_the_local_one(
+    cmamil: Callable[..., Any], address: str, tiny_bundle: Path, small_slide: Path
+) -> None:
+    served = cmamil("client", "predict", "small.svs", "--server", address, "--json").document
+    (local,) = cmamil("predict", small_slide, "--bundle", tiny_bundle, "--json").document[
+        "predictions"
+    ]
+    assert set(served) == set(local)
+    for name in ("slide", "label", "tiles", "mpp", "mpp_source", "bundle", "bundle_sha256"):
+        assert served[name] == local[name], name
+    assert served["probabilities"] == pytest.approx(local["probabilities"], abs=1e-5)
+    table = cmamil("client", "predict", "small.svs", "--server", address)
+    assert table.code == 0
+    assert local["label"] in table.out
+
+
+def test_inspection_is_the_local_one(
+    cmamil: Callable[..., Any], address: str, small_slide: Path
+) -> None:
+    served = cmamil("client", "inspect", "small.svs", "--server", address, "--json").document
+    local = cmamil("inspect", small_slide, "--json").document
+    assert set(served) == set(local)
+    for name in ("sha256", "width", "height", "mpp", "levels", "tiles", "vendor"):
+        assert served[name] == local[name], name
+    assert "896 x 896 px" in cmamil("client", "inspect", "small.svs", "--server", address).out
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect"])
+@pytest.mark.parametrize(
+    ("uri", "code", "reason"),
+    [
+        ("none.svs", 3, "SLIDE_NOT_FOUND"),
+        ("text.svs", 3, "SLIDE_FORMAT_UNSUPPORTED"),
+        ("../small.svs", 3, "SLIDE_URI_FORBIDDEN"),
+        ("/etc/passwd", 3, "SLIDE_URI_FORBIDDEN"),
+        ("https://example.org/a.svs", 3, "SLIDE_URI_FORBIDDEN"),
+    ],
+)
+def test_what_the_server_refuses_is_typed_here(
+    cmamil: Callable[..., Any], address: str, command: str, uri: str, code: int, reason: str
+) -> None:
+    answer = cmamil("client", command, uri, "--server", address, "--json")
+    assert answer.code == code
+    assert answer.err.startswith(f"cmamil: {reason}: ")
+    assert answer.out == ""
+
+
+def test_no_server_there(cmamil: Callable[..., Any]) -> None:
+    for arguments in (["health"], ["models"], ["predict", "a.svs"]):
+        answer = cmamil("client", *arguments, "--server", NOBODY)
+        assert answer.code == 4
+        assert "Traceback" not in answer.err
+    assert "SERVER_UNREACHABLE" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--port", "70000"), 2),
+        (("--bundles", "/nowhere"), 3),
+        (("--slides-root", "/nowhere"), 2),
+        (("--device", "tpu"), 2),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    cmamil: Callable[..., Any],
+    tiny_bundle: Path,
+    tmp_path: Path,
+    options: tuple[str, str],
+    code: int,
+) -> None:
+    given = {"--bundles": tiny_bundle, "--slides-root": tmp_path, "--port": "0"} | dict([options])
+    answer = cmamil("serve", *(str(part) for pair in given.items() for part in pair))
+    assert answer.code == code
+    assert "Traceback" not in answer.err
