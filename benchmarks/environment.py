@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cmamil_sdk.machine import available_cores
+
 _PACKAGES = (
     "cmamil-sdk",
     "numpy",
@@ -29,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
-        "cores": usable_cores(),
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": _versions(),
@@ -43,13 +45,6 @@ def load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except OSError:
         return None
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peak_rss_mb() -> float:
@@ -83,4 +78,4 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-__all__ = ["describe_machine", "load_average", "peak_rss_mb", "usable_cores"]
+__all__ = ["describe_machine", "load_average", "peak_rss_mb"]

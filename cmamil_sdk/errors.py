@@ -12,7 +12,6 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── LabelsInvalid             INVALID_ARGUMENT
     │   ├── SlideIdDuplicate          INVALID_ARGUMENT
     │   ├── OutputExists              ALREADY_EXISTS
-    │   ├── FileSystemRefused         FAILED_PRECONDITION
     │   ├── OutputUnwritable          INVALID_ARGUMENT
     │   └── ScaleMismatch             INVALID_ARGUMENT
     ├── InputError                    exit 3   an input file cannot be used
@@ -101,12 +100,6 @@ class OutputExists(UsageError):
 
 class OutputUnwritable(UsageError):
     """The folder for the output cannot be made or written to."""
-
-
-class FileSystemRefused(UsageError):
-    """The operating system refuses to read or write a file that is no slide: rights, space."""
-
-    grpc_status = "FAILED_PRECONDITION"
 
 
 class ScaleMismatch(UsageError):

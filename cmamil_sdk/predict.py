@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from cmamil_sdk.bundle import Aggregated, Bundle
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.extract import extract_bag
+from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
 
@@ -125,7 +125,7 @@ class LocalPredictor:
         if workers is not None and workers < 1:
             raise FieldInvalid(f"workers is {workers}; give 1 or more.")
         self.bundle = bundle
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or available_cores()
         self._encoder = bundle.open_encoder()
 
     def predict(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,10 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from cmamil_sdk.machine import available_cores
 
 
 class ServerConfig(BaseModel):
@@ -34,7 +30,9 @@ class ServerConfig(BaseModel):
     engine: Literal["auto", "onnxruntime"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
-    workers: int = Field(default_factory=_cores, ge=1, le=256, description="child processes")
+    workers: int = Field(
+        default_factory=available_cores, ge=1, le=256, description="child processes"
+    )
     worker_memory_mib: int = Field(
         8192, ge=0, description="address space of one worker on the CPU, MiB; 0: no limit"
     )

@@ -26,7 +26,7 @@ from cmamil_sdk.cli import (
 )
 from cmamil_sdk.cli.arguments import normalise
 from cmamil_sdk.cli.output import note
-from cmamil_sdk.errors import CmamilError, DependencyMissing, FileSystemRefused, UnexpectedError
+from cmamil_sdk.errors import CmamilError, DependencyMissing, OutputUnwritable, UnexpectedError
 
 app = typer.Typer(
     help="CMA-MIL and HMIL for whole-slide images: train, export, serve, measure.",
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as problem:
         _fail(_missing(problem), debug)
     except OSError as problem:
-        _fail(FileSystemRefused(f"{problem}; free space or change permissions or paths."), debug)
+        _fail(OutputUnwritable(f"{problem}; free space, or change permissions or paths."), debug)
     except Exception as problem:  # noqa: BLE001 - the last line of defence: no traceback for users
         shown = f"{type(problem).__name__}: {problem}"
         _fail(UnexpectedError(f"{shown}; run again with --debug and report what it prints."), debug)

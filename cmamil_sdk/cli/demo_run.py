@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from cmamil_sdk.export.bundle import export_bundle
 from cmamil_sdk.export.encoder import exported_encoder
 from cmamil_sdk.features.slide import extract_slide
 from cmamil_sdk.files import write_json
+from cmamil_sdk.machine import available_cores
 from cmamil_sdk.predict import Prediction, ProgressEvent
 from cmamil_sdk.runs import read_json
 from cmamil_sdk.slides import open_slide
@@ -144,7 +144,7 @@ def _write_slides(settings: DemoSettings, stages: Stages) -> list[Path]:
     planned = plan_cohort(settings.slides, seed=settings.seed)
     folder = settings.out / "slides"
     with stages.stage("slides", f"Drawing {len(planned)} slides") as progress:
-        return write_cohort(planned, folder, workers=os.cpu_count() or 1, on_slide=progress.update)
+        return write_cohort(planned, folder, workers=available_cores(), on_slide=progress.update)
 
 
 def _extract(out: Path, slides: list[Path], stages: Stages) -> None:

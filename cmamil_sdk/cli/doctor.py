@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from typing import Annotated, Any
 
 import typer
 
 from cmamil_sdk.cli.output import say, say_json, table
+from cmamil_sdk.machine import available_cores
 
 _PACKAGES = {
     "numpy": "base",
@@ -42,7 +42,7 @@ def run(
         "machine": {
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": available_cores(),
         },
         "readers": {"openslide": _openslide()},
         "engines": engines,

@@ -130,6 +130,8 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # Batches come in many sizes: a memory pattern for each would make memory grow without end.
+    options.enable_mem_pattern = False
     # Idle threads that spin steal the cores of the threads that decode.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider = "CPUExecutionProvider"

@@ -6,7 +6,6 @@ busy without a queue between them. The result does not depend on the number of w
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -21,6 +20,7 @@ from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.errors import NonFiniteOutput, SlideCorrupt, UnexpectedError
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.tiles import read_tiles
+from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.slides.open import open_slide
 from cmamil_sdk.tiling.plan import TileBatch, TilePlan
@@ -179,7 +179,7 @@ def extract_bag(
     batches = plan.batches()
     for batch in batches:
         shared.todo.put(batch)
-    count = max(1, min(workers or os.cpu_count() or 1, len(batches)))
+    count = max(1, min(workers or available_cores(), len(batches)))
     threads = [
         threading.Thread(target=_work, args=(plan, engine, shared), daemon=True)
         for _ in range(count)

@@ -12,8 +12,8 @@ from cmamil_sdk.benchmarks.environment import (
     describe_machine,
     load_average,
     peak_rss_mb,
-    usable_cores,
 )
+from cmamil_sdk.machine import available_cores
 
 
 def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["packages"]["numpy"] == np.__version__
     assert found["thread_variables"]["OMP_NUM_THREADS"] == "1"
     assert found["cpu"]
-    assert found["cores"] == usable_cores() >= 1
+    assert found["cores"] == available_cores() >= 1
 
 
 def test_load_average_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
