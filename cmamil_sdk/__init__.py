@@ -1,4 +1,4 @@
-"""CMA-MIL and HMIL for whole-slide images: train, export, serve and measure."""
+"""Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve and measure."""
 
 from __future__ import annotations
 

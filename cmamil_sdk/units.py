@@ -1,4 +1,4 @@
-"""Numbers that carry their unit and reference frame in their type."""
+"""Numbers that carry their unit in their type."""
 
 from __future__ import annotations
 
@@ -7,8 +7,4 @@ from typing import NewType
 MicronsPerPixel = NewType("MicronsPerPixel", float)
 """Edge length of one pixel in micrometres; smaller is a higher magnification (0.5 is about 20x)."""
 
-Level0Px = NewType("Level0Px", float)
-"""A length or coordinate in pixels of the slide's level 0, from its top left corner."""
-
-LevelPx = NewType("LevelPx", int)
-"""A length or coordinate in pixels of one stored pyramid level, from its top left corner."""
+__all__ = ["MicronsPerPixel"]

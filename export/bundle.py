@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cmamil_sdk.bundle.manifest import (
     AGGREGATOR_GRAPH,
@@ -22,7 +21,7 @@ from cmamil_sdk.bundle.manifest import (
 from cmamil_sdk.bundle.write import write_bundle
 from cmamil_sdk.errors import FieldInvalid, RecipeMismatch, RunInvalid
 from cmamil_sdk.models.base import MILModel
-from cmamil_sdk.models.build import build_model
+from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json
 
 from .aggregator import AggregatorGraph, eager_outputs, export_aggregator, probe_bag
@@ -67,15 +66,8 @@ def export_bundle(
             )
     chosen = best_fold(run) if fold is None else fold
     meta, tensors = load_checkpoint(fold_directory(run, chosen))
-    model = build_model(meta.model_kind, meta.hyperparameters)
-    try:
-        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in tensors.items()})
-    except RuntimeError as problem:
-        raise RunInvalid(
-            f"The checkpoint of fold {chosen} in {run} does not fit its description "
-            f"({str(problem).splitlines()[0]}); train this fold again."
-        ) from problem
-    model.eval()
+    where = fold_directory(run, chosen)
+    model = restore_model(meta.model_kind, meta.hyperparameters, tensors, where=where)
     target = out / name / version
 
     def fill(folder: Path) -> Callable[[dict[str, FileEntry]], Manifest]:

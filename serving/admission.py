@@ -23,6 +23,7 @@ class Ticket:
         self._admission = admission
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.started_s: float | None = None
+        self._released = False
 
     @property
     def position(self) -> int:
@@ -44,8 +45,14 @@ class Ticket:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give the place up and let the next one start."""
-        self._admission.leave(self)
+        """Give the place up, unless that is done, and let the next one start."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the place up before the block ends: what is left needs no worker."""
+        if not self._released:
+            self._released = True
+            self._admission.leave(self)
 
 
 class Admission:

@@ -134,16 +134,19 @@ class Services:
                 answer = await predictor.predict(
                     request, ticket, remaining_s=context.time_remaining(), report=report
                 )
-                return await predictor.in_thread(
+                written = await predictor.in_thread(
                     self._answer, answer, request.model, message, identity
                 )
+                ticket.release()  # a client that takes its answer slowly keeps no place
+                return written
 
             accepted = prediction_pb2.Accepted(
                 queue_position=ticket.position, model=request.model.resource
             )
-            await stream_prediction(
-                predict, context, accepted, identity, heartbeat_s=self._config.heartbeat_s
-            )
+            async with predictor.deadlines.limit(context.time_remaining()):
+                await stream_prediction(
+                    predict, context, accepted, identity, heartbeat_s=self._config.heartbeat_s
+                )
 
     def _answer(
         self,

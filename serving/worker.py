@@ -19,7 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmamil_sdk.engines import Engine, load_engine
-from cmamil_sdk.errors import BundleCorrupt, CmamilError, SlideCorrupt, SlideTooLarge
+from cmamil_sdk.errors import (
+    BundleCorrupt,
+    CmamilError,
+    SlideCorrupt,
+    SlideFormatUnsupported,
+    SlideTooLarge,
+)
 from cmamil_sdk.features.extract import EncodedBatch, encode_batch
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.slides import SlideFacts, SlideReader, open_slide
@@ -42,9 +48,13 @@ from .paths import SlideRef, open_slide_file
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-# Formats in one file are opened through the checked file descriptor, so that nobody can put another
-# file in its place. The others find their parts by name, beside the file.
-_SEVERAL_FILES = {".mrxs", ".vms", ".vmu", ".dcm"}
+# Slides in one file, by their first bytes whatever their names: TIFF in all its kinds, CZI, SQLite.
+# Other formats (MIRAX, VMS, VMU, DICOM) name further files, which may lie anywhere.
+_ONE_FILE = (
+    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    b"ZISRAWFILE",
+    b"SQLite format 3\0",
+)
 
 
 @dataclass
@@ -168,10 +178,10 @@ def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
 
 def _open(ref: SlideRef, mpp: float | None) -> _OpenSlide:
     fd = open_slide_file(ref)
-    alias = f"/proc/self/fd/{fd}"
-    if Path(ref.name).suffix.lower() in _SEVERAL_FILES or not Path("/proc/self/fd").is_dir():
-        alias = str(ref.path)
+    # Opened through the checked descriptor, nobody can put another file in its place.
+    alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
     try:
+        _refuse_several_files(fd, ref)
         reader = open_slide(Path(alias), mpp=mpp)
     except CmamilError as problem:
         os.close(fd)
@@ -181,6 +191,15 @@ def _open(ref: SlideRef, mpp: float | None) -> _OpenSlide:
         raise
     reader.facts = replace(reader.facts, path=ref.shown, slide_id=Path(ref.name).stem)
     return _OpenSlide(reader, fd, alias)
+
+
+def _refuse_several_files(fd: int, ref: SlideRef) -> None:
+    if not os.pread(fd, 16, 0).startswith(_ONE_FILE):
+        raise SlideFormatUnsupported(
+            f"{ref.shown} is no slide in one file (TIFF, SVS, NDPI, SCN, BIF, CZI or SVSLIDE), and a "
+            "server reads no others, because they name files that may lie outside its roots; "
+            "convert it to TIFF, or use `cmamil predict` where the file lies."
+        )
 
 
 def _close(slide: _OpenSlide) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ class FeatureStore:
         self._cached_bytes = 0
         self._cache: OrderedDict[str, TrainingBag] = OrderedDict()
         self._spreads: dict[str, dict[str, _Spread]] = {}
+        self._origins: dict[str, str] = {}
         self._first: tuple[Path, FeatureProvenance] | None = None
         self.parents_known = True
 
@@ -162,6 +164,11 @@ class FeatureStore:
         if self._first is None:
             raise LabelsInvalid(f"{self.table.path} names no slide; fill it in.")
         return self._first[1]
+
+    def digest(self) -> str:
+        """sha256 over the slides' ids, their files' hashes and when their features were made."""
+        lines = [f"{slide} {self._origins[slide]}" for slide in sorted(self._origins)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def recipe(self) -> TilingRecipe:
@@ -217,6 +224,7 @@ class FeatureStore:
             self._first = (path, provenance)
             _check_scales(path, provenance.recipe, self._wanted)
         self._refuse_other_recipe(path, provenance)
+        self._origins[slide] = f"{provenance.slide_sha256} {provenance.created}"
         chosen = self._chosen(bag)
         finer = chosen.scales[1:]
         self.parents_known &= all((chosen.parent[s.name] >= 0).any() for s in finer)

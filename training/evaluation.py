@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from cmamil_sdk.errors import LabelsInvalid, RecipeMismatch, RunInvalid
+from cmamil_sdk.errors import LabelsInvalid, RecipeMismatch
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.models.base import MILModel
-from cmamil_sdk.models.build import build_model
+from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
 
 from .config import TrainConfig
@@ -44,15 +43,7 @@ def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
         RunInvalid: the checkpoint is missing, damaged, or of another model.
     """
     meta, tensors = load_checkpoint(folder)
-    model = build_model(meta.model_kind, meta.hyperparameters)
-    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as problem:
-        raise RunInvalid(
-            f"{folder} holds other tensors than its description says; train this fold again."
-        ) from problem
-    return model.eval(), meta
+    return restore_model(meta.model_kind, meta.hyperparameters, tensors, where=folder), meta
 
 
 def evaluate(run: Path, *, features: Path, labels: Path) -> dict[str, Any]:

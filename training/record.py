@@ -29,6 +29,7 @@ class RunRecord(BaseModel):
     model: dict[str, Any]
     labels: tuple[str, ...]
     recipe_key: str
+    features_sha256: str
 
     @classmethod
     def read(cls, run: Path) -> RunRecord:

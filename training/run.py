@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
@@ -77,6 +78,7 @@ def train(
         model=resolve_model(config, store, table),
         labels=table.labels,
         recipe_key=store.provenance.recipe_key(),
+        features_sha256=store.digest(),
     )
     if open_run(run, record, rows):
         return read_json(run / "metrics.json")
@@ -115,6 +117,11 @@ def _plan(config: TrainConfig, table: LabelTable, splits: Path | None) -> list[S
     if splits is not None:
         return read_splits(splits, table)
     if table.has_split:
+        if "folds" in config.model_fields_set and config.folds != 1:
+            raise ConfigInvalid(
+                f"{table.path} has a split column, which makes one fold, and folds is "
+                f"{config.folds}; leave out one of them."
+            )
         return fixed_split(table, val_share=config.val_share, seed=config.seed)
     return make_folds(
         table,

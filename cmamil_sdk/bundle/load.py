@@ -31,7 +31,7 @@ from cmamil_sdk.errors import (
     SelfTestFailed,
 )
 from cmamil_sdk.features.bag import Bag
-from cmamil_sdk.features.file import FeatureProvenance, recipe_key
+from cmamil_sdk.features.file import read_feature_file, recipe_key
 from cmamil_sdk.files import parse_document, sha256_of_file
 
 Float32 = npt.NDArray[np.float32]
@@ -109,16 +109,23 @@ class Bundle:
         """A new encoder engine: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``."""
         return self._open(ENCODER_GRAPH, threads)
 
-    def check_recipe(self, provenance: FeatureProvenance) -> None:
-        """Refuse features of another recipe or encoder (RecipeMismatch)."""
+    def aggregate_file(self, path: Path) -> Aggregated:
+        """Run the aggregator on a feature file.
+
+        Raises:
+            FeatureFileInvalid: the file is damaged.
+            RecipeMismatch: it was made by another recipe or encoder than the bundle's.
+        """
+        bag, provenance = read_feature_file(path)
         if provenance.recipe_key() != recipe_key(self.manifest.recipe, self.manifest.encoder):
             raise RecipeMismatch(
                 f"The features of slide {provenance.slide_id} were made by another recipe or "
                 f"encoder than bundle {self.label} was trained on; extract them with the bundle's."
             )
+        return self.aggregate(bag)
 
     def aggregate(self, bag: Bag) -> Aggregated:
-        """Run the aggregator on one bag.
+        """Run the aggregator on one bag, made with this bundle's recipe and encoder.
 
         Raises:
             ScaleMismatch: the bag lacks a scale.

@@ -29,7 +29,7 @@ from cmamil_sdk.cli.output import note
 from cmamil_sdk.errors import CmamilError, DependencyMissing, OutputUnwritable, UnexpectedError
 
 app = typer.Typer(
-    help="CMA-MIL and HMIL for whole-slide images: train, export, serve, measure.",
+    help="Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,7 +50,7 @@ def _program(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """CMA-MIL and HMIL for whole-slide images: train, export, serve, measure."""
+    """Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve, measure."""
 
 
 app.command("doctor")(doctor.run)

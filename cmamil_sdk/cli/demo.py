@@ -10,7 +10,7 @@ import typer
 
 def run(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    slides: Annotated[int, typer.Option(min=30, help="How many slides are generated.")] = 60,
+    slides: Annotated[int, typer.Option(min=60, help="How many slides are generated.")] = 60,
     slide: Annotated[
         Path | None, typer.Option(help="A slide of your own, predicted by the same server.")
     ] = None,

@@ -14,7 +14,7 @@ from cmamil_sdk.explain import ReportRow, save_heatmap, write_report
 from cmamil_sdk.predict import Prediction
 from cmamil_sdk.training.metrics import Scored, bootstrap_intervals, macro_auc
 
-_HEATMAP_PX = 640
+_HEATMAP_PX = 512  # no more than the slides' second level, which then need not be averaged
 _INTRODUCTION = (
     "Slides were drawn by a program, so the labels are true by construction: benign glands, "
     "abnormal cells inside glands (in situ), and the same cells outside them (invasive). Training "

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmamil_sdk import __version__
 from cmamil_sdk.cli.demo_report import HeldOut, report_results
 from cmamil_sdk.cli.demo_server import running_server
 from cmamil_sdk.cli.output import Progress, say
@@ -26,6 +27,7 @@ from cmamil_sdk.predict import Prediction, ProgressEvent
 from cmamil_sdk.runs import read_json
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.synthetic import plan_cohort, write_cohort
+from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 from cmamil_sdk.training.baselines import mean_feature_auc
 from cmamil_sdk.training.config import TrainConfig, make_config
@@ -61,9 +63,9 @@ class DemoSettings:
     seed: int
 
     @property
-    def cohort(self) -> dict[str, int]:
+    def cohort(self) -> dict[str, Any]:
         """What decides the slides; a folder holds one cohort only."""
-        return {"slides": self.slides, "seed": self.seed}
+        return {"slides": self.slides, "seed": self.seed, "sdk_version": __version__}
 
 
 @dataclass
@@ -78,6 +80,10 @@ class Stages:
         started = time.perf_counter()
         with Progress(title) as progress:
             yield progress
+        self.passed(name, title, started)
+
+    def passed(self, name: str, title: str, started: float) -> None:
+        """Note and announce a stage that began at ``started`` (``time.perf_counter``)."""
         self.seconds[name] = round(time.perf_counter() - started, 2)
         say(f"{title}: {self.seconds[name]:.1f} s")
 
@@ -91,7 +97,8 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """
     if settings.own_slide is not None:
         with open_slide(settings.own_slide, mpp=settings.own_mpp) as reader:
-            reader.facts.require_mpp()  # a bad file of the user's shows now, not in four minutes
+            # A slide that cannot be predicted shows now, not in four minutes.
+            make_plan(reader, TilingRecipe(scales=parse_scales(SCALES)))
     out = settings.out
     _claim(settings)
     stages, started = Stages(), time.perf_counter()
@@ -101,14 +108,10 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     baselines = _train_baselines(settings, stages)
     bundle = _export(out, stages)
     truth = _held_out(out)
-    roots = {out / "slides": None}
-    if settings.own_slide is not None:
-        roots[settings.own_slide.resolve().parent] = None
-    with stages.stage("serve", "Starting the server") as _, contextlib.ExitStack() as stack:
-        address = stack.enter_context(running_server(bundle, list(roots)))
-        kept = stack.pop_all()
-    with kept, Client(address) as client:
-        served = _predict_held_out(client, out, truth, stages)
+    serving = time.perf_counter()
+    with running_server(bundle, _slides_roots(settings)) as address, Client(address) as client:
+        stages.passed("serve", "Starting the server", serving)
+        served = _predict_held_out(client, truth, stages)
         own = _predict_own(client, settings, stages)
     with stages.stage("report", "Drawing heatmaps"):
         held_out = HeldOut(truth=truth, predictions=served)
@@ -119,7 +122,8 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         "bundle": str(bundle),
         "seconds": stages.seconds,
         "baselines": baselines,
-        "training": {"val_auc": summary["folds"][0].get("val", {}), "settings": TRAINING},
+        "own_slide": None if own is None else own.to_json(),
+        "training": {"val_auc": summary["folds"][0]["val"]["auc"], "settings": TRAINING},
         "cohort": settings.cohort,
     }
     write_json(out / "summary.json", document)
@@ -144,7 +148,13 @@ def _write_slides(settings: DemoSettings, stages: Stages) -> list[Path]:
     planned = plan_cohort(settings.slides, seed=settings.seed)
     folder = settings.out / "slides"
     with stages.stage("slides", f"Drawing {len(planned)} slides") as progress:
-        return write_cohort(planned, folder, workers=available_cores(), on_slide=progress.update)
+        return write_cohort(
+            planned,
+            folder,
+            workers=available_cores(),
+            keep_complete=True,
+            on_slide=progress.update,
+        )
 
 
 def _extract(out: Path, slides: list[Path], stages: Stages) -> None:
@@ -215,8 +225,15 @@ def _held_out(out: Path) -> dict[str, dict[str, str]]:
         return {row["slide"]: row for row in csv.DictReader(file) if row["split"] == "held_out"}
 
 
+def _slides_roots(settings: DemoSettings) -> list[Path]:
+    roots = [settings.out / "slides"]
+    if settings.own_slide is not None:
+        roots.append(settings.own_slide.resolve().parent)
+    return roots
+
+
 def _predict_held_out(
-    client: Client, out: Path, truth: dict[str, dict[str, str]], stages: Stages
+    client: Client, truth: dict[str, dict[str, str]], stages: Stages
 ) -> dict[str, Prediction]:
     served = {}
     with stages.stage("predictions", f"Predicting {len(truth)} held-out slides") as progress:

@@ -28,7 +28,7 @@ def run(
     from cmamil_sdk.export.bundle import export_bundle
     from cmamil_sdk.export.parity import GATES
 
-    if fold != "best" and not fold.isdigit():
+    if fold != "best" and not fold.isdecimal():
         raise FieldInvalid(
             f"--fold {fold} is neither 'best' nor a fold's number; give one of them."
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cmamil_sdk.cli.output import Progress, failure, note, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
 
 def run(
@@ -41,12 +41,14 @@ def run(
 ) -> None:
     """Extract the features of every slide at all scales in one pass, one .h5 file per slide."""
     from cmamil_sdk.cli.slide_list import expand_slides
+    from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.engines import load_engine
-    from cmamil_sdk.errors import CmamilError
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.features.slide import extract_slide
+    from cmamil_sdk.slides.open import check_mpp
     from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
 
+    check_mpp(mpp)
     files = expand_slides(slides)
     output_folder(out)
     exported = exported_encoder(encoder, weights)
@@ -57,30 +59,20 @@ def run(
     )
     loaded = load_engine(exported.graph, engine=engine, device=device)
     done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    first_error: CmamilError | None = None
     started = time.perf_counter()
-    for number, slide in enumerate(files, start=1):
-        try:
-            with Progress(f"{slide.name} ({number} of {len(files)})") as progress:
-                result = extract_slide(
-                    slide,
-                    out,
-                    recipe=recipe,
-                    encoder=exported.info,
-                    engine=loaded,
-                    mpp=mpp,
-                    workers=workers,
-                    resume=resume,
-                    on_progress=progress.update,
-                )
-        except CmamilError as error:
-            first_error = first_error or error
-            failed.append(failure(slide.stem, error))
-            note(f"{slide.name}: {error.reason}: {error}")
-            if on_error == "stop":
-                break
-            continue
+
+    def extract(slide: Path, progress: Progress) -> None:
+        result = extract_slide(
+            slide,
+            out,
+            recipe=recipe,
+            encoder=exported.info,
+            engine=loaded,
+            mpp=mpp,
+            workers=workers,
+            resume=resume,
+            on_progress=progress.update,
+        )
         done.append(
             {
                 "slide": slide.stem,
@@ -91,17 +83,16 @@ def run(
                 "resumed": result.resumed,
             }
         )
+
+    failures = each_slide(files, extract, stop_on_error=on_error == "stop")
     if json:
-        say_json({"features": done, "failed": failed, "engine": loaded.info.label})
+        say_json({"features": done, "failed": failures.slides, "engine": loaded.info.label})
     else:
-        _say_summary(done, failed, out, time.perf_counter() - started)
-    if first_error is not None:
-        raise typer.Exit(first_error.exit_code if len(files) == 1 else 1)
+        _say_summary(done, len(files), out, time.perf_counter() - started)
+    raise typer.Exit(failures.exit_code(len(files)))
 
 
-def _say_summary(
-    done: list[dict[str, Any]], failed: list[dict[str, str]], out: Path, seconds: float
-) -> None:
+def _say_summary(done: list[dict[str, Any]], slides: int, out: Path, seconds: float) -> None:
     if done:
         names = list(done[0]["tiles"])
         rows = [
@@ -117,4 +108,4 @@ def _say_summary(
     fresh = [d for d in done if not d["resumed"]]
     tiles = sum(sum(d["tiles"].values()) for d in fresh)
     rate = f", {tiles / seconds:.0f} tiles/s" if fresh else ""
-    say(f"{len(done)} of {len(done) + len(failed)} slides in {out}, {seconds:.1f} s{rate}")
+    say(f"{len(done)} of {slides} slides in {out}, {seconds:.1f} s{rate}")

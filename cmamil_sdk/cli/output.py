@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cmamil_sdk.errors import CmamilError, OutputUnwritable
+from cmamil_sdk.errors import OutputUnwritable
 
 _PLAIN_INTERVAL_S = 5.0
 
@@ -49,11 +49,6 @@ def output_folder(folder: Path) -> None:
         raise OutputUnwritable(
             f"The folder {folder} may not be written to; change its permissions, or choose another."
         )
-
-
-def failure(slide: str, error: CmamilError) -> dict[str, str]:
-    """A failed slide as reports and JSON show it."""
-    return {"slide": slide, "reason": error.reason, "message": str(error)}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -116,4 +111,4 @@ class Progress:
             note(f"{title}: {done} of {total}")
 
 
-__all__ = ["Progress", "failure", "note", "output_folder", "say", "say_json", "table"]
+__all__ = ["Progress", "note", "output_folder", "say", "say_json", "table"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cmamil_sdk.cli.output import Progress, failure, note, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
 HEATMAP_PX = 768
 
@@ -37,47 +36,49 @@ def run(
     """Predict each slide with a bundle; nothing leaves this machine."""
     from cmamil_sdk.bundle import Bundle
     from cmamil_sdk.cli.slide_list import expand_slides
-    from cmamil_sdk.errors import CmamilError, FieldInvalid
+    from cmamil_sdk.cli.slide_runs import each_slide
+    from cmamil_sdk.errors import FieldInvalid
+    from cmamil_sdk.explain import save_heatmap
     from cmamil_sdk.files import write_json
     from cmamil_sdk.predict import LocalPredictor, Prediction
+    from cmamil_sdk.slides.open import check_mpp
 
     if heatmap and out is None:
         raise FieldInvalid("--heatmap needs a folder for the pictures; give --out.")
+    check_mpp(mpp)
     files = expand_slides(slides)
     if out is not None:
         output_folder(out)
     predictor = LocalPredictor(Bundle.load(bundle, engine=engine, device=device), workers=workers)
     predictions: list[Prediction] = []
-    failed: list[dict[str, str]] = []
-    first_error: CmamilError | None = None
-    for number, slide in enumerate(files, start=1):
-        try:
-            with Progress(f"{slide.name} ({number} of {len(files)})") as progress:
-                prediction = predictor.predict(
-                    slide,
-                    mpp=mpp,
-                    top_k=top_k,
-                    on_progress=_drawn_on(progress),
-                )
-            if heatmap and out is not None:
-                _write_heatmap(slide, out, prediction)
-        except CmamilError as error:
-            first_error = first_error or error
-            failed.append(failure(slide.stem, error))
-            note(f"{slide.name}: {error.reason}: {error}")
-            if on_error == "stop":
-                break
-            continue
+
+    def predict(slide: Path, progress: Progress) -> None:
+        prediction = predictor.predict(
+            slide,
+            mpp=mpp,
+            top_k=top_k,
+            on_progress=lambda event: progress.update(event.done, event.total, event.stage),
+        )
         predictions.append(prediction)
-    document = {"predictions": [p.to_json() for p in predictions], "failed": failed}
+        if out is not None:  # after each slide, so that a killed run keeps what it has
+            write_json(out / "predictions.json", _document(predictions, []))
+        if heatmap and out is not None:
+            picture = out / f"{prediction.slide}.heatmap.png"
+            save_heatmap(slide, picture, prediction, max_px=HEATMAP_PX)
+
+    failures = each_slide(files, predict, stop_on_error=on_error == "stop")
+    document = _document(predictions, failures.slides)
     if out is not None:
         write_json(out / "predictions.json", document)
     if json:
         say_json(document)
     elif predictions:
         say(predictions_table(predictions))
-    if first_error is not None:
-        raise typer.Exit(first_error.exit_code if len(files) == 1 else 1)
+    raise typer.Exit(failures.exit_code(len(files)))
+
+
+def _document(predictions: list[Any], failed: list[dict[str, str]]) -> dict[str, Any]:
+    return {"predictions": [p.to_json() for p in predictions], "failed": failed}
 
 
 def predictions_table(predictions: list[Any]) -> str:
@@ -94,13 +95,3 @@ def predictions_table(predictions: list[Any]) -> str:
         for p in predictions
     ]
     return table(["slide", "prediction", "probability", *scales, "seconds"], rows)
-
-
-def _drawn_on(bar: Progress) -> Callable[[Any], None]:
-    return lambda event: bar.update(event.done, event.total, event.stage)
-
-
-def _write_heatmap(slide: Path, out: Path, prediction: Any) -> None:
-    from cmamil_sdk.explain import save_heatmap
-
-    save_heatmap(slide, out / f"{prediction.slide}.heatmap.png", prediction, max_px=HEATMAP_PX)

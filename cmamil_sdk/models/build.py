@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from cmamil_sdk.errors import ConfigInvalid
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cmamil_sdk.errors import ConfigInvalid, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.cma_mil import CMAMIL
 
@@ -39,4 +44,28 @@ def build_model(kind: str, hyperparameters: Mapping[str, Any]) -> MILModel:
     return model(**hyperparameters)
 
 
-__all__ = ["build_model"]
+def restore_model(
+    kind: str,
+    hyperparameters: Mapping[str, Any],
+    tensors: Mapping[str, npt.NDArray[Any]],
+    *,
+    where: str | Path,
+) -> MILModel:
+    """Build a model and fill it with the tensors of a checkpoint; it is in evaluation mode.
+
+    Raises:
+        ConfigInvalid: as :func:`build_model`.
+        RunInvalid: the tensors are not those of this model; ``where`` names the checkpoint.
+    """
+    model = build_model(kind, hyperparameters)
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as problem:
+        raise RunInvalid(
+            f"{where} holds other tensors than its description says; train this fold again."
+        ) from problem
+    return model.eval()
+
+
+__all__ = ["build_model", "restore_model"]

@@ -30,18 +30,24 @@ def open_slide(path: Path, *, mpp: float | None = None) -> SlideReader:
         SlideFormatUnsupported: no reader knows the format.
         SlideCorrupt: the format is known, but the file cannot be opened.
     """
+    check_mpp(mpp)
+    _check_file(path)
+    return OpenSlideReader(path, mpp=mpp, reason="OpenSlide reads this format")
+
+
+def check_mpp(mpp: float | None) -> None:
+    """Refuse a given value that no slide has (FieldInvalid); None is none given."""
     low, high = PLAUSIBLE_MPP
     if mpp is not None and not (math.isfinite(mpp) and low <= mpp <= high):
         raise FieldInvalid(
             f"--mpp {mpp} is not between {low} and {high} microns per pixel; "
             "0.25 is about 40x, 0.5 about 20x."
         )
-    _check_file(path)
-    return OpenSlideReader(path, mpp=mpp, reason="OpenSlide reads this format")
 
 
 def _check_file(path: Path) -> None:
     try:
+        str(path).encode()  # features and reports are named by it
         if path.is_dir():
             raise SlideFormatUnsupported(f"{path} is a directory; name a slide file inside it.")
         if not path.is_file():
@@ -56,4 +62,4 @@ def _check_file(path: Path) -> None:
         raise SlideNotFound(f"{str(path)!r} cannot be opened ({problem}); check it.") from problem
 
 
-__all__ = ["open_slide"]
+__all__ = ["check_mpp", "open_slide"]

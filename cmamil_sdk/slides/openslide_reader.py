@@ -23,7 +23,7 @@ UInt8 = npt.NDArray[np.uint8]
 _CACHE_BYTES = 16 * 2**20
 _MAX_ANISOTROPY = 0.02
 _OVERRIDE_CONFLICT = 0.05
-_STRIP_PX = 16_000_000
+_STRIP_PX = 2_000_000
 _MAX_TILE_PX = 2**26
 # What tifffile raises depends on where in a damaged directory it stumbles.
 _UNPARSABLE = (

@@ -132,11 +132,17 @@ def write_slide(slide: SyntheticSlide, folder: Path) -> Path:
     return path
 
 
+def _keep_or_write(slide: SyntheticSlide, folder: Path) -> Path:
+    path = folder / f"{slide.slide_id}.svs"
+    return path if path.is_file() else write_slide(slide, folder)
+
+
 def write_cohort(
     slides: Sequence[SyntheticSlide],
     folder: Path,
     *,
     workers: int = 2,
+    keep_complete: bool = False,
     on_slide: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Write all slides and ``labels.csv`` (``slide,patient,label,split``) into ``folder``.
@@ -146,6 +152,7 @@ def write_cohort(
 
     Args:
         workers: slides drawn at a time.
+        keep_complete: leave slide files that are there; they appear only when complete.
         on_slide: called in this thread after each slide with the number done and the total.
 
     Raises:
@@ -155,7 +162,8 @@ def write_cohort(
         raise FieldInvalid(f"workers must be 1 or more, but is {workers}; 2 suits most machines")
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(write_slide, slide, folder) for slide in slides]
+        write = _keep_or_write if keep_complete else write_slide
+        jobs = [pool.submit(write, slide, folder) for slide in slides]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 job.result()

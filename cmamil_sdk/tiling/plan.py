@@ -154,7 +154,7 @@ def make_plan(
     if not kept[-1].any():
         raise NoTissue(
             f"{reader.facts.path}: no {recipe.finest.name} tile is tissue to "
-            f"{recipe.tissue.min_share:.0%}; check the slide, or use tissue method 'none'."
+            f"{recipe.tissue.min_share:.0%}; look at it with `cmamil inspect --thumbnail`."
         )
     total = sum(int(k.sum()) for k in kept)
     if max_tiles is not None and total > max_tiles:

@@ -6,9 +6,7 @@ artefacts are only used together when their recipes are equal.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -16,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cmamil_sdk.errors import ScaleMismatch
 
 _RATIO_TOLERANCE = 1e-6
+MAX_RATIO = 16
+"""The coarsest scale may be this much coarser than the finest: a tile of it is read as one block."""
 
 
 class Scale(BaseModel):
@@ -34,6 +34,12 @@ class TissueRecipe(BaseModel):
 
     method: Literal["otsu", "none"] = Field(
         "otsu", description="otsu: saturation (HSV) above Otsu's threshold; none: all is tissue"
+    )
+    min_value: float = Field(
+        0.15,
+        ge=0.0,
+        le=1.0,
+        description="otsu: what is darker (HSV value) is no tissue but a frame, a fold or a pen",
     )
     min_share: float = Field(0.25, ge=0.0, le=1.0, description="smallest tissue share of a tile")
     cell_um: float = Field(8.0, gt=0.0, description="edge of one mask cell, micrometres, about")
@@ -75,6 +81,11 @@ class TilingRecipe(BaseModel):
                     f"{fine.name} ({fine.mpp} µm/px); order scales from coarse to fine and "
                     "choose mpp values that nest, for example 5x,10x,20x."
                 )
+        if scales[0].mpp / scales[-1].mpp > MAX_RATIO + _RATIO_TOLERANCE:
+            raise ScaleMismatch(
+                f"Scale {scales[0].name} is more than {MAX_RATIO} times as coarse as "
+                f"{scales[-1].name}; leave out the coarsest scale."
+            )
         return scales
 
     @property
@@ -90,11 +101,6 @@ class TilingRecipe(BaseModel):
     def ratios(self) -> tuple[int, ...]:
         """How many finest tiles lie along the edge of one tile, per scale (finest: 1)."""
         return tuple(round(scale.mpp / self.finest.mpp) for scale in self.scales)
-
-    def fingerprint(self) -> str:
-        """sha256 over every field, in hexadecimal."""
-        document = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(document.encode()).hexdigest()
 
 
 def parse_scales(text: str) -> tuple[Scale, ...]:

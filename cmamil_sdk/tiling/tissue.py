@@ -25,7 +25,7 @@ BoolMask = npt.NDArray[np.bool_]
 MAX_LOST_SHARE = 0.05
 """A slide fails when a larger share of its overview than this cannot be decoded."""
 
-_STRIP_PX = 16_000_000
+_STRIP_PX = 2_000_000
 # Otsu splits any image in two, also one of tissue alone or of background alone. Saturation of glass
 # stays below the lower limit, that of stained tissue above the upper one (of 255).
 _SATURATION_LIMITS = (12, 40)
@@ -59,7 +59,10 @@ def tissue_mask(reader: SlideReader, recipe: TilingRecipe, geometry: ReadGeometr
     overview = _read_overview(reader, geometry, shape, cell_size)
     saturation = _saturation(overview.rgb)
     threshold = np.clip(otsu_threshold(saturation[inside & ~overview.lost]), *_SATURATION_LIMITS)
-    mask: BoolMask = inside & ((saturation > threshold) | overview.lost)
+    stained = (saturation > threshold) & (
+        overview.rgb.max(axis=-1) >= recipe.tissue.min_value * 255
+    )
+    mask: BoolMask = inside & (stained | overview.lost)
     return mask
 
 

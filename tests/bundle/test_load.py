@@ -22,7 +22,7 @@ from cmamil_sdk.errors import (
     SelfTestFailed,
 )
 from cmamil_sdk.features.bag import Bag
-from cmamil_sdk.features.file import FeatureProvenance
+from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
 from cmamil_sdk.tiling.recipe import TissueRecipe, parse_scales
 
 FILES = ("encoder.onnx", "aggregator.onnx", "golden.npz")
@@ -276,7 +276,7 @@ def test_the_engine_asked_for_is_the_one_used(tiny_bundle):
             Bundle.load(tiny_bundle, device="cuda:0")
 
 
-def test_features_of_another_recipe_are_refused(bundle):
+def test_features_of_another_recipe_are_refused(bundle, tmp_path):
     manifest = bundle.manifest
 
     def provenance(**changes) -> FeatureProvenance:
@@ -294,13 +294,26 @@ def test_features_of_another_recipe_are_refused(bundle):
         }
         return FeatureProvenance.model_validate(fields | changes)
 
-    bundle.check_recipe(provenance())
-    recipes = [
-        manifest.recipe.model_copy(update={"scales": parse_scales("10x,20x")}),
-        manifest.recipe.model_copy(update={"tissue": TissueRecipe(min_share=0.5)}),
+    scales = manifest.recipe.scales
+    n = {"5x": 1, "10x": 2, "20x": 4}
+    rng = np.random.default_rng(0)
+    bag = Bag(
+        slide_id="s7",
+        scales=scales,
+        features={k: rng.random((m, 1280), np.float32) for k, m in n.items()},
+        coords={k: np.zeros((m, 2), np.int64) for k, m in n.items()},
+        parent={k: np.full(m, -1 if k == "5x" else 0, np.int64) for k, m in n.items()},
+        tissue={k: np.ones(m, np.float32) for k, m in n.items()},
+    )
+    path = tmp_path / "s7.h5"
+    write_feature_file(path, bag, provenance())
+    found = bundle.aggregate_file(path)
+    np.testing.assert_array_equal(found.logits, bundle.aggregate(bag).logits)
+    others = [
+        {"recipe": manifest.recipe.model_copy(update={"tissue": TissueRecipe(min_share=0.5)})}
     ]
-    others = [{"recipe": recipe} for recipe in recipes]
     others += [{"encoder": manifest.encoder.model_copy(update={"weights_sha256": "0" * 64})}]
     for changes in others:
+        write_feature_file(path, bag, provenance(**changes))
         with pytest.raises(RecipeMismatch, match="s7"):
-            bundle.check_recipe(provenance(**changes))
+            bundle.aggregate_file(path)

@@ -103,7 +103,7 @@ def test_a_session_that_started_elsewhere_is_refused(gather, monkeypatch):
     real = onnxruntime.InferenceSession
 
     def fall_back(path, options, providers):
-        assert providers == [("CUDAExecutionProvider", {"device_id": "3"})]
+        assert providers == [("CUDAExecutionProvider", {"device_id": "3", "use_tf32": "0"})]
         assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
         return real(path, providers=["CPUExecutionProvider"])
 

@@ -98,7 +98,7 @@ def test_a_run_without_usable_folds(run, tmp_path, folds):
 def test_a_checkpoint_that_does_not_fit_its_description(run, tmp_path):
     meta, _ = load_checkpoint(fold_directory(run, 0))
     add_fold(run, 1, hyperparameters={**meta.hyperparameters, "dim": 64})
-    with pytest.raises(RunInvalid, match="fold 1"):
+    with pytest.raises(RunInvalid, match="fold_1 holds other tensors"):
         export_bundle(run, tmp_path / "out", name="x", fold=1)
 
 

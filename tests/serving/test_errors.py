@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, slide_pb2
-from cmamil_sdk.errors import leaf_errors
+from cmamil_sdk.client import Client
+from cmamil_sdk.errors import SlideFormatUnsupported, leaf_errors
 from cmamil_sdk.serving.status import FieldProblem, RequestInvalid, status_of
 
 _PREDICT = "/cmamil.v1.SlidePredictionService/PredictSlide"
@@ -212,3 +213,18 @@ def test_every_leaf_has_a_status_with_its_reason(leaf: type[Any]) -> None:
 def test_a_long_message_is_cut_to_fit_the_trailers() -> None:
     status = status_of(RequestInvalid([FieldProblem("slide.uri", "x" * 100_000)]))
     assert len(status.message) == 1000
+
+
+@pytest.mark.parametrize("name", ["x.vms", "disguised.svs", "scan.dcm"])
+def test_a_format_that_names_further_files_is_refused(
+    client: Client, slides_root: Path, name: str
+) -> None:
+    """Such a file could name one outside the roots; neither name nor extension decides."""
+    text = b"[Virtual Microscope Specimen]\nNoLayers=1\nImageFile=../secret.jpg\n"
+    data = bytes(128) + b"DICM" if name.endswith(".dcm") else text
+    (slides_root / name).write_bytes(data)
+    try:
+        with pytest.raises(SlideFormatUnsupported, match="no slide in one file"):
+            client.inspect(name)
+    finally:
+        (slides_root / name).unlink()

@@ -125,3 +125,14 @@ def test_an_overview_with_too_many_holes_fails_the_slide(synthetic_slide):
 
     with open_slide(synthetic_slide) as reader, pytest.raises(SlideCorrupt):
         make_plan(Blind(reader, (0, 0)), TilingRecipe(scales=parse_scales("5x,10x,20x")))
+
+
+def test_a_dark_frame_is_no_tissue(tmp_path):
+    pixels = np.full((1120, 1120, 3), 244, dtype=np.uint8)
+    pixels[448:672, 448:672] = (205, 130, 175)
+    pixels[:, :224] = (20, 14, 16)  # saturated, by HSV's measure, and black
+    path = tmp_path / "framed.svs"
+    write_svs(pixels, path, mpp=0.5, objective_power=20.0)
+    with open_slide(path) as reader:
+        plan = make_plan(reader, TilingRecipe(scales=parse_scales("20x")))
+    assert plan.scales[0].index.tolist() == [[2, 2]]

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from cmamil_sdk.errors import LabelsInvalid, OutputExists, RecipeMismatch, RunInvalid
+from cmamil_sdk.errors import (
+    ConfigInvalid,
+    LabelsInvalid,
+    OutputExists,
+    RecipeMismatch,
+    RunInvalid,
+)
 from cmamil_sdk.features.file import read_feature_file, write_feature_file
 from cmamil_sdk.runs import load_checkpoint
 from cmamil_sdk.training.baselines import mean_feature_auc
@@ -190,6 +196,26 @@ def test_a_different_run_in_the_directory_is_refused(cohort: Cohort, tmp_path: P
         run_all(cohort, tmp_path / "notes", QUICK)
 
 
+def test_other_features_are_not_the_same_run(cohort: Cohort, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_all(cohort, run, QUICK)
+    path = cohort.features / f"{cohort.slides[0]}.h5"
+    bag, provenance = read_feature_file(path)
+    write_feature_file(path, bag, provenance.model_copy(update={"slide_sha256": "f" * 64}))
+    with pytest.raises(OutputExists, match="features_sha256"):
+        run_all(cohort, run, QUICK)
+
+
+def test_folds_and_a_split_column_contradict_each_other(cohort: Cohort, tmp_path: Path) -> None:
+    rows = [
+        row | {"split": "test" if position >= 24 else "train"}
+        for position, row in enumerate(rows_of(cohort.labels))
+    ]
+    write_labels(cohort.labels, rows)
+    with pytest.raises(ConfigInvalid, match="split column"):
+        run_all(cohort, tmp_path / "run", QUICK.model_copy(update={"folds": 3}))
+
+
 def test_more_cache_is_not_a_different_run(cohort: Cohort, tmp_path: Path) -> None:
     first = run_all(cohort, tmp_path / "run", QUICK)
     again = QUICK.model_copy(update={"cache_mb": 1})
@@ -213,7 +239,7 @@ def test_a_split_column_makes_the_single_fold(cohort: Cohort, tmp_path: Path) ->
         for position, row in enumerate(rows_of(cohort.labels))
     ]
     write_labels(cohort.labels, rows)
-    summary = run_all(cohort, tmp_path / "run", QUICK)
+    summary = run_all(cohort, tmp_path / "run", make_config(epochs=1, dim=16))
     assert [fold["test"]["slides"] for fold in summary["folds"]] == [12]
     tested = [r for r in rows_of(tmp_path / "run" / "predictions.csv") if r["split"] == "test"]
     assert {row["slide"] for row in tested} == set(cohort.slides[24:])
@@ -229,6 +255,7 @@ def test_the_configuration_reaches_the_model(
         dim=10,
         drop_out=0.4,
         cross_attention=cross_attention,
+        cross_norm="layer",
         pooling="reference",
         standardize=False,
         scales=("10x", "20x"),
@@ -242,6 +269,7 @@ def test_the_configuration_reaches_the_model(
         "dim": 10,
         "dropout": 0.4,
         "cross_attention": cross_attention,
+        "cross_norm": "layer",
         "pooling": "reference",
         "standardize": False,
     }
