@@ -47,9 +47,10 @@ class Ticket:
     ) -> None:
         """Give the place up, unless that is done, and let the next one start."""
         self.release()
+        self._admission.gone()
 
     def release(self) -> None:
-        """Give the place up before the block ends: what is left needs no worker."""
+        """Give the place up before the block ends: what is left, the answer, needs no worker."""
         if not self._released:
             self._released = True
             self._admission.leave(self)
@@ -63,6 +64,7 @@ class Admission:
         self.waiting: deque[Ticket] = deque()
         self.active = 0
         self.draining = False
+        self._present = 0  # waiting, at work, or being answered
         self._mean_s = 1.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -83,12 +85,13 @@ class Admission:
             )
         ticket = Ticket(self)
         self.waiting.append(ticket)
+        self._present += 1
         self._idle.clear()
         self._advance()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Called once by a ticket's end."""
+        """Called once when a ticket's place is given up."""
         if ticket in self.waiting:
             self.waiting.remove(ticket)
         elif ticket.started_s is not None:
@@ -96,7 +99,11 @@ class Admission:
             took = time.monotonic() - ticket.started_s
             self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * took
         self._advance()
-        if not self.active and not self.waiting:
+
+    def gone(self) -> None:
+        """Called once by the end of a ticket's block."""
+        self._present -= 1
+        if not self._present:
             self._idle.set()
 
     def retry_after_s(self) -> float:
@@ -104,7 +111,7 @@ class Admission:
         return min(_LONGEST_RETRY_S, max(1.0, round(self._mean_s / self._max_active)))
 
     async def idle(self) -> None:
-        """Wait until nobody works or waits."""
+        """Wait until nobody waits, works, or is being answered."""
         await self._idle.wait()
 
     def _advance(self) -> None:

@@ -18,6 +18,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from openslide import OpenSlide
+
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.errors import (
     BundleCorrupt,
@@ -181,7 +183,7 @@ def _open(ref: SlideRef, mpp: float | None) -> _OpenSlide:
     # Opened through the checked descriptor, nobody can put another file in its place.
     alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
     try:
-        _refuse_several_files(fd, ref)
+        _refuse_several_files(fd, alias, ref)
         reader = open_slide(Path(alias), mpp=mpp)
     except CmamilError as problem:
         os.close(fd)
@@ -193,13 +195,20 @@ def _open(ref: SlideRef, mpp: float | None) -> _OpenSlide:
     return _OpenSlide(reader, fd, alias)
 
 
-def _refuse_several_files(fd: int, ref: SlideRef) -> None:
-    if not os.pread(fd, 16, 0).startswith(_ONE_FILE):
+def _refuse_several_files(fd: int, alias: str, ref: SlideRef) -> None:
+    if os.pread(fd, 16, 0).startswith(_ONE_FILE):
+        return
+    vendor = OpenSlide.detect_format(alias)
+    if vendor is not None:
         raise SlideFormatUnsupported(
-            f"{ref.shown} is no slide in one file (TIFF, SVS, NDPI, SCN, BIF, CZI or SVSLIDE), and a "
-            "server reads no others, because they name files that may lie outside its roots; "
-            "convert it to TIFF, or use `cmamil predict` where the file lies."
+            f"{ref.shown} is a slide of several files ({vendor}), which a server does not read, "
+            "because its parts may lie outside the roots; convert it to TIFF, or use "
+            "`cmamil predict` where it lies."
         )
+    raise SlideFormatUnsupported(
+        f"{ref.shown} is no slide that a server reads (TIFF, SVS, NDPI, SCN, BIF, CZI, SVSLIDE); "
+        "convert it to a pyramidal tiled TIFF."
+    )
 
 
 def _close(slide: _OpenSlide) -> None:

@@ -285,6 +285,10 @@ def resolve_cross_attention(wanted: str | None, store: FeatureStore) -> str:
 
 def _join(features: Path, table: LabelTable, ignore_unlabelled: bool) -> dict[str, Path]:
     files = {path.stem: path for path in sorted(features.glob("*.h5"))}
+    if not files:
+        raise FeatureFileInvalid(
+            f"There are no feature files in {features}; name the folder that `cmamil features` wrote."
+        )
     missing = set(table.by_slide) - set(files)
     if missing:
         raise LabelsInvalid(

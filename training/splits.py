@@ -185,7 +185,8 @@ def check_splits(rows: Sequence[SplitRow], table: LabelTable, where: str) -> Non
             if absent:
                 raise LabelsInvalid(
                     f"{where}, fold {fold}: no {split} slide has the label {some(absent)}; "
-                    "use fewer folds, add slides, or remove the label."
+                    "use fewer folds, add slides, remove the label, or, if the labels have a split "
+                    "column, mend or remove that."
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from cmamil_sdk.cli import (
 from cmamil_sdk.cli.arguments import normalise
 from cmamil_sdk.cli.output import note
 from cmamil_sdk.errors import CmamilError, DependencyMissing, OutputUnwritable, UnexpectedError
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve, measure.",
@@ -72,8 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configuration, 3 input, 4 missing capability, 5 internal)."""
     given = normalise(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files get our own message
     try:
         app([token for token in given if token != "--debug"])
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            note("cmamil: interrupted; what is complete is kept, start again to go on.")
+        raise
     except CmamilError as error:
         _fail(error, debug)
     except ModuleNotFoundError as problem:

@@ -108,9 +108,11 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict one slide, with progress; --json prints the document of `cmamil predict` for it."""
-    from cmamil_sdk.cli.predict import predictions_table
+    from cmamil_sdk.cli.predict import predictions_table, say_warnings
     from cmamil_sdk.client import Client
+    from cmamil_sdk.slides.open import check_mpp
 
+    check_mpp(mpp)
     with Client(server, timeout_s=timeout_s) as client, Progress(Path(uri).name) as progress:
         prediction = client.predict(
             uri,
@@ -119,6 +121,7 @@ def predict(
             model=model,
             on_progress=lambda event: progress.update(event.done, event.total, event.stage),
         )
+    say_warnings(prediction)
     if json:
         say_json(prediction.to_json())
     else:

@@ -21,6 +21,10 @@ _INTRODUCTION = (
     "saw none of the slides below, nor any other slide of their patients. The predictions came "
     "over gRPC from the exported bundle."
 )
+_OWN_SLIDE = (
+    "The last slide is your own: a model that has seen nothing but drawings answers for it, which "
+    "shows that the path works and means nothing else."
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,12 @@ class HeldOut:
 
 
 def report_results(
-    out: Path, held_out: HeldOut, *, own_slide: Path | None, own: Prediction | None
+    out: Path,
+    held_out: HeldOut,
+    *,
+    baselines: Mapping[str, float],
+    own_slide: Path | None,
+    own: Prediction | None,
 ) -> dict[str, Any]:
     """Print the table, write heatmaps and ``report.html``; returns the metrics for the summary."""
     slides = sorted(held_out.predictions, key=lambda s: (held_out.truth[s]["label"], s))
@@ -52,11 +61,12 @@ def report_results(
     write_report(
         out / "report.html",
         title="cmamil demo: from slide files to served predictions",
-        introduction=_INTRODUCTION,
+        introduction=_INTRODUCTION if own is None else f"{_INTRODUCTION} {_OWN_SLIDE}",
         facts={
             "macro AUC, held out": f"{metrics['auc']:.3f} (95 % interval {low:.3f} to {high:.3f})",
             "accuracy, held out": f"{metrics['accuracy']:.3f}",
             "slides held out": str(len(slides)),
+            **{f"for comparison, AUC of {n}": f"{auc:.3f}" for n, auc in baselines.items()},
         },
         rows=rows,
     )

@@ -115,7 +115,9 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         own = _predict_own(client, settings, stages)
     with stages.stage("report", "Drawing heatmaps"):
         held_out = HeldOut(truth=truth, predictions=served)
-        report = report_results(out, held_out, own_slide=settings.own_slide, own=own)
+        report = report_results(
+            out, held_out, baselines=baselines, own_slide=settings.own_slide, own=own
+        )
     stages.seconds["total"] = round(time.perf_counter() - started, 2)
     document = {
         **report,

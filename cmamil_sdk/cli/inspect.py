@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.output import output_folder, say, say_json, table
+from cmamil_sdk.cli.output import note, output_folder, say, say_json, table
 
 
 def run(
@@ -45,6 +45,7 @@ def run(
 
             output_folder(thumbnail.parent)
             write_overview(thumbnail, reader, plan)
+            note(f"wrote {thumbnail}")
     document: dict[str, Any] = {
         "slide": str(slide),
         "sha256": sha256_of_file(slide),
@@ -68,21 +69,26 @@ def run(
         say_plainly(document)
 
 
+def _objective(power: float | None) -> str:
+    return "not stated" if power is None else f"{power:g}x"
+
+
 def say_plainly(document: dict[str, Any]) -> None:
     """Print an inspection for a person, whether it was made here or by a server."""
     levels = ", ".join(
         f"{level['width']} x {level['height']} (1/{level['downsample']:.4g})"
         for level in document["levels"]
     )
-    mpp = "unknown" if document["mpp"] is None else f"{document['mpp']:.4g} µm/px"
+    known = document["mpp"] is not None
+    mpp = f"{document['mpp']:.4g} µm/px ({document['mpp_source']})" if known else "unknown"
     tiles = document["tiles"] or {}
     rows = [
         ("slide", document["slide"]),
         ("sha256", document["sha256"]),
         ("size", f"{document['width']} x {document['height']} px"),
         ("levels", levels),
-        ("mpp", f"{mpp} ({document['mpp_source']})"),
-        ("objective", document["objective_power"] or "not stated"),
+        ("mpp", mpp),
+        ("objective", _objective(document["objective_power"])),
         ("vendor", document["vendor"]),
         ("compression", document["compression"] or "not a TIFF"),
         ("reader", f"{document['reader']}: {document['reader_reason']}"),

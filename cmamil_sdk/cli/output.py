@@ -33,6 +33,11 @@ def say_json(document: object) -> None:
     say(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def printable(text: str) -> str:
+    """Text whose bytes were no UTF-8 (file names may hold any) as something that can be printed."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def output_folder(folder: Path) -> None:
     """Make ``folder`` before the work begins, so that an hour's work is not lost at its end.
 
@@ -111,4 +116,4 @@ class Progress:
             note(f"{title}: {done} of {total}")
 
 
-__all__ = ["Progress", "note", "output_folder", "say", "say_json", "table"]
+__all__ = ["Progress", "note", "output_folder", "printable", "say", "say_json", "table"]

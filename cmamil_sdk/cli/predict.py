@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 
 HEATMAP_PX = 768
 
@@ -60,6 +60,7 @@ def run(
             on_progress=lambda event: progress.update(event.done, event.total, event.stage),
         )
         predictions.append(prediction)
+        say_warnings(prediction)
         if out is not None:  # after each slide, so that a killed run keeps what it has
             write_json(out / "predictions.json", _document(predictions, []))
         if heatmap and out is not None:
@@ -81,6 +82,12 @@ def _document(predictions: list[Any], failed: list[dict[str, str]]) -> dict[str,
     return {"predictions": [p.to_json() for p in predictions], "failed": failed}
 
 
+def say_warnings(prediction: Any) -> None:
+    """Each warning of a prediction on standard error, whatever is printed on standard output."""
+    for warning in prediction.warnings:
+        note(f"{printable(prediction.slide)}: warning: {warning}")
+
+
 def predictions_table(predictions: list[Any]) -> str:
     """One line per slide: label, probability, tiles per scale, seconds."""
     scales = list(predictions[0].tiles)
@@ -88,9 +95,9 @@ def predictions_table(predictions: list[Any]) -> str:
         [
             p.slide,
             p.label,
-            round(p.probabilities[p.label], 3),
+            f"{p.probabilities[p.label]:.3f}",
             *(p.tiles[s] for s in scales),
-            round(p.seconds["total"], 2),
+            f"{p.seconds['total']:.2f}",
         ]
         for p in predictions
     ]

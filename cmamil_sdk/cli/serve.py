@@ -25,7 +25,7 @@ def run(
     max_active_slides: Annotated[int, typer.Option(min=1, help="Slides worked on at a time.")] = 4,
     max_queued: Annotated[int, typer.Option(min=0, help="Slides that may wait.")] = 16,
 ) -> None:
-    """Serve predictions until SIGTERM or Ctrl-C; work in flight is finished first."""
+    """Serve predictions. SIGTERM finishes the work in flight first; Ctrl-C ends at once."""
     import logging
 
     from cmamil_sdk.serving.config import ServerConfig

@@ -70,7 +70,7 @@ def _of_folder(folder: Path) -> list[Path]:
     if not found:
         raise SlideNotFound(
             f"The folder {folder} holds no slide ({', '.join(sorted(SLIDE_SUFFIXES))}); "
-            "name another folder, or the files themselves."
+            "subfolders are not searched: name them, or the files themselves."
         )
     return found
 
@@ -86,6 +86,11 @@ def _of_csv(path: Path) -> list[Path]:
     if "slide" not in rows[0]:
         raise FieldInvalid(
             f"{path} has no column 'slide' (it has {', '.join(rows[0])}); name the column of paths so."
+        )
+    if "mpp" in rows[0]:
+        raise FieldInvalid(
+            f"{path} has a column 'mpp', and values per slide are not read; remove it, and give --mpp "
+            "for the slides that need it in a run of their own."
         )
     for number, row in enumerate(rows, start=2):
         if not row["slide"]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmamil_sdk.cli.output import Progress, note
+from cmamil_sdk.cli.output import Progress, note, printable
 from cmamil_sdk.errors import CmamilError, SlideUnreadable, UnexpectedError
 
 
@@ -57,9 +57,4 @@ def each_slide(
     return failures
 
 
-def printable(text: str) -> str:
-    """Text whose bytes were no UTF-8 (file names may hold any) as something that can be printed."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-__all__ = ["Failures", "each_slide", "printable"]
+__all__ = ["Failures", "each_slide"]

@@ -117,8 +117,9 @@ def _options() -> list[inspect.Parameter]:
         for name, annotation, default in paths
     ]
     for name, field in TrainConfig.model_fields.items():
-        default = "" if field.default is None else f" [default: {field.default}]"
-        option = typer.Option(help=f"{field.description}{default}", show_default=False)
+        default = "" if field.default is None else f" (default: {field.default})"
+        text = str(field.description).replace("None:", "not given:")
+        option = typer.Option(help=f"{text}{default}", show_default=False)
         parameters.append(
             inspect.Parameter(
                 name,

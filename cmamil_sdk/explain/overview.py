@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.slides import SlideReader
@@ -32,9 +32,18 @@ def write_overview(path: Path, reader: SlideReader, plan: TilePlan | None) -> No
                     outline=_COLOURS[number % len(_COLOURS)],
                     width=line_px,
                 )
+        _legend(draw, [planned.name for planned in plan.scales])
     png = io.BytesIO()
     picture.save(png, format="PNG")
     write_atomic(path, png.getvalue())
+
+
+def _legend(draw: ImageDraw.ImageDraw, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        top = 6 + 20 * number
+        draw.rectangle((6, top, 66, top + 18), fill="white", outline="#999999")
+        draw.rectangle((10, top + 4, 20, top + 14), fill=_COLOURS[number % len(_COLOURS)])
+        draw.text((26, top + 2), name, fill="black", font=ImageFont.load_default(12))
 
 
 __all__ = ["write_overview"]

@@ -119,9 +119,7 @@ def _open(path: Path) -> openslide.OpenSlide:
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as problem:
-        raise SlideFormatUnsupported(
-            f"{path} is in no format that OpenSlide knows; convert it to a pyramidal tiled TIFF."
-        ) from problem
+        raise _unknown(path) from problem
     except openslide.OpenSlideError as problem:
         if "unsupported" in str(problem).lower():
             raise SlideFormatUnsupported(
@@ -133,6 +131,37 @@ def _open(path: Path) -> openslide.OpenSlide:
         ) from problem
     slide.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
     return slide
+
+
+def _unknown(path: Path) -> SlideCorrupt | SlideFormatUnsupported:
+    """Why OpenSlide knows no format for this file: it is cut short, or it is something else."""
+    size = path.stat().st_size
+    if size == 0:
+        return SlideCorrupt(f"{path} is empty; copy the file again from its source.")
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    if is_tiff and not _is_whole_tiff(path, size):
+        return SlideCorrupt(
+            f"{path} is a TIFF that is cut short or damaged; copy the file again from its source."
+        )
+    return SlideFormatUnsupported(
+        f"{path} is in no format that OpenSlide knows; convert it to a pyramidal tiled TIFF."
+    )
+
+
+def _is_whole_tiff(path: Path, size: int) -> bool:
+    """Whether every stored segment of every page lies within the file's ``size``."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            ends = [
+                offset + length
+                for page in file.pages
+                if isinstance(page, tifffile.TiffPage)
+                for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True)
+            ]
+    except _UNPARSABLE:
+        return False
+    return bool(ends) and max(ends) <= size
 
 
 def _facts(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cmamil_sdk.cli.output import Progress
-from cmamil_sdk.cli.slide_runs import each_slide, printable
+from cmamil_sdk.cli.output import Progress, printable
+from cmamil_sdk.cli.slide_runs import each_slide
 from cmamil_sdk.errors import SlideCorrupt, SlideNotFound
 
 SLIDES = [Path("a.svs"), Path("b.svs"), Path("c.svs")]

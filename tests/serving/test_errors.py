@@ -82,7 +82,7 @@ def test_all_wrong_fields_are_named_at_once(address: str, raw_call: RawCall) -> 
         (request("absent.svs"), "NOT_FOUND", "SLIDE_NOT_FOUND"),
         (request(sha256="0" * 64), "FAILED_PRECONDITION", "SLIDE_HASH_MISMATCH"),
         (request("text.svs"), "INVALID_ARGUMENT", "SLIDE_FORMAT_UNSUPPORTED"),
-        (request("cut.svs"), "INVALID_ARGUMENT", "SLIDE_FORMAT_UNSUPPORTED"),
+        (request("cut.svs"), "DATA_LOSS", "SLIDE_CORRUPT"),
         (request("holes.svs"), "DATA_LOSS", "SLIDE_CORRUPT"),
         (request("plain.tiff"), "FAILED_PRECONDITION", "MPP_UNKNOWN"),
         (request(mpp=40.0), "FAILED_PRECONDITION", "MPP_UNUSABLE"),
@@ -224,7 +224,9 @@ def test_a_format_that_names_further_files_is_refused(
     data = bytes(128) + b"DICM" if name.endswith(".dcm") else text
     (slides_root / name).write_bytes(data)
     try:
-        with pytest.raises(SlideFormatUnsupported, match="no slide in one file"):
+        with pytest.raises(
+            SlideFormatUnsupported, match=r"several files|no slide that a server reads"
+        ):
             client.inspect(name)
     finally:
         (slides_root / name).unlink()

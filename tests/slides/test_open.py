@@ -145,8 +145,16 @@ def test_paths_that_are_no_slide(tmp_path):
     with pytest.raises(SlideNotFound):
         open_slide(tmp_path / "pipe.svs")
     (tmp_path / "empty.svs").touch()
-    with pytest.raises(SlideFormatUnsupported):
+    with pytest.raises(SlideCorrupt, match="is empty"):
         open_slide(tmp_path / "empty.svs")
+
+
+@pytest.mark.parametrize("kept", [1000, 40_000, -1])
+def test_a_copy_that_is_cut_short_says_so(synthetic_slide, tmp_path, kept):
+    path = tmp_path / "cut.svs"
+    path.write_bytes(synthetic_slide.read_bytes()[:kept])
+    with pytest.raises(SlideCorrupt, match="copy the file again"):
+        open_slide(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -144,10 +144,10 @@ def test_the_cache_stays_within_its_size_and_changes_nothing(
     assert uncached.bag("slide_00") is not uncached.bag("slide_00")
 
 
-def test_mixed_label_tables_are_named_before_features_are_read(tmp_path: Path) -> None:
+def test_a_folder_without_feature_files(tmp_path: Path) -> None:
     write_labels(
         tmp_path / "labels.csv",
         [{"slide": "a", "label": "x"}, {"slide": "b", "label": "y"}],
     )
-    with pytest.raises(LabelsInvalid, match=r"a, b, but .* has no such feature file"):
+    with pytest.raises(FeatureFileInvalid, match=r"no feature files in .*nowhere"):
         FeatureStore.open(tmp_path / "nowhere", read_labels(tmp_path / "labels.csv"))
