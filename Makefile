@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOC_VENV := .venv-protoc
 PROTOS := $(sort $(wildcard protos/cmamil/v1/*.proto))
 
-.PHONY: setup demo test test-long lint protos gpu-check clean
+.PHONY: setup demo test test-long soak lint protos gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -23,6 +23,9 @@ test: setup
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+soak: setup
+	$(BIN)/python -m pytest -m long -s tests/serving/test_soak.py
 
 lint: setup
 	$(BIN)/ruff check .
