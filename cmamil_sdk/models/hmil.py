@@ -86,7 +86,8 @@ class HMIL(MultiScaleMIL):
         self._check_choice("head", head, get_args(HeadKind))
         _check_parents(parents, n_classes)
         self.parents = tuple(parents)
-        self.n_coarse = max(parents) + 1
+        n_coarse = max(parents) + 1
+        self.n_coarse = n_coarse
         self.coarse_hidden = dim if coarse_hidden is None else coarse_hidden
         self.fine_hidden = max(1, dim // 4) if fine_hidden is None else fine_hidden
         if min(self.coarse_hidden, self.fine_hidden) < 1:
@@ -98,7 +99,7 @@ class HMIL(MultiScaleMIL):
         )
         self.refine = nn.Linear(width, dim)
         n_scales = len(self.scales)
-        self.coarse = _Level(width, self.coarse_hidden, self.n_coarse, n_scales, head)
+        self.coarse = _Level(width, self.coarse_hidden, n_coarse, n_scales, head)
         self.fine = _Level(dim, self.fine_hidden, n_classes, n_scales, head)
         for part in (self.trunk, self.refine, self.coarse, self.fine):
             part.apply(_initialise)
