@@ -66,6 +66,11 @@ class Hierarchy(BaseModel):
             coarse_labels=coarse, parents=tuple(coarse.index(parent_of[label]) for label in labels)
         )
 
+    def check(self, labels: Sequence[str]) -> None:
+        """Refuse another number of labels than of parents (ValueError, for pydantic)."""
+        if len(labels) != len(self.parents):
+            raise ValueError(f"{len(self.parents)} parents for {len(labels)} labels")
+
     def parent_label(self, fine_class: int) -> str:
         """Name of the coarse label that a fine class belongs to."""
         return self.coarse_labels[self.parents[fine_class]]

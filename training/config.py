@@ -131,7 +131,8 @@ class TrainConfig(BaseModel):
     )
     coarse_weight: Weight | None = Field(
         None,
-        description="weight of the slide loss on the coarse labels; None: 1",
+        description="weight of the slide loss on the coarse labels, which alone trains the coarse "
+        "answer; None: 1",
         json_schema_extra=_ONLY_HMIL,
     )
     bag_align_weight: Weight | None = Field(

@@ -46,7 +46,7 @@ class MILModule(L.LightningModule):
         if isinstance(item, StepBag) and item.opens:
             self.step_loss.open(item.opens, self.current_epoch, self.device)
         output: MILOutput = self.model(bag.features, bag.index)
-        loss = self.objective(output, bag.label, self.current_epoch)
+        loss: Tensor = self.objective(output, bag.label, self.current_epoch)
         if isinstance(item, StepBag):
             loss = loss + self.step_loss.share(output)
         self._losses.append(loss.detach())

@@ -117,9 +117,7 @@ class MultiScaleMIL(MILModel):
         ]
         if not self.adaptors:
             return tiles
-        return [
-            torch.relu(adaptor(x)) for x, adaptor in zip(tiles, self.adaptors, strict=True)
-        ]
+        return [torch.relu(adaptor(x)) for x, adaptor in zip(tiles, self.adaptors, strict=True)]
 
     def _attend(self, tiles: list[Tensor], index: Mapping[str, Tensor]) -> list[Tensor]:
         if not self.cross:

@@ -242,6 +242,7 @@ def test_the_configuration_reaches_the_model(
         "dim": 10,
         "dropout": 0.4,
         "cross_attention": cross_attention,
+        "cross_norm": "none",
         "pooling": "reference",
         "standardize": False,
     }
