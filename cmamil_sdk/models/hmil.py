@@ -23,6 +23,8 @@ from cmamil_sdk.models.output import CoarseOutput, MILOutput
 
 HeadKind = Literal["per_class", "shared"]
 
+_LEAST_FINE_HIDDEN = 32
+
 
 class HMIL(MultiScaleMIL):
     """HMIL over ``scales``, ordered coarse to fine.
@@ -42,7 +44,8 @@ class HMIL(MultiScaleMIL):
         parents: ``[Cf]``, the coarse class of each fine class, all of 0..Cc-1, Cc at least 2.
         dim: width of the fine embeddings and of the bottleneck.
         coarse_hidden: width of the coarse gated attention; None: ``dim``.
-        fine_hidden: width of the fine gated attention; None: a quarter of ``dim``.
+        fine_hidden: width of the fine gated attention; None: a quarter of ``dim``, but at least
+            32, or ``dim`` if that is less.
         dropout: rate after the bottleneck's ReLU (published: 0).
         head: "per_class", or "shared" as published.
         cross_attention: between several scales: "nested", "global" or "none".
@@ -89,7 +92,9 @@ class HMIL(MultiScaleMIL):
         n_coarse = max(parents) + 1
         self.n_coarse = n_coarse
         self.coarse_hidden = dim if coarse_hidden is None else coarse_hidden
-        self.fine_hidden = max(1, dim // 4) if fine_hidden is None else fine_hidden
+        self.fine_hidden = (
+            min(dim, max(_LEAST_FINE_HIDDEN, dim // 4)) if fine_hidden is None else fine_hidden
+        )
         if min(self.coarse_hidden, self.fine_hidden) < 1:
             raise ConfigInvalid("HMIL: coarse_hidden and fine_hidden must be at least 1.")
         self.head: HeadKind = head

@@ -52,7 +52,7 @@ def test_published_settings_have_the_published_number_of_parameters(head: str, c
     biases = [m.bias for m in model.modules() if isinstance(m, torch.nn.Linear)]
     assert all(bool((bias == 0).all()) for bias in biases)
     first = next(w for w in weights if w.shape == (256, 1024))
-    assert float(first.std()) == pytest.approx((2 / 1024) ** 0.5, rel=0.02)
+    assert float(first.detach().std()) == pytest.approx((2 / 1024) ** 0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("head", ["shared", "per_class"])
@@ -118,7 +118,8 @@ def test_a_head_per_class_tells_classes_apart_that_attend_alike() -> None:
         with torch.no_grad():
             model.fine.attention.score.weight.zero_()
         spread[head] = float(model(*make_bag((20,))).logits.std())
-    assert spread["shared"] < 1e-6 < 0.1 < spread["per_class"]
+    assert spread["shared"] < 1e-6
+    assert spread["per_class"] > 0.1
 
 
 @pytest.mark.parametrize("cross_attention", ["nested", "global"])
