@@ -11,9 +11,9 @@ memory for the features, not the graphs, of the step's slides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -38,15 +38,23 @@ class StepBag:
         return type(self)(self.bag.to(device), self.opens)
 
 
+class Loader(Protocol):
+    """Bags one by one, and how many."""
+
+    def __iter__(self) -> Iterator[TrainingBag]: ...
+
+    def __len__(self) -> int: ...
+
+
 class Steps:
     """The bags of a loader, told which of them share an optimiser step."""
 
-    def __init__(self, loader: Iterable[TrainingBag], size: int) -> None:
+    def __init__(self, loader: Loader, size: int) -> None:
         self._loader = loader
         self._size = size
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[StepBag]:
         waiting: list[TrainingBag] = []
@@ -105,4 +113,4 @@ def _embedding(output: MILOutput) -> Tensor:
     return output.class_embedding
 
 
-__all__ = ["StepBag", "StepLoss", "Steps"]
+__all__ = ["Loader", "StepBag", "StepLoss", "Steps"]

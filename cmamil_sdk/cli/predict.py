@@ -81,19 +81,21 @@ def run(
 
 
 def predictions_table(predictions: list[Any]) -> str:
-    """One line per slide: label, probability, tiles per scale, seconds."""
+    """One line per slide: label, probability, coarse label if any, tiles per scale, seconds."""
     scales = list(predictions[0].tiles)
+    coarse = ["coarse"] if predictions[0].coarse else []
     rows = [
         [
             p.slide,
             p.label,
             round(p.probabilities[p.label], 3),
+            *(max(p.coarse, key=p.coarse.get) for _ in coarse),
             *(p.tiles[s] for s in scales),
             round(p.seconds["total"], 2),
         ]
         for p in predictions
     ]
-    return table(["slide", "prediction", "probability", *scales, "seconds"], rows)
+    return table(["slide", "prediction", "probability", *coarse, *scales, "seconds"], rows)
 
 
 def _drawn_on(bar: Progress) -> Callable[[Any], None]:

@@ -16,7 +16,7 @@ import typer
 from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.training.config import TrainConfig
 
-_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece")
+_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "coarse_auc", "parent_accuracy")
 
 
 def run(

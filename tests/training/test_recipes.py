@@ -111,3 +111,12 @@ def test_a_bad_hierarchy_file_is_named(tmp_path: Path, text: str, message: str) 
     with pytest.raises(ConfigInvalid, match=message) as problem:
         read_hierarchy(path)
     assert str(path) in str(problem.value)
+
+
+def test_the_shipped_configuration_is_one_and_spells_out_defaults() -> None:
+    folder = Path(__file__).resolve().parents[2] / "docs" / "configs"
+    shipped = load_config(folder / "bracs-hmil.yaml")
+    assert shipped.hierarchy == read_hierarchy(folder / "bracs-hierarchy.yaml")
+    assert len(shipped.hierarchy) == 7 and len(set(shipped.hierarchy.values())) == 3
+    plain = make_config(model="hmil", hierarchy=shipped.hierarchy, folds=10, early_stopping=True)
+    assert shipped == plain

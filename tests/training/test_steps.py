@@ -14,6 +14,7 @@ from cmamil_sdk.models.hmil import HMIL
 from cmamil_sdk.training.config import make_config
 from cmamil_sdk.training.data import TrainingBag
 from cmamil_sdk.training.fit import fit
+from cmamil_sdk.training.module import MILModule
 from cmamil_sdk.training.objective import HMILObjective, make_objective
 from cmamil_sdk.training.steps import StepBag, StepLoss, Steps
 
@@ -75,6 +76,34 @@ def test_slide_by_slide_is_the_same_as_all_at_once(recipe: str, dropout: float) 
     assert sum(losses) / 6 == pytest.approx(whole.item(), rel=1e-5)
     for found, wanted in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_the_trainer_steps_with_the_gradient_of_the_whole_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Accumulated by Lightning, also at the last step of an epoch that has fewer slides."""
+    stepped: list[list[Tensor]] = []
+
+    def note(module: MILModule, optimizer: object) -> None:
+        stepped.append(gradients(module.model))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MILModule, "on_before_optimizer_step", note)
+    settings = config(contrast_weight=0.7, epochs=1, accumulate=8)
+    for n in (8, 6):
+        bags, model = make_bags(n), make_model()
+        labels = torch.tensor([bag.label for bag in bags])
+        objective = make_objective(model, settings, labels.tolist())
+        outputs = [model(bag.features, bag.index) for bag in bags]
+        whole = objective.step_loss(torch.stack([o.class_embedding for o in outputs]), labels, 0)
+        for output, bag in zip(outputs, bags, strict=True):
+            whole = whole + objective(output, bag.label, 0) / n
+        (whole * n / 8).backward()
+        expected = gradients(model)
+        stepped.clear()
+        fit(make_model(), bags, [], settings, seed=0)
+        (found,) = stepped
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
 def test_bags_are_dealt_to_steps_in_order() -> None:
