@@ -191,11 +191,14 @@ def test_a_prediction_tells_both_levels_and_whether_they_disagree(model, synthet
             assert all(word in told[0] for word in (label, PARENT_OF[label], name))
 
     from cmamil_sdk._client_results import prediction_from
+    from cmamil_sdk.cli.predict import predictions_table
     from cmamil_sdk.serving.convert import prediction_message
     from cmamil_sdk.serving.models import LoadedModel
     from cmamil_sdk.serving.predictor import Answer
 
     prediction = replace(found["late"], maps=())
+    header, _, *lines = predictions_table([prediction]).splitlines()
+    assert "coarse" in header and any("late" in line for line in lines)
     model_stub = type("Model", (LoadedModel,), {"__init__": lambda self: None, "resource": "m"})()
     message = prediction_message(
         Answer(prediction=prediction, seconds_queued=0.0), model_stub, "id", attention=False
