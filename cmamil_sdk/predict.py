@@ -58,7 +58,7 @@ class ScaleMap:
         scale: its name.
         size: edge of a tile, level-0 pixels.
         coords: ``[n, 2]`` int64 ``(x, y)`` of the top left corner, level-0 pixels.
-        attention: ``[n]`` float32, sums to 1.
+        attention: ``[n]`` float32, sums to 1; of the predicted class, where each has its own.
         contribution: ``[n, C]`` float32, shares in the logits.
     """
 
@@ -73,8 +73,9 @@ class ScaleMap:
 class Prediction:
     """What the model says of one slide, as ``cmamil predict --json`` prints it.
 
-    ``probabilities`` and ``maps``' contributions are ordered as the bundle's labels. ``seconds`` of
-    decode and encode are per worker, so that the stages add up to about the total.
+    ``probabilities`` and ``maps``' contributions are ordered as the bundle's labels, ``coarse`` as
+    its coarse labels (None if it has none). ``seconds`` of decode and encode are per worker, so that
+    the stages add up to about the total.
     """
 
     slide: str
@@ -217,6 +218,8 @@ def build_prediction(
         for planned in plan.scales
     )
     warnings = list(plan.facts.warnings)
+    coarse = _coarse_answer(aggregated, bundle)
+    warnings += _disagreement(coarse, winner, bundle)
     if tiles_failed:
         warnings.append(f"{tiles_failed} of {plan.total_tiles()} tiles could not be decoded.")
     return Prediction(
@@ -225,7 +228,7 @@ def build_prediction(
         probabilities={
             label: float(p) for label, p in zip(labels, aggregated.probabilities, strict=True)
         },
-        coarse=None,
+        coarse=coarse,
         tiles=bag.counts(),
         tiles_failed=tiles_failed,
         mpp=plan.facts.require_mpp(),
@@ -238,6 +241,27 @@ def build_prediction(
         warnings=tuple(warnings),
         maps=maps,
     )
+
+
+def _coarse_answer(aggregated: Aggregated, bundle: Bundle) -> dict[str, float] | None:
+    hierarchy, values = bundle.manifest.hierarchy, aggregated.coarse_probabilities
+    if hierarchy is None or values is None:
+        return None
+    return {name: float(p) for name, p in zip(hierarchy.coarse_labels, values, strict=True)}
+
+
+def _disagreement(coarse: dict[str, float] | None, winner: int, bundle: Bundle) -> list[str]:
+    """A warning if the coarse answer is not the parent of the fine one."""
+    hierarchy = bundle.manifest.hierarchy
+    if coarse is None or hierarchy is None:
+        return []
+    answer, parent = max(coarse, key=coarse.__getitem__), hierarchy.parent_label(winner)
+    if answer == parent:
+        return []
+    return [
+        f"The two levels disagree: {bundle.manifest.labels[winner]} belongs to {parent}, the coarse "
+        f"answer is {answer}."
+    ]
 
 
 def evidence(scale_map: ScaleMap, class_index: int) -> Float32:

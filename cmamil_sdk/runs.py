@@ -5,7 +5,7 @@ Layout of a run directory::
     config.json            the resolved training configuration
     splits.csv             slide, patient, label, fold, split
     fold_<k>/checkpoint.safetensors, checkpoint.json, metrics.json, history.csv
-    predictions.csv        slide, fold, split, label, probability per class
+    predictions.csv        slide, fold, split, label, probability per class and per coarse class
     metrics.json           the run's summary, written last
 """
 
@@ -15,11 +15,11 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -27,6 +27,7 @@ from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.errors import RunInvalid
 from cmamil_sdk.files import parse_document, write_atomic, write_json
+from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 SCHEMA_VERSION = 1
@@ -42,13 +43,21 @@ class CheckpointMeta(BaseModel):
     model_kind: str
     hyperparameters: dict[str, Any] = Field(description="arguments that rebuild the model")
     labels: tuple[str, ...] = Field(min_length=2)
+    hierarchy: Hierarchy | None = Field(None, description="of a model with coarse labels")
     recipe: TilingRecipe
     encoder: EncoderInfo
     fold: int = Field(ge=0)
     seed: int
     temperature: float = Field(1.0, gt=0.0)
+    coarse_temperature: float | None = Field(None, gt=0.0, description="of the coarse logits")
     metrics: dict[str, float] = {}
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @model_validator(mode="after")
+    def _hierarchy_fits(self) -> Self:
+        if self.hierarchy is not None:
+            self.hierarchy.check(self.labels)
+        return self
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.models.base import MILModel
+from cmamil_sdk.models.output import CoarseOutput, MILOutput
 from cmamil_sdk.tiling.nesting import nesting_arrays
 from cmamil_sdk.tiling.recipe import Scale
 
@@ -27,12 +28,18 @@ PARITY_FINEST_TILES = (1, 7, 513, 4096)
 
 
 class AggregatorGraph(nn.Module):
-    """A model with positional tensors: features per scale, then the index arrays it reads."""
+    """A model with positional tensors: features per scale, then the index arrays it reads.
 
-    def __init__(self, model: MILModel, temperature: float) -> None:
+    ``coarse_temperature`` is that of the coarse logits, of a model that has them.
+    """
+
+    def __init__(
+        self, model: MILModel, temperature: float, coarse_temperature: float | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.coarse_temperature = 1.0 if coarse_temperature is None else coarse_temperature
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of :func:`output_names`."""
@@ -40,28 +47,31 @@ class AggregatorGraph(nn.Module):
         features = dict(zip(scales, tensors, strict=False))
         index = dict(zip(names, tensors[len(scales) :], strict=False))
         answer = self.model(features, index)
-        return (
-            answer.logits,
-            answer.bias,
-            torch.softmax(answer.logits / self.temperature, dim=-1),
-            *(answer.attention[s] for s in scales),
-            *(answer.contribution[s] for s in scales),
-        )
+        outputs = _level(answer, self.temperature, scales)
+        if answer.coarse is None:
+            return outputs
+        return (*outputs, *_level(answer.coarse, self.coarse_temperature, scales))
 
 
-def output_names(scales: Sequence[str]) -> list[str]:
-    """Names of the graph's outputs, in order."""
-    return [
+def output_names(scales: Sequence[str], *, coarse: bool = False) -> list[str]:
+    """Names of the graph's outputs, in order; ``coarse`` adds those of the coarse level."""
+    names = [
         "logits",
         "bias",
         "probabilities",
         *(f"attention_{s}" for s in scales),
         *(f"contribution_{s}" for s in scales),
     ]
+    return names + [f"coarse_{name}" for name in names] if coarse else names
 
 
 def export_aggregator(
-    model: MILModel, scales: Sequence[Scale], temperature: float, path: Path
+    model: MILModel,
+    scales: Sequence[Scale],
+    temperature: float,
+    path: Path,
+    *,
+    coarse_temperature: float | None = None,
 ) -> dict[str, float]:
     """Write the graph and compare it with the model; returns the worst differences.
 
@@ -70,7 +80,7 @@ def export_aggregator(
     Raises:
         ParityFailed: the graph does not reproduce the model, or a bag size was baked in.
     """
-    module = AggregatorGraph(model, temperature).eval()
+    module = AggregatorGraph(model, temperature, coarse_temperature).eval()
     example = probe_bag(scales, model.feature_dim, finest_tiles=37, seed=1)
     names = [*(f"features_{s}" for s in model.scales), *model.index_names]
     dims = {
@@ -82,7 +92,7 @@ def export_aggregator(
         tuple(torch.from_numpy(example[name]) for name in names),
         path,
         inputs={name: {0: dims[name.partition("_")[2]]} for name in names},
-        outputs=output_names(model.scales),
+        outputs=output_names(model.scales, coarse=model.n_coarse is not None),
         argument="tensors",
     )
     engine = load_engine(path, engine="onnxruntime", device="cpu")
@@ -99,8 +109,20 @@ def eager_outputs(module: AggregatorGraph, inputs: Mapping[str, npt.NDArray[Any]
     """Named outputs of the eager module, the reference."""
     with torch.inference_mode():
         outputs = module(*(torch.from_numpy(array) for array in inputs.values()))
-    names = output_names(module.model.scales)
+    names = output_names(module.model.scales, coarse=module.model.n_coarse is not None)
     return {name: tensor.detach().numpy() for name, tensor in zip(names, outputs, strict=True)}
+
+
+def _level(
+    answer: MILOutput | CoarseOutput, temperature: float, scales: Sequence[str]
+) -> tuple[Tensor, ...]:
+    return (
+        answer.logits,
+        answer.bias,
+        torch.softmax(answer.logits / temperature, dim=-1),
+        *(answer.attention[s] for s in scales),
+        *(answer.contribution[s] for s in scales),
+    )
 
 
 def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int) -> Arrays:

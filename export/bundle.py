@@ -108,7 +108,13 @@ def _write_graphs(
         )
     shutil.copyfile(encoder.graph, folder / ENCODER_GRAPH)
     scales = meta.recipe.scales
-    parity = export_aggregator(model, scales, meta.temperature, folder / AGGREGATOR_GRAPH)
+    parity = export_aggregator(
+        model,
+        scales,
+        meta.temperature,
+        folder / AGGREGATOR_GRAPH,
+        coarse_temperature=meta.coarse_temperature,
+    )
     _write_golden(folder / GOLDEN, model, meta, encoder_weights)
     return {**encoder.parity, **parity}
 
@@ -123,7 +129,8 @@ def _write_golden(
     bag = probe_bag(meta.recipe.scales, model.feature_dim, finest_tiles=GOLDEN_FINEST_TILES, seed=7)
     names = [*(f"features_{s}" for s in model.scales), *model.index_names]
     inputs = {name: bag[name] for name in names}
-    outputs = eager_outputs(AggregatorGraph(model, meta.temperature).eval(), inputs)
+    module = AggregatorGraph(model, meta.temperature, meta.coarse_temperature).eval()
+    outputs = eager_outputs(module, inputs)
     arrays: dict[str, Any] = {"encoder/in/tiles": tiles, "encoder/out/features": features}
     arrays |= {f"aggregator/in/{name}": array for name, array in inputs.items()}
     arrays |= {f"aggregator/out/{name}": array for name, array in outputs.items()}
@@ -146,9 +153,11 @@ def _manifest(
         model_kind=meta.model_kind,
         hyperparameters=meta.hyperparameters,
         labels=meta.labels,
+        hierarchy=meta.hierarchy,
         recipe=meta.recipe,
         encoder=meta.encoder,
         temperature=meta.temperature,
+        coarse_temperature=meta.coarse_temperature,
         opset=OPSET,
         precision="fp32",
         index_inputs=model.index_names,

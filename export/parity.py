@@ -57,7 +57,7 @@ def aggregator_parity(
     """
     report = {"aggregator_logits": 0.0, "aggregator_attention": 0.0, "aggregator_contribution": 0.0}
     for name, expected in reference.items():
-        kind = name.partition("_")[0]
+        kind = name.removeprefix("coarse_").partition("_")[0]
         measure = f"aggregator_{kind if kind in ('attention', 'contribution') else 'logits'}"
         if exported[name].shape != expected.shape:
             raise ParityFailed(

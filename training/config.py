@@ -5,22 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 
 Loss = Literal["ce", "svm"]
+Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+_ONLY_CMA: dict[str, JsonValue] = {"only": "cma-mil"}
+_ONLY_HMIL: dict[str, JsonValue] = {"only": "hmil"}
+
+
+def _hmil(default: float) -> dict[str, JsonValue]:
+    return {"defaults": {"hmil": default}}
+
+
 class TrainConfig(BaseModel):
-    """How a model is trained; the defaults are CMA-MIL's documented ones."""
+    """How a model is trained; the defaults are each model's documented ones.
+
+    A field whose schema says ``only`` belongs to that model and is refused for another; ``defaults``
+    in the schema are those of a model whose default differs from the field's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: Literal["cma-mil"] = Field("cma-mil", description="which model is trained")
+    model: Literal["cma-mil", "hmil"] = Field("cma-mil", description="which model is trained")
     scales: tuple[str, ...] | None = Field(
         None, min_length=1, description="scales to train on, among those of the features; None: all"
     )
@@ -33,37 +55,129 @@ class TrainConfig(BaseModel):
         "none", description="what follows the cross attention: nothing, or a LayerNorm as published"
     )
     pooling: Literal["attention", "reference"] = Field(
-        "attention", description="softmax attention, or exp(softmax) as published"
+        "attention",
+        description="softmax attention, or exp(softmax) as published",
+        json_schema_extra=_ONLY_CMA,
     )
-    dim: int = Field(128, ge=2, le=4096, description="width of the tile embeddings")
-    drop_out: Rate = Field(0.2, description="dropout rate in the gated attention")
+    dim: int = Field(
+        128,
+        ge=2,
+        le=4096,
+        description="width of the tile embeddings",
+        json_schema_extra=_hmil(256),
+    )
+    drop_out: Rate = Field(
+        0.2, description="dropout rate: in CMA-MIL's gated attention, in HMIL's first layer"
+    )
     standardize: bool = Field(
         True, description="standardise features by the training tiles, inside the model"
     )
 
-    bag_loss: Loss = Field("ce", description="slide loss: cross-entropy or smooth top-1 SVM")
+    bag_loss: Loss = Field(
+        "ce",
+        description="slide loss: cross-entropy or smooth top-1 SVM",
+        json_schema_extra=_ONLY_CMA,
+    )
     inst_loss: Literal["ce", "svm", "none"] = Field(
-        "svm", description="loss on the most and least telling tiles of each scale"
+        "svm",
+        description="loss on the most and least telling tiles of each scale",
+        json_schema_extra=_ONLY_CMA,
     )
     bag_weight: float = Field(
-        0.7, ge=0.0, le=1.0, description="share of the slide loss; the rest is the tile loss"
+        0.7,
+        ge=0.0,
+        le=1.0,
+        description="share of the slide loss; the rest is the tile loss",
+        json_schema_extra=_ONLY_CMA,
     )
-    k_sample: int = Field(8, ge=1, description="tiles at each end of the ranking for inst_loss")
+    k_sample: int = Field(
+        8,
+        ge=1,
+        description="tiles at each end of the ranking for inst_loss",
+        json_schema_extra=_ONLY_CMA,
+    )
     subtyping: bool = Field(
-        False, description="tile loss also teaches that top tiles of other classes are not theirs"
+        False,
+        description="tile loss also teaches that top tiles of other classes are not theirs",
+        json_schema_extra=_ONLY_CMA,
     )
     scale_loss: float = Field(
-        0.0, ge=0.0, description="weight of the slide loss on each scale's own answer, averaged"
+        0.0,
+        ge=0.0,
+        description="weight of the slide loss on each scale's own answer, averaged",
+        json_schema_extra=_ONLY_CMA,
     )
     label_smoothing: Rate = Field(0.0, description="smoothing of the cross-entropy slide loss")
 
-    epochs: int = Field(50, ge=1, description="passes over the training slides, at most")
-    lr: float = Field(2e-4, gt=0.0, description="learning rate (with onecycle: its peak)")
+    hierarchy: dict[str, str] | None = Field(
+        None,
+        description="YAML file with a line 'label: coarse label' for each label",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    recipe: Literal["ours", "paper", "repo"] = Field(
+        "ours",
+        description="form and default weight of the losses below: repaired, as the paper says, or "
+        "as the published code runs",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    head: Literal["per_class", "shared"] | None = Field(
+        None,
+        description="a weight vector per class, or one for all classes as published; None: "
+        "per_class for recipe ours, else shared",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    fine_weight: Weight = Field(
+        1.0, description="weight of the slide loss on the labels", json_schema_extra=_ONLY_HMIL
+    )
+    coarse_weight: Weight | None = Field(
+        None,
+        description="weight of the slide loss on the coarse labels, which alone trains the coarse "
+        "answer; None: 1",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    bag_align_weight: Weight | None = Field(
+        None,
+        description="weight of the loss on a fine answer outside the true coarse label; None: 1",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    inst_align_weight: Weight | None = Field(
+        None,
+        description="weight of the loss on fine attention that strays from the coarse one; None: "
+        "1, for recipe repo 0",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    contrast_weight: Weight | None = Field(
+        None,
+        description="weight of the supervised contrastive loss over the slides of a step; None: 0 "
+        "for recipe ours, else 1",
+        json_schema_extra=_ONLY_HMIL,
+    )
+    logit_adjust: Weight | None = Field(
+        None,
+        description="share of the log class frequencies added to the logits in training, which "
+        "helps rare classes; None: 1 for recipe ours, else 0",
+        json_schema_extra=_ONLY_HMIL,
+    )
+
+    epochs: int = Field(
+        50,
+        ge=1,
+        description="passes over the training slides, at most",
+        json_schema_extra=_hmil(200),
+    )
+    lr: float = Field(
+        2e-4,
+        gt=0.0,
+        description="learning rate (with onecycle: its peak)",
+        json_schema_extra=_hmil(1e-4),
+    )
     weight_decay: float = Field(1e-5, ge=0.0, description="decoupled weight decay of AdamW")
     schedule: Literal["constant", "onecycle", "cosine"] = Field(
         "constant", description="learning rate over the steps"
     )
-    accumulate: int = Field(1, ge=1, description="slides per optimiser step")
+    accumulate: int = Field(
+        1, ge=1, description="slides per optimiser step", json_schema_extra=_hmil(64)
+    )
     gradient_clip: float | None = Field(
         None, gt=0.0, description="largest norm of the gradient; None: unlimited"
     )
@@ -103,8 +217,36 @@ class TrainConfig(BaseModel):
     )
     cache_mb: int = Field(2048, ge=0, description="memory for features kept between epochs, MB")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_model(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return _defaults_of(str(data.get("model"))) | data
+
+    @field_validator("hierarchy", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        return read_hierarchy(Path(value)) if isinstance(value, str | Path) else value
+
+    @model_serializer(mode="wrap")
+    def _without_options_of_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        foreign = _options_of_others(self.model)
+        return {name: value for name, value in handler(self).items() if name not in foreign}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        others = _options_of_others(self.model)
+        foreign = sorted(set(others) & self.model_fields_set)
+        if foreign:
+            raise ValueError(
+                f"{foreign[0]} is an option of model '{others[foreign[0]]}' and has no effect on "
+                f"'{self.model}'"
+            )
+        if self.model == "hmil" and self.hierarchy is None:
+            raise ValueError(
+                "model 'hmil' needs a hierarchy, a file of 'label: coarse label' lines; give one"
+            )
         if self.label_smoothing > 0 and self.bag_loss != "ce":
             raise ValueError("label_smoothing works with bag_loss 'ce' only; set it to 0")
         if self.patience is not None and not self.early_stopping:
@@ -119,8 +261,27 @@ class TrainConfig(BaseModel):
         return self.patience or min(20, max(2, self.epochs // 5))
 
 
+def _extra(name: str) -> dict[str, Any]:
+    extra = TrainConfig.model_fields[name].json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}
+
+
+def _defaults_of(model: str) -> dict[str, Any]:
+    """Defaults of a model that differ from the fields' own."""
+    found = {name: _extra(name).get("defaults", {}) for name in TrainConfig.model_fields}
+    return {name: defaults[model] for name, defaults in found.items() if model in defaults}
+
+
+def _options_of_others(model: str) -> dict[str, str]:
+    """Fields without effect on a model, with the model that they belong to."""
+    found = {name: _extra(name).get("only", model) for name in TrainConfig.model_fields}
+    return {name: only for name, only in found.items() if only != model}
+
+
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
     """Read a YAML configuration; ``overrides`` win over the file.
+
+    A hierarchy may stand in it as a mapping, or as the name of its file, relative to ``path``.
 
     Raises:
         ConfigInvalid: unreadable, not a mapping, an unknown key or a value out of range.
@@ -134,6 +295,8 @@ def load_config(path: Path, **overrides: Any) -> TrainConfig:
         raise ConfigInvalid(f"{path} cannot be read ({first_line}); mend the file.") from problem
     if not isinstance(document, dict):
         raise ConfigInvalid(f"{path} must hold 'name: value' lines; mend the file.")
+    if isinstance(document.get("hierarchy"), str):
+        document["hierarchy"] = path.parent / document["hierarchy"]
     merged = {str(key): value for key, value in document.items()} | overrides
     return parse_document(TrainConfig, merged, where=path, error=ConfigInvalid)
 
@@ -147,4 +310,28 @@ def make_config(**fields: Any) -> TrainConfig:
     return parse_document(TrainConfig, fields, where="training options", error=ConfigInvalid)
 
 
-__all__ = ["TrainConfig", "load_config", "make_config"]
+def read_hierarchy(path: Path) -> dict[str, str]:
+    """Read a YAML file of ``label: coarse label`` lines; every name is text as it stands.
+
+    Raises:
+        ConfigInvalid: unreadable, not such lines, or a label is named twice.
+    """
+    import yaml  # noqa: PLC0415 - see load_config
+
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        first_line = str(problem).splitlines()[0]
+        raise ConfigInvalid(f"{path} cannot be read ({first_line}); mend the file.") from problem
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    if not pairs or not all(isinstance(n, yaml.ScalarNode) for pair in pairs for n in pair):
+        raise ConfigInvalid(f"{path} must hold 'label: coarse label' lines; mend the file.")
+    parent_of: dict[str, str] = {}
+    for label, coarse in pairs:
+        if label.value in parent_of:
+            raise ConfigInvalid(f"{path} names the label {label.value!r} twice; keep one line.")
+        parent_of[label.value] = coarse.value
+    return parent_of
+
+
+__all__ = ["TrainConfig", "load_config", "make_config", "read_hierarchy"]

@@ -99,6 +99,13 @@ def bag_tensors(bag: Bag, label: int) -> TrainingBag:
     )
 
 
+def labels_of(bags: Sequence[TrainingBag]) -> list[int]:
+    """Class numbers of bags, without reading those of a store."""
+    if isinstance(bags, BagSequence):
+        return [bags.store.table.class_of(slide) for slide in bags.slides]
+    return [bag.label for bag in bags]
+
+
 def moments_of(bags: Iterable[TrainingBag]) -> Moments:
     """Mean and population standard deviation ``[D]`` float32 per scale over all tiles of bags."""
     total: dict[str, _Spread] = {}
@@ -347,6 +354,7 @@ __all__ = [
     "Moments",
     "TrainingBag",
     "bag_tensors",
+    "labels_of",
     "moments_of",
     "resolve_cross_attention",
 ]

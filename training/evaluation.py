@@ -13,27 +13,34 @@ import numpy as np
 
 from cmamil_sdk.errors import LabelsInvalid, RecipeMismatch
 from cmamil_sdk.files import write_atomic
+from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
 
 from .config import TrainConfig
 from .data import FeatureStore
-from .fit import predict_logits
+from .fit import Logits, predict_levels
 from .labels import LabelTable, read_labels
 from .metrics import Float64, Int64, Scored, across_folds, bootstrap_intervals, score, softmax
 from .record import RunRecord
 from .splits import SplitRow, fold_numbers, read_splits, slides_of
 
 _EVALUATED = ("val", "test")
+_COARSE_METRICS = ("accuracy", "balanced_accuracy", "auc", "ece")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits ``[n, C]`` of the slides of one part of one fold."""
+    """Logits ``[n, C]`` of the slides of one part of one fold, and ``[n, Cc]`` of HMIL."""
 
     slides: tuple[str, ...]
-    logits: Float64
+    levels: Logits
+
+    @property
+    def logits(self) -> Float64:
+        """Of the labels themselves."""
+        return self.levels.fine
 
 
 def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
@@ -73,9 +80,12 @@ def evaluate(run: Path, *, features: Path, labels: Path) -> dict[str, Any]:
     answers, temperatures, folds = {}, {}, []
     for fold in fold_numbers(rows):
         answers[fold] = answers_of_fold(run, fold, store, rows, record)
-        temperatures[fold] = load_checkpoint(fold_directory(run, fold))[0].temperature
-        test = scored(answers[fold]["test"], table, temperatures[fold])
-        folds.append({"fold": fold, "test": score(test, table.labels)})
+        meta = load_checkpoint(fold_directory(run, fold))[0]
+        temperatures[fold] = meta.temperature
+        test = score_levels(
+            answers[fold]["test"], table, meta.temperature, meta.hierarchy, meta.coarse_temperature
+        )
+        folds.append({"fold": fold, "test": test})
     return summarise(record.config.model, folds, table, answers, temperatures)
 
 
@@ -112,7 +122,7 @@ def answers_of(
     """Answers of ``model`` on the val and test slides of a fold."""
     parts = {part: slides_of(rows, fold, part) for part in _EVALUATED}
     return {
-        part: Answers(tuple(slides), predict_logits(model, store.bags(slides), config))
+        part: Answers(tuple(slides), predict_levels(model, store.bags(slides), config))
         for part, slides in parts.items()
     }
 
@@ -129,6 +139,35 @@ def scored(answers: Answers, table: LabelTable, temperature: float) -> Scored:
         classes_of(table, answers.slides),
         [table.by_slide[slide].patient for slide in answers.slides],
     )
+
+
+def score_levels(
+    answers: Answers,
+    table: LabelTable,
+    temperature: float,
+    hierarchy: Hierarchy | None,
+    coarse_temperature: float | None,
+) -> dict[str, Any]:
+    """All metrics of one part of a fold.
+
+    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc`` and
+    ``coarse_ece`` of the coarse answer, ``parent_accuracy`` (is the fine answer's parent right?)
+    and ``levels_agree`` (is it the coarse answer?).
+    """
+    fine = scored(answers, table, temperature)
+    document = score(fine, table.labels)
+    logits = answers.levels.coarse
+    if hierarchy is None or logits is None:
+        return document
+    parents = np.array(hierarchy.parents, dtype=np.int64)
+    coarse = Scored(softmax(logits, coarse_temperature or 1.0), parents[fine.labels], fine.patients)
+    levels = score(coarse, hierarchy.coarse_labels)
+    document |= {f"coarse_{name}": levels[name] for name in _COARSE_METRICS}
+    answered = parents[fine.probabilities.argmax(axis=1)]
+    return document | {
+        "parent_accuracy": float(np.mean(answered == coarse.labels)),
+        "levels_agree": float(np.mean(answered == coarse.probabilities.argmax(axis=1))),
+    }
 
 
 def summarise(
@@ -156,14 +195,25 @@ def write_predictions(
     table: LabelTable,
     answers: Mapping[int, Mapping[str, Answers]],
     temperatures: Mapping[int, float],
+    hierarchy: Hierarchy | None = None,
+    coarse_temperatures: Mapping[int, float | None] | None = None,
 ) -> None:
-    """Write ``predictions.csv``: calibrated probabilities of each fold's val and test slides."""
+    """Write ``predictions.csv``: calibrated probabilities of each fold's val and test slides.
+
+    With a hierarchy, columns ``coarse_probability_<coarse label>`` follow.
+    """
     header = ["slide", "fold", "split", "label", *(f"probability_{n}" for n in table.labels)]
+    if hierarchy is not None:
+        header += [f"coarse_probability_{n}" for n in hierarchy.coarse_labels]
     lines: list[list[Any]] = []
     for fold, parts in answers.items():
         for part, answer in parts.items():
-            probabilities = softmax(answer.logits, temperatures[fold]).tolist()
-            for slide, row in zip(answer.slides, probabilities, strict=True):
+            probabilities = softmax(answer.logits, temperatures[fold])
+            if answer.levels.coarse is not None:
+                temperature = (coarse_temperatures or {}).get(fold) or 1.0
+                coarse = softmax(answer.levels.coarse, temperature)
+                probabilities = np.concatenate([probabilities, coarse], axis=1)
+            for slide, row in zip(answer.slides, probabilities.tolist(), strict=True):
                 lines.append([slide, fold, part, table.by_slide[slide].label, *row])
     write_atomic(path, csv_bytes(header, lines))
 
@@ -186,6 +236,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "open_store",
+    "score_levels",
     "scored",
     "summarise",
     "write_predictions",

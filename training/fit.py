@@ -18,9 +18,11 @@ from cmamil_sdk.errors import NonFiniteOutput
 from cmamil_sdk.models.base import MILModel
 
 from .config import TrainConfig
-from .data import Moments, TrainingBag, moments_of
+from .data import Moments, TrainingBag, labels_of, moments_of
 from .module import MILModule
+from .objective import make_objective
 from .runtime import choose_device, quiet_lightning, reproducible
+from .steps import Steps
 
 ProgressCallback = Callable[[int, int, int, Mapping[str, float]], None]
 """``on_progress(fold, epoch, epochs, metrics)`` after each epoch, counted from 1."""
@@ -75,7 +77,8 @@ def fit(
     with reproducible(seed, config.threads), quiet_lightning():
         if model.standardize:
             model.set_standardization(moments_of(train) if moments is None else moments)
-        module = MILModule(model, config)
+        objective = make_objective(model, config, labels_of(train))
+        module = MILModule(model, objective, config)
         keeper = _Keeper(module, fold, on_progress)
         trainer = L.Trainer(
             accelerator="cpu" if device.type == "cpu" else "gpu",
@@ -92,7 +95,9 @@ def fit(
         )
         trainer.fit(
             module,
-            train_dataloaders=_loader(train, seed),
+            train_dataloaders=Steps(_loader(train, seed), config.accumulate)
+            if objective.needs_step
+            else _loader(train, seed),
             val_dataloaders=_loader(val, None) if len(val) else None,
         )
         model.load_state_dict(keeper.state)
@@ -100,20 +105,42 @@ def fit(
     return keeper.result
 
 
-def predict_logits(
-    model: MILModel, bags: Sequence[TrainingBag], config: TrainConfig
-) -> npt.NDArray[np.float64]:
-    """Logits ``[len(bags), C]`` before the temperature; the model stays where and as it was."""
+@dataclass(frozen=True)
+class Logits:
+    """Answers on n bags before the temperature: ``fine [n, C]``; ``coarse [n, Cc]`` of HMIL."""
+
+    fine: npt.NDArray[np.float64]
+    coarse: npt.NDArray[np.float64] | None = None
+
+
+def predict_levels(model: MILModel, bags: Sequence[TrainingBag], config: TrainConfig) -> Logits:
+    """Logits of all bags at each level; the model stays where and as it was."""
     device = choose_device(config.device)
     was_training = model.training
-    rows = []
+    fine, coarse = [], []
     with reproducible(config.seed, config.threads), torch.inference_mode():
         model.to(device).eval()
         for position in range(len(bags)):
             bag = bags[position].to(device)
-            rows.append(model(bag.features, bag.index).logits.double().cpu())
+            output = model(bag.features, bag.index)
+            fine.append(output.logits.double().cpu())
+            if output.coarse is not None:
+                coarse.append(output.coarse.logits.double().cpu())
     model.cpu().train(was_training)
-    return torch.cat(rows).numpy() if rows else np.zeros((0, model.n_classes))
+    n_coarse = model.n_coarse
+    return Logits(
+        torch.cat(fine).numpy() if fine else np.zeros((0, model.n_classes)),
+        None
+        if n_coarse is None
+        else (torch.cat(coarse).numpy() if coarse else np.zeros((0, n_coarse))),
+    )
+
+
+def predict_logits(
+    model: MILModel, bags: Sequence[TrainingBag], config: TrainConfig
+) -> npt.NDArray[np.float64]:
+    """Logits ``[len(bags), C]`` before the temperature; the model stays where and as it was."""
+    return predict_levels(model, bags, config).fine
 
 
 class _Keeper(L.Callback):
@@ -197,4 +224,12 @@ def _as_is(bag: Any) -> Any:
     return bag
 
 
-__all__ = ["FitResult", "ProgressCallback", "fit", "predict_logits", "selection_rank"]
+__all__ = [
+    "FitResult",
+    "Logits",
+    "ProgressCallback",
+    "fit",
+    "predict_levels",
+    "predict_logits",
+    "selection_rank",
+]

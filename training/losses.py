@@ -107,12 +107,151 @@ def total_loss(
     return total if per_scale is None else total + scale_weight * per_scale
 
 
+def bag_alignment(fine_logits: Tensor, coarse_target: Tensor, parents: Tensor) -> Tensor:
+    """How far the fine answer strays from the true coarse class.
+
+    Mean over slides of ``-log`` of the probability that ``softmax(fine_logits)`` gives to all
+    children of the coarse truth.
+
+    Args:
+        fine_logits: ``[B, Cf]``.
+        coarse_target: ``[B]`` int64.
+        parents: ``[Cf]`` int64, the coarse class of each fine class.
+    """
+    strangers = parents[None, :] != coarse_target[:, None]
+    inside = fine_logits.masked_fill(strangers, -math.inf).logsumexp(dim=1)
+    return (fine_logits.logsumexp(dim=1) - inside).mean()
+
+
+def bag_alignment_as_coded(fine_logits: Tensor, coarse_target: Tensor, parents: Tensor) -> Tensor:
+    """The published bag alignment: the cross-entropy takes the summed probabilities for logits.
+
+    This second softmax keeps the loss within ``[ln(1 + (Cc - 1) / e), ln(e + Cc - 1)]``, whatever
+    the answer. Arguments as :func:`bag_alignment`.
+    """
+    gathered = torch.softmax(fine_logits, dim=1) @ _membership(parents, fine_logits)
+    return F.cross_entropy(gathered, coarse_target)
+
+
+def instance_alignment(
+    coarse_attention: Tensor, fine_attention: Tensor, label: int, parents: Tensor
+) -> Tensor:
+    """``1 - cos`` of the true fine class's attention map and its parent's, over the tiles.
+
+    Args:
+        coarse_attention: ``[Cc, n]``, rows sum to 1.
+        fine_attention: ``[Cf, n]``, rows sum to 1.
+        label: true fine class of the slide.
+        parents: ``[Cf]`` int64.
+    """
+    own, parent = fine_attention[label], coarse_attention[parents[label]]
+    return 1.0 - F.cosine_similarity(own, parent, dim=0)
+
+
+def instance_alignment_as_coded(
+    coarse_attention: Tensor, fine_attention: Tensor, parents: Tensor
+) -> Tensor:
+    """The published instance alignment: ``1 - cos`` over coarse classes, tile by tile, averaged.
+
+    Children's attention is summed per coarse class. Attention is about 1/n, so in large bags most
+    tiles fall below the cosine's guard of 1e-8 and cost 1 even where the maps are equal.
+    """
+    gathered = _membership(parents, fine_attention).transpose(0, 1) @ fine_attention
+    return (1.0 - F.cosine_similarity(coarse_attention, gathered, dim=0)).mean()
+
+
+def supervised_contrast(embedding: Tensor, target: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrastive loss of Khosla et al. 2020, one vector per slide.
+
+    Mean over the slides that have another one of their label; 0 if none has.
+
+    Args:
+        embedding: ``[B, d]``, rows of length 1.
+        target: ``[B]`` int64.
+        temperature: also the loss's own scale.
+    """
+    itself = torch.eye(len(target), dtype=torch.bool, device=target.device)
+    positive = (target[:, None] == target[None, :]) & ~itself
+    anchors = positive.any(dim=1)
+    if not bool(anchors.any()):
+        return embedding.sum() * 0.0
+    similarity = embedding @ embedding.transpose(0, 1) / temperature
+    log_sum = similarity.masked_fill(itself, -math.inf).logsumexp(dim=1, keepdim=True)
+    cost = (log_sum - similarity).masked_fill(~positive, 0.0).sum(dim=1)
+    return (cost[anchors] / positive.sum(dim=1)[anchors]).mean()
+
+
+def supervised_contrast_as_coded(
+    views: Tensor, target: Tensor, temperature: float, base_temperature: float = 0.1
+) -> Tensor:
+    """The published contrastive loss: all class rows of a slide are views of it.
+
+    With ``s = z z^T / t`` less its row maximum, an anchor costs ``-(t / base) * sum over positives
+    of (s - log(sum over others of exp(s) + 1e-6)) / (positives + 1e-6)``; mean over all rows.
+
+    Args:
+        views: ``[B, V, d]``, rows of length 1.
+        target: ``[B]`` int64.
+        temperature: t.
+        base_temperature: base.
+    """
+    n_views = views.shape[1]
+    rows, labels = views.flatten(0, 1), target.repeat_interleave(n_views)
+    others = 1.0 - torch.eye(len(labels), dtype=rows.dtype, device=rows.device)
+    positive = (labels[:, None] == labels[None, :]).to(rows.dtype) * others
+    scores = rows @ rows.transpose(0, 1) / temperature
+    scores = scores - scores.amax(dim=1, keepdim=True).detach()
+    log_share = scores - torch.log((scores.exp() * others).sum(dim=1, keepdim=True) + 1e-6)
+    mean_share = (positive * log_share).sum(dim=1) / (positive.sum(dim=1) + 1e-6)
+    return -(temperature / base_temperature) * mean_share.mean()
+
+
+def alpha(epoch: int, epochs: int) -> float:
+    """The published code's curriculum, ``1 - (e / T)^2`` for epoch e of T, counted from 0."""
+    return 1.0 - (epoch / epochs) ** 2
+
+
+def beta(epoch: int, epochs: int) -> float:
+    """The paper's curriculum, ``1 - e / T`` for epoch e of T, counted from 0."""
+    return 1.0 - epoch / epochs
+
+
+def tau(epoch: int, epochs: int) -> float:
+    """The published code's temperature, from 1 down to 0.1 at half time and back."""
+    return 0.1 + 0.45 * (1.0 + math.cos(2.0 * math.pi * epoch / epochs))
+
+
+def log_prior(counts: Tensor) -> Tensor:
+    """Logarithm ``[C]`` of each class's share in ``counts [C]``; an absent class counts as one.
+
+    Added to the logits in training and left out in prediction, it asks for the answer that would
+    be right if all classes were equally frequent (Menon et al. 2021).
+    """
+    present = counts.clamp(min=1.0)
+    return torch.log(present / present.sum())
+
+
+def _membership(parents: Tensor, like: Tensor) -> Tensor:
+    """``[Cf, Cc]``, 1 where a fine class belongs to a coarse one."""
+    return F.one_hot(parents, int(parents.max()) + 1).to(like.dtype)
+
+
 __all__ = [
     "LossFunction",
+    "alpha",
+    "bag_alignment",
+    "bag_alignment_as_coded",
     "bag_loss_function",
+    "beta",
     "cross_entropy",
+    "instance_alignment",
+    "instance_alignment_as_coded",
     "instance_loss",
     "instance_loss_function",
+    "log_prior",
     "smooth_top1_svm",
+    "supervised_contrast",
+    "supervised_contrast_as_coded",
+    "tau",
     "total_loss",
 ]

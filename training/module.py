@@ -8,51 +8,47 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import MILOutput
 
 from .config import TrainConfig
 from .data import TrainingBag
-from .losses import bag_loss_function, instance_loss, instance_loss_function, total_loss
 from .metrics import log_loss, macro_auc, softmax
+from .objective import Objective
+from .steps import StepBag, StepLoss
 
 
 class MILModule(L.LightningModule):
-    """A model under training, with the tile classifiers that only training needs.
+    """A model under training, with its objective.
 
-    One step is one slide. After each validation :attr:`validation` holds ``val_loss`` (plain
+    One training step is one slide. After each validation :attr:`validation` holds ``val_loss`` (plain
     cross-entropy, comparable between epochs and losses), ``val_auc`` and ``val_accuracy``; after
     each epoch :attr:`train_loss` its mean training loss.
     """
 
-    def __init__(self, model: MILModel, config: TrainConfig) -> None:
+    def __init__(self, model: MILModel, objective: Objective, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
+        self.objective = objective
         self.config = config
-        self.bag_loss = bag_loss_function(config.bag_loss, config.label_smoothing)
-        supervised = config.inst_loss != "none" and config.bag_weight < 1.0
-        self.tile_classifiers = (
-            nn.Linear(model.embedding_dim, 2 * model.n_classes) if supervised else None
-        )
+        self.step_loss = StepLoss(model, objective)
         self.train_loss = float("nan")
         self.validation: dict[str, float] = {}
         self._losses: list[Tensor] = []
         self._logits: list[Tensor] = []
         self._labels: list[int] = []
 
-    def training_step(self, bag: TrainingBag, step: int) -> Tensor:
-        """Loss of one slide."""
+    def training_step(self, item: TrainingBag | StepBag, step: int) -> Tensor:
+        """Loss of one slide, with its share in the loss of the optimiser step, if there is one."""
+        bag = item.bag if isinstance(item, StepBag) else item
+        if isinstance(item, StepBag) and item.opens:
+            self.step_loss.open(item.opens, self.current_epoch, self.device)
         output: MILOutput = self.model(bag.features, bag.index)
-        target = torch.tensor([bag.label], device=output.logits.device)
-        loss = total_loss(
-            self.bag_loss(output.logits, target),
-            self._instance_loss(output, bag.label),
-            self._scale_loss(output, target),
-            bag_weight=self.config.bag_weight,
-            scale_weight=self.config.scale_loss,
-        )
+        loss: Tensor = self.objective(output, bag.label, self.current_epoch)
+        if isinstance(item, StepBag):
+            loss = loss + self.step_loss.share(output)
         self._losses.append(loss.detach())
         return loss
 
@@ -81,8 +77,8 @@ class MILModule(L.LightningModule):
         self.train_loss = float(torch.stack(self._losses).mean())
 
     def transfer_batch_to_device(
-        self, batch: TrainingBag, device: torch.device, dataloader_idx: int
-    ) -> TrainingBag:
+        self, batch: TrainingBag | StepBag, device: torch.device, dataloader_idx: int
+    ) -> TrainingBag | StepBag:
         """Move a bag; on the CPU it is there already."""
         return batch if device.type == "cpu" else batch.to(device)
 
@@ -106,34 +102,6 @@ class MILModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def _instance_loss(self, output: MILOutput, label: int) -> Tensor | None:
-        """Mean over scales; the ranking is each tile's contribution to the classes."""
-        if self.tile_classifiers is None:
-            return None
-        losses = []
-        for name, embedding in output.embedding.items():
-            logits = self.tile_classifiers(embedding).view(len(embedding), -1, 2)
-            if self.config.pooling == "reference":
-                # as published; softmax attention instead would shrink the logits with 1 / n
-                logits = logits * torch.exp(output.attention[name])[0][:, None, None]
-            losses.append(
-                instance_loss(
-                    output.contribution[name],
-                    logits,
-                    label,
-                    self.config.k_sample,
-                    subtyping=self.config.subtyping,
-                    loss=instance_loss_function(self.config.inst_loss),
-                )
-            )
-        return torch.stack(losses).mean()
-
-    def _scale_loss(self, output: MILOutput, target: Tensor) -> Tensor | None:
-        if self.config.scale_loss == 0:
-            return None
-        answers = output.scale_logits + output.bias
-        return self.bag_loss(answers, target.expand(len(answers)))
 
 
 __all__ = ["MILModule"]

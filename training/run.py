@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
+from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, read_json, save_checkpoint
@@ -25,13 +28,14 @@ from .evaluation import (
     evaluate,
     load_model,
     open_store,
-    scored,
+    score_levels,
     summarise,
     write_predictions,
 )
 from .fit import FitResult, ProgressCallback, fit
 from .labels import LabelTable, read_labels
-from .metrics import calibration_error, finite_or_none, score, softmax
+from .metrics import Int64, calibration_error, finite_or_none, softmax
+from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
 from .runtime import reproducible
 from .splits import SplitRow, fixed_split, fold_numbers, make_folds, read_splits, slides_of
@@ -71,6 +75,7 @@ def train(
     """
     check_run(run, config)
     table = read_labels(labels)
+    hierarchy = resolve_hierarchy(config, table)
     rows = _plan(config, table, splits)
     store = open_store(config, features, table)
     record = RunRecord(
@@ -91,7 +96,12 @@ def train(
             document, answers[fold] = _train_fold(run, fold, store, rows, record, on_progress)
             folds.append(document)
     temperatures = {document["fold"]: document["temperature"] for document in folds}
-    write_predictions(run / "predictions.csv", table, answers, temperatures)
+    coarse_temperatures = {
+        document["fold"]: document.get("coarse_temperature") for document in folds
+    }
+    write_predictions(
+        run / "predictions.csv", table, answers, temperatures, hierarchy, coarse_temperatures
+    )
     summary = summarise(config.model, folds, table, answers, temperatures)
     summary["seconds"] = sum(document["seconds"] for document in folds)
     write_json(run / "metrics.json", summary)
@@ -100,7 +110,7 @@ def train(
 
 def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
     """Hyper-parameters of the model that ``config`` means for these features and labels."""
-    return {
+    common = {
         "scales": list(store.recipe.names),
         "feature_dim": store.encoder.dim,
         "n_classes": len(table.labels),
@@ -108,9 +118,23 @@ def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -
         "dropout": config.drop_out,
         "cross_attention": resolve_cross_attention(config.cross_attention, store),
         "cross_norm": config.cross_norm,
-        "pooling": config.pooling,
         "standardize": config.standardize,
     }
+    hierarchy = resolve_hierarchy(config, table)
+    if hierarchy is None:
+        return common | {"pooling": config.pooling}
+    return common | {"parents": list(hierarchy.parents), "head": recipe_of(config).head}
+
+
+def resolve_hierarchy(config: TrainConfig, table: LabelTable) -> Hierarchy | None:
+    """The hierarchy over the table's labels, if the configuration has one.
+
+    Raises:
+        ConfigInvalid: it does not fit the labels.
+    """
+    if config.hierarchy is None:
+        return None
+    return Hierarchy.of(table.labels, config.hierarchy)
 
 
 def _plan(config: TrainConfig, table: LabelTable, splits: Path | None) -> list[SplitRow]:
@@ -159,23 +183,32 @@ def _train_fold(
     table = store.table
     val_labels = classes_of(table, answers["val"].slides)
     temperature = fit_temperature(answers["val"].logits, val_labels)
-    test = scored(answers["test"], table, temperature)
+    hierarchy = resolve_hierarchy(config, table)
+    coarse_temperature = _coarse_temperature(answers["val"], val_labels, hierarchy)
+    levels = (temperature, hierarchy, coarse_temperature)
+    test_labels = classes_of(table, answers["test"].slides)
     document = {
         "fold": fold,
-        "test": score(test, table.labels),
-        "val": score(scored(answers["val"], table, temperature), table.labels)
-        if len(val_labels)
-        else None,
+        "test": score_levels(answers["test"], table, *levels),
+        "val": score_levels(answers["val"], table, *levels) if len(val_labels) else None,
         "test_ece_uncalibrated": finite_or_none(
-            calibration_error(softmax(answers["test"].logits), test.labels)
+            calibration_error(softmax(answers["test"].logits), test_labels)
         ),
         "temperature": temperature,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
         "seconds": time.perf_counter() - started,
     }
+    if coarse_temperature is not None:
+        document["coarse_temperature"] = coarse_temperature
     _write_fold(fold_directory(run, fold), model, store, record, document, result, seed)
     return document, answers
+
+
+def _coarse_temperature(val: Answers, labels: Int64, hierarchy: Hierarchy | None) -> float | None:
+    if hierarchy is None or val.levels.coarse is None:
+        return None
+    return fit_temperature(val.levels.coarse, np.array(hierarchy.parents, dtype=np.int64)[labels])
 
 
 def _write_fold(
@@ -192,11 +225,13 @@ def _write_fold(
         model_kind=model.kind,
         hyperparameters=model.hyperparameters,
         labels=record.labels,
+        hierarchy=resolve_hierarchy(record.config, store.table),
         recipe=store.recipe,
         encoder=store.encoder,
         fold=document["fold"],
         seed=seed,
         temperature=document["temperature"],
+        coarse_temperature=document.get("coarse_temperature"),
         metrics=_checkpoint_metrics(document, result),
     )
     save_checkpoint(folder, meta, {k: v.numpy() for k, v in model.state_dict().items()})

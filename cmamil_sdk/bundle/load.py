@@ -48,9 +48,10 @@ class Aggregated:
         logits: ``[C]`` before the temperature; ``bias`` plus all contributions add up to it.
         bias: ``[C]``.
         probabilities: ``[C]``, calibrated.
-        attention: per scale ``[n]``, sums to 1.
+        attention: per scale ``[n]``, sums to 1; of the answered class, where each has its own.
         contribution: per scale ``[n, C]``.
         seconds: time taken.
+        coarse_probabilities: ``[Cc]``, calibrated, of a model with coarse labels.
     """
 
     logits: Float32
@@ -59,6 +60,7 @@ class Aggregated:
     attention: Mapping[str, Float32]
     contribution: Mapping[str, Float32]
     seconds: float
+    coarse_probabilities: Float32 | None = None
 
 
 class Bundle:
@@ -140,18 +142,25 @@ class Bundle:
             arrays = bag.index_arrays()
             inputs.update({name: arrays[name] for name in self.manifest.index_inputs})
         outputs = self._aggregator.infer(inputs)
-        if not np.isfinite(outputs["logits"]).all():
+        answers = [outputs[n] for n in ("logits", "coarse_logits") if n in outputs]
+        if not all(np.isfinite(values).all() for values in answers):
             raise NonFiniteOutput(
                 f"Slide {bag.slide_id}: bundle {self.label} returned NaN or infinity; "
                 "check the features, or load the bundle on another engine."
             )
+        coarse = None
+        if self.manifest.hierarchy is not None:
+            coarse = outputs["coarse_probabilities"][0]
+        maps = {n: outputs[f"attention_{n}"] for n in names}
+        answered = int(outputs["probabilities"][0].argmax())
         return Aggregated(
             logits=outputs["logits"][0],
             bias=outputs["bias"][0],
             probabilities=outputs["probabilities"][0],
-            attention={n: outputs[f"attention_{n}"][0] for n in names},
+            attention={n: rows[answered if len(rows) > 1 else 0] for n, rows in maps.items()},
             contribution={n: outputs[f"contribution_{n}"] for n in names},
             seconds=time.perf_counter() - started,
+            coarse_probabilities=coarse,
         )
 
     def self_test(self) -> dict[str, float]:
@@ -166,6 +175,14 @@ class Bundle:
             raise BundleCorrupt(
                 f"{self.root}: the manifest names {n_labels} labels, the golden logits have shape "
                 f"{golden['aggregator/out/logits'].shape}; export the model again."
+            )
+        hierarchy = self.manifest.hierarchy
+        n_coarse = 0 if hierarchy is None else len(hierarchy.coarse_labels)
+        coarse = golden.get("aggregator/out/coarse_probabilities", np.zeros((1, 0)))
+        if coarse.shape != (1, n_coarse):
+            raise BundleCorrupt(
+                f"{self.root}: the manifest names {n_coarse} coarse labels, the golden coarse "
+                f"probabilities have shape {coarse.shape}; export the model again."
             )
         encoder = self.open_encoder()
         features = encoder.infer({"tiles": golden["encoder/in/tiles"]})["features"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 SCHEMA_VERSION = 1
@@ -42,9 +43,11 @@ class Manifest(BaseModel):
     model_kind: str
     hyperparameters: dict[str, Any]
     labels: tuple[str, ...] = Field(min_length=2)
+    hierarchy: Hierarchy | None = Field(None, description="of a model with coarse labels")
     recipe: TilingRecipe
     encoder: EncoderInfo
     temperature: float = Field(gt=0)
+    coarse_temperature: float | None = Field(None, gt=0, description="of the coarse logits")
     opset: int
     precision: str
     index_inputs: tuple[str, ...] = Field(description="index arrays the aggregator reads")
@@ -58,6 +61,12 @@ class Manifest(BaseModel):
         if set(files) != needed:
             raise ValueError(f"must list exactly {', '.join(sorted(needed))}")
         return files
+
+    @model_validator(mode="after")
+    def _hierarchy_fits(self) -> Self:
+        if self.hierarchy is not None:
+            self.hierarchy.check(self.labels)
+        return self
 
 
 __all__ = [

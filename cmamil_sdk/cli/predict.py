@@ -89,16 +89,18 @@ def say_warnings(prediction: Any) -> None:
 
 
 def predictions_table(predictions: list[Any]) -> str:
-    """One line per slide: label, probability, tiles per scale, seconds."""
+    """One line per slide: label, probability, coarse label if any, tiles per scale, seconds."""
     scales = list(predictions[0].tiles)
+    coarse = ["coarse"] if predictions[0].coarse else []
     rows = [
         [
             p.slide,
             p.label,
             f"{p.probabilities[p.label]:.3f}",
+            *([max(p.coarse, key=p.coarse.get)] if p.coarse else []),
             *(p.tiles[s] for s in scales),
             f"{p.seconds['total']:.2f}",
         ]
         for p in predictions
     ]
-    return table(["slide", "prediction", "probability", *scales, "seconds"], rows)
+    return table(["slide", "prediction", "probability", *coarse, *scales, "seconds"], rows)

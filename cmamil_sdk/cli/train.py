@@ -16,7 +16,7 @@ import typer
 from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.training.config import TrainConfig
 
-_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece")
+_METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "coarse_auc", "parent_accuracy")
 
 
 def run(
@@ -117,9 +117,7 @@ def _options() -> list[inspect.Parameter]:
         for name, annotation, default in paths
     ]
     for name, field in TrainConfig.model_fields.items():
-        default = "" if field.default is None else f" (default: {field.default})"
-        text = str(field.description).replace("None:", "not given:")
-        option = typer.Option(help=f"{text}{default}", show_default=False)
+        option = typer.Option(help=_help(name), show_default=False)
         parameters.append(
             inspect.Parameter(
                 name,
@@ -131,12 +129,31 @@ def _options() -> list[inspect.Parameter]:
     return parameters
 
 
+def _help(name: str) -> str:
+    """What a field means, which model alone has it, and its defaults."""
+    field = TrainConfig.model_fields[name]
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    owner = f" (only {extra['only']})" if "only" in extra else ""
+    own = extra.get("defaults", {})
+    others = own.items() if isinstance(own, dict) else ()
+    shown = [str(field.default), *(f"{model}: {value}" for model, value in others)]
+    # round brackets: typer's help takes square ones for markup and drops them
+    default = "" if field.default is None else f" (default: {'; '.join(shown)})"
+    text = str(field.description).replace("None:", "not given:")
+    return f"{text}{owner}{default}"
+
+
 def _plain(annotation: Any) -> Any:
-    """The type as Typer takes it: no None, no constraints; a tuple of names is one string."""
+    """The type as Typer takes it: no None, no constraints.
+
+    A tuple of names is one string; a mapping comes from a file.
+    """
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
         return _plain(next(a for a in get_args(annotation) if a is not type(None)))
+    if get_origin(annotation) is dict:
+        return Path
     return str if get_origin(annotation) is tuple else annotation
 
 

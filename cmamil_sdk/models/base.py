@@ -21,6 +21,7 @@ class MILModel(nn.Module, ABC):
         feature_dim: width D of the tile features.
         n_classes: number of classes C.
         embedding_dim: width d of the tile embeddings that it returns.
+        n_coarse: number of coarse classes Cc of a hierarchical model, else None.
         standardize: whether it standardises features by moments of the training tiles.
     """
 
@@ -29,6 +30,7 @@ class MILModel(nn.Module, ABC):
     feature_dim: int
     n_classes: int
     embedding_dim: int
+    n_coarse: int | None = None
     standardize: bool
 
     @property

@@ -14,8 +14,9 @@ import torch
 from cmamil_sdk.errors import ConfigInvalid, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.cma_mil import CMAMIL
+from cmamil_sdk.models.hmil import HMIL
 
-_MODELS: dict[str, type[MILModel]] = {CMAMIL.kind: CMAMIL}
+_MODELS: dict[str, type[MILModel]] = {CMAMIL.kind: CMAMIL, HMIL.kind: HMIL}
 
 
 def build_model(kind: str, hyperparameters: Mapping[str, Any]) -> MILModel:

@@ -20,8 +20,20 @@ RECIPE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
 LABELS = ("calm", "wild")
 QUICK = ("--folds", "2", "--epochs", "2", "--val-share", "0.25", "--dim", "16", "--k-sample", "1")
 
+HMIL = ("--model", "hmil", "--hierarchy", "h.yaml")
+OF_HMIL: dict[str, tuple[list[str], Any]] = {
+    "hierarchy": (["h.yaml", "--model", "hmil"], {"calm": "low", "wild": "high"}),
+    "recipe": (["paper", *HMIL], "paper"),
+    "head": (["shared", *HMIL], "shared"),
+    "fine_weight": (["0.5", *HMIL], 0.5),
+    "coarse_weight": (["0.5", *HMIL], 0.5),
+    "bag_align_weight": (["0.5", *HMIL], 0.5),
+    "inst_align_weight": (["0.5", *HMIL], 0.5),
+    "contrast_weight": (["0.5", *HMIL], 0.5),
+    "logit_adjust": (["0.5", *HMIL], 0.5),
+}
 OTHER_VALUES: dict[str, tuple[list[str], Any]] = {
-    "model": (["cma-mil"], "cma-mil"),
+    "model": (["hmil", "--hierarchy", "h.yaml"], "hmil"),
     "scales": (["5x, 20x"], ("5x", "20x")),
     "cross_attention": (["global"], "global"),
     "cross_norm": (["layer"], "layer"),
@@ -52,6 +64,7 @@ OTHER_VALUES: dict[str, tuple[list[str], Any]] = {
     "device": (["cpu"], "cpu"),
     "threads": (["2"], 2),
     "cache_mb": (["64"], 64),
+    **OF_HMIL,
 }
 """For every field of the configuration: what follows its option, and the value that must arrive."""
 
@@ -116,8 +129,14 @@ def test_every_field_of_the_configuration_is_tried() -> None:
 
 @pytest.mark.parametrize("field", OTHER_VALUES)
 def test_option_reaches_the_configuration(
-    field: str, cmamil: Callable[..., Any], captured: list[TrainConfig]
+    field: str,
+    cmamil: Callable[..., Any],
+    captured: list[TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("h.yaml").write_text("calm: low\nwild: high\n")
     values, expected = OTHER_VALUES[field]
     # A switch that is on by default is turned off by its negative.
     negative = not values and expected is False
@@ -151,6 +170,37 @@ def test_values_out_of_range_are_refused(
     assert answer.code == 2
     assert "CONFIG_INVALID" in answer.err
     assert captured == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--recipe", "ours"),
+        ("--model", "hmil"),
+        ("--model", "hmil", "--hierarchy", "absent.yaml"),
+        (*HMIL, "--pooling", "attention"),
+    ],
+)
+def test_options_of_the_other_model_are_refused(
+    options: tuple[str, ...],
+    cmamil: Callable[..., Any],
+    captured: list[TrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("h.yaml").write_text("calm: low\nwild: high\n")
+    answer = cmamil("train", "--features", "f", "--labels", "l", *options)
+    assert answer.code == 2
+    assert "CONFIG_INVALID" in answer.err
+    assert captured == []
+
+
+def test_help_names_defaults_and_owners(cmamil: Callable[..., Any]) -> None:
+    text = " ".join(cmamil("train", "--help").out.replace("│", " ").split())
+    assert "(default: 0.0002; hmil: 0.0001)" in text
+    assert "(default: 50; hmil: 200)" in text
+    assert "(only cma-mil)" in text and "(only hmil)" in text
 
 
 @pytest.mark.parametrize("text", ["nonsense: 1\n", "epochs: many\n", "- a\n", "a: [\n"])
