@@ -1,4 +1,4 @@
-"""Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve and measure."""
+"""CMA-MIL and HMIL for whole-slide images: train, export, serve and measure."""
 
 from __future__ import annotations
 

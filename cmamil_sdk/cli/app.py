@@ -32,7 +32,7 @@ from cmamil_sdk.errors import CmamilError, DependencyMissing, OutputUnwritable, 
 _INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve, measure.",
+    help="CMA-MIL and HMIL for whole-slide images: train, export, serve, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,7 +53,7 @@ def _program(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Multi-scale MIL (CMA-MIL) for whole-slide images: train, export, serve, measure."""
+    """CMA-MIL and HMIL for whole-slide images: train, export, serve, measure."""
 
 
 app.command("doctor")(doctor.run)
