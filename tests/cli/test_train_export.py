@@ -276,6 +276,6 @@ def test_train_names_what_is_missing(
         *("train", "--features", tmp_path, "--labels", cohort / "labels.csv"),
         *("--results-dir", tmp_path / "r"),
     )
-    assert answer.code == 2
-    assert "LABELS_INVALID" in answer.err
-    assert "s00" in answer.err
+    assert answer.code == 3
+    assert "FEATURE_FILE_INVALID" in answer.err
+    assert str(tmp_path) in answer.err
