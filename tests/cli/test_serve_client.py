@@ -72,7 +72,9 @@ def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
     assert "tiny" in cmamil("client", "models", "--server", address).out
     facts = cmamil("client", "info", "--server", address, "--json").document
     assert len(facts["workers"]) == 1
-    assert "1 " in cmamil("client", "info", "--server", address).out
+    shown = cmamil("client", "info", "--server", address).out
+    assert "models/tiny/versions/1: encoder on onnxruntime-cpu-fp32" in shown
+    assert "0 slides at work, 0 waiting" in shown
 
 
 def test_prediction_is_the_local_one(
