@@ -172,7 +172,7 @@ class LocalPredictor:
             on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
         )
         bag = builder.finish()
-        busy = min(self.workers, len(plan.batches()))
+        busy = min(self.workers, builder.batches_done)
         seconds["decode"] = builder.times.decode / busy
         seconds["encode"] = builder.times.encode / busy
         aggregated = self.bundle.aggregate(bag)
@@ -276,21 +276,18 @@ def evidence(scale_map: ScaleMap, class_index: int) -> Float32:
 
 def top_tiles(maps: tuple[ScaleMap, ...], class_index: int, count: int) -> tuple[TopTile, ...]:
     """The ``count`` tiles of most evidence over all scales, most first; ties by scale and row."""
-    ranked = [
-        (-float(score), number, row)
-        for number, scale_map in enumerate(maps)
-        for row, score in enumerate(evidence(scale_map, class_index))
-    ]
-    ranked.sort()
+    scores = np.concatenate([evidence(scale_map, class_index) for scale_map in maps])
+    coords = np.concatenate([scale_map.coords for scale_map in maps])
+    owner = np.repeat(np.arange(len(maps)), [len(scale_map.coords) for scale_map in maps])
     return tuple(
         TopTile(
-            scale=maps[number].scale,
-            x=int(maps[number].coords[row, 0]),
-            y=int(maps[number].coords[row, 1]),
-            size=round(maps[number].size),
-            score=-negative,
+            scale=maps[owner[tile]].scale,
+            x=int(coords[tile, 0]),
+            y=int(coords[tile, 1]),
+            size=round(maps[owner[tile]].size),
+            score=float(scores[tile]),
         )
-        for negative, number, row in ranked[:count]
+        for tile in np.argsort(-scores, kind="stable")[:count]
     )
 
 

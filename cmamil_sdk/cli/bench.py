@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli.options import Device, EngineName, Json, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
 app = typer.Typer(help="Latency and throughput on this machine.", no_args_is_help=True)
@@ -33,13 +34,11 @@ def run_slide(
         ),
     ] = 20,
     warmup: Annotated[int, typer.Option(help="Predictions before, not counted.")] = 2,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; one per core by default.")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    workers: Workers = None,
+    engine: EngineName = "auto",
+    device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for slide.json and slide.csv.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Time from opening a slide file to its prediction: one after another, warm page cache."""
     from cmamil_sdk.benchmarks.report import write_report

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, say, say_json, table
 
 app = typer.Typer(
@@ -14,7 +15,6 @@ app = typer.Typer(
 )
 
 Server = Annotated[str, typer.Option(help="HOST:PORT of the server.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Uri = Annotated[
     str, typer.Argument(help="file: URI, absolute path, or path relative to the server's roots.")
 ]

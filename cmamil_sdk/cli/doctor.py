@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import say, say_json, table
 from cmamil_sdk.machine import available_cores
 
@@ -32,7 +31,7 @@ _PACKAGES = {
 
 
 def run(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Readers, engines, devices and package versions; for what is missing, why and how to get it."""
     from cmamil_sdk.engines import available_engines

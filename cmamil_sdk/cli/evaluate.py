@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import output_folder, say, say_json
 
 
@@ -15,7 +16,7 @@ def run(
     features: Annotated[Path, typer.Option(help="Folder of feature files.")],
     labels: Annotated[Path, typer.Option(help="The labels CSV the run was trained with.")],
     out: Annotated[Path | None, typer.Option(help="Also write the metrics as JSON.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Metrics with confidence intervals from checkpoints and feature files."""
     from cmamil_sdk.cli.train import metrics_table

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
 
@@ -23,21 +24,15 @@ def run(
     ] = None,
     scales: Annotated[str, typer.Option(help="Magnifications, nested.")] = "5x,10x,20x",
     tissue: Annotated[Literal["otsu", "none"], typer.Option(help="How tissue is found.")] = "otsu",
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; one per core by default.")
-    ] = None,
-    mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
-    ] = None,
-    on_error: Annotated[
-        Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")
-    ] = "skip",
+    engine: EngineName = "auto",
+    device: Device = "auto",
+    workers: Workers = None,
+    mpp: RunMpp = None,
+    on_error: OnError = "skip",
     resume: Annotated[
         bool, typer.Option(help="Keep complete files of the same slide and recipe.")
     ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Extract the features of every slide at all scales in one pass, one .h5 file per slide."""
     from cmamil_sdk.cli.slide_list import expand_slides

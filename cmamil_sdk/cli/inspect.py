@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import note, output_folder, say, say_json, table
 
 
@@ -16,7 +17,7 @@ def run(
         float | None, typer.Option(help="Microns per pixel of level 0, if the file is silent.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Scales to count tiles for.")] = "5x,10x,20x",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
     thumbnail: Annotated[
         Path | None, typer.Option(help="Write a PNG with the tiles that would be read.")
     ] = None,

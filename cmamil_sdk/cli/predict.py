@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 
 HEATMAP_PX = 768
@@ -18,20 +19,14 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for predictions.json and heatmaps.")
     ] = None,
-    mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
-    ] = None,
+    mpp: RunMpp = None,
     heatmap: Annotated[bool, typer.Option(help="Write <out>/<slide>.heatmap.png.")] = False,
     top_k: Annotated[int, typer.Option(min=0, help="How many telling tiles to name.")] = 16,
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; one per core by default.")
-    ] = None,
-    on_error: Annotated[
-        Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")
-    ] = "skip",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    engine: EngineName = "auto",
+    device: Device = "auto",
+    workers: Workers = None,
+    on_error: OnError = "skip",
+    json: Json = False,
 ) -> None:
     """Predict each slide with a bundle; nothing leaves this machine."""
     from cmamil_sdk.bundle import Bundle

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cmamil_sdk.cli.options import Device, EngineName
 from cmamil_sdk.cli.output import say
 
 
@@ -17,8 +18,8 @@ def run(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    engine: EngineName = "auto",
+    device: Device = "auto",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; one per core by default.")
     ] = None,

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import say, say_json, table
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json: Json = False,
 ) -> None:
     """Check every hash and reproduce the golden values on this machine's engine."""
     from cmamil_sdk.bundle import Bundle

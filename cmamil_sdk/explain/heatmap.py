@@ -92,8 +92,7 @@ def save_heatmap(slide: Path, target: Path, prediction: Prediction, *, max_px: i
     Raises:
         InputError: the slide cannot be opened or its overview cannot be decoded.
     """
-    mpp = prediction.mpp if prediction.mpp_source == "override" else None
-    with open_slide(slide, mpp=mpp) as reader:
+    with open_slide(slide) as reader:
         picture = draw_heatmap(reader.thumbnail(max_px), reader.facts.bounds, prediction)
     png = io.BytesIO()
     picture.save(png, format="PNG")

@@ -83,6 +83,7 @@ class BagBuilder:
         self._features = [np.zeros((len(s.index), dim), np.float32) for s in plan.scales]
         self._ok = [np.zeros(len(s.index), dtype=bool) for s in plan.scales]
         self.times = ExtractTimes()
+        self.batches_done = 0
         self.tiles_done = 0
         self.tiles_failed = 0
 
@@ -93,6 +94,7 @@ class BagBuilder:
             chosen = (batch.tile_scale == scale) & ok
             self._features[scale][batch.plan_row[chosen]] = encoded.features[chosen]
             self._ok[scale][batch.plan_row[chosen]] = True
+        self.batches_done += 1
         self.tiles_done += len(batch)
         self.tiles_failed += int((~ok).sum())
         self.times.decode += encoded.seconds_decode
@@ -199,8 +201,7 @@ def extract_bag(
 
 def _work(plan: TilePlan, engine: Engine, shared: _Shared) -> None:
     try:
-        mpp = plan.facts.mpp if plan.facts.mpp_source == "override" else None
-        with open_slide(Path(plan.facts.path), mpp=mpp) as reader:
+        with open_slide(Path(plan.facts.path)) as reader:
             while not shared.stop.is_set():
                 try:
                     batch = shared.todo.get_nowait()

@@ -1,0 +1,18 @@
+"""Options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+EngineName = Annotated[str, typer.Option(help="Inference engine.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads; one per core by default.")]
+RunMpp = Annotated[
+    float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
+]
+OnError = Annotated[Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+__all__ = ["Device", "EngineName", "Json", "OnError", "RunMpp", "Workers"]
