@@ -73,7 +73,7 @@ def big_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def odd_worker() -> tuple[str, ...]:
     """Command of a worker that misbehaves by slide name."""
     return sys.executable, "-P", str(Path(__file__).with_name("odd_worker.py"))

@@ -61,16 +61,22 @@ def test_events_are_accepted_progress_and_one_result(address: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_big_slide(slides_root: Path, big_slide: Path, config: ServerConfig) -> Iterator[str]:
-    shutil.copy(big_slide, slides_root / "big.svs")
+def with_big_slide(
+    slides_root: Path, big_slide: Path, config: ServerConfig, odd_worker: tuple[str, ...]
+) -> Iterator[str]:
+    """A server whose two workers take at least 0.4 s for each of the slide's 9 batches.
+
+    However fast the machine, a prediction takes 1.8 s and can be cut short.
+    """
+    shutil.copy(big_slide, slides_root / "slow-big.svs")
     eager = config.model_copy(update={"heartbeat_s": 0.05})
-    with background_server(eager) as server:
+    with background_server(eager, worker_command=odd_worker) as server:
         yield f"127.0.0.1:{server.port}"
 
 
 def test_cancelling_a_stream_stops_its_decoding(with_big_slide: str) -> None:
     with grpc.insecure_channel(with_big_slide) as channel, Client(with_big_slide) as client:
-        call = stream(channel, "big.svs")
+        call = stream(channel, "slow-big.svs")
         total = 0
         for event in call:
             total = event.progress.total
@@ -99,7 +105,7 @@ def wait_until_idle(client: Client) -> int:
 def test_a_deadline_stops_the_work(with_big_slide: str) -> None:
     with grpc.insecure_channel(with_big_slide) as channel, Client(with_big_slide) as client:
         with pytest.raises(grpc.RpcError) as caught:
-            list(stream(channel, "big.svs", timeout=1.0))
+            list(stream(channel, "slow-big.svs", timeout=1.0))
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         settled = wait_until_idle(client)
         time.sleep(0.5)
@@ -108,7 +114,7 @@ def test_a_deadline_stops_the_work(with_big_slide: str) -> None:
 
 def test_silence_is_broken_by_heartbeats(with_big_slide: str) -> None:
     with grpc.insecure_channel(with_big_slide) as channel:
-        call = stream(channel, "big.svs")
+        call = stream(channel, "slow-big.svs")
         progress = []
         for event in call:
             if event.WhichOneof("event") == "progress":
