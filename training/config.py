@@ -19,14 +19,16 @@ from pydantic import (
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 
+from .yaml_files import read_hierarchy, read_mapping
+
 Loss = Literal["ce", "svm"]
 Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-_ONLY_CMA: dict[str, JsonValue] = {"only": "cma-mil"}
-_ONLY_HMIL: dict[str, JsonValue] = {"only": "hmil"}
+_ONLY_CMA: dict[str, JsonValue] = {"only": ["cma-mil"]}
+_ONLY_HMIL: dict[str, JsonValue] = {"only": ["hmil"]}
 
 
 def _hmil(default: float) -> dict[str, JsonValue]:
@@ -36,8 +38,8 @@ def _hmil(default: float) -> dict[str, JsonValue]:
 class TrainConfig(BaseModel):
     """How a model is trained; the defaults are each model's documented ones.
 
-    A field whose schema says ``only`` belongs to that model and is refused for another; ``defaults``
-    in the schema are those of a model whose default differs from the field's.
+    A field whose schema says ``only`` belongs to those models and is refused for another;
+    ``defaults`` in the schema are those of a model whose default differs from the field's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -239,9 +241,9 @@ class TrainConfig(BaseModel):
         others = _options_of_others(self.model)
         foreign = sorted(set(others) & self.model_fields_set)
         if foreign:
+            owners = " and ".join(f"'{owner}'" for owner in others[foreign[0]])
             raise ValueError(
-                f"{foreign[0]} is an option of model '{others[foreign[0]]}' and has no effect on "
-                f"'{self.model}'"
+                f"{foreign[0]} is an option of model {owners} and has no effect on '{self.model}'"
             )
         if self.model == "hmil" and self.hierarchy is None:
             raise ValueError(
@@ -272,10 +274,10 @@ def _defaults_of(model: str) -> dict[str, Any]:
     return {name: defaults[model] for name, defaults in found.items() if model in defaults}
 
 
-def _options_of_others(model: str) -> dict[str, str]:
-    """Fields without effect on a model, with the model that they belong to."""
-    found = {name: _extra(name).get("only", model) for name in TrainConfig.model_fields}
-    return {name: only for name, only in found.items() if only != model}
+def _options_of_others(model: str) -> dict[str, list[str]]:
+    """Fields without effect on a model, with the models that they belong to."""
+    found = {name: _extra(name).get("only", [model]) for name in TrainConfig.model_fields}
+    return {name: only for name, only in found.items() if model not in only}
 
 
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
@@ -286,15 +288,7 @@ def load_config(path: Path, **overrides: Any) -> TrainConfig:
     Raises:
         ConfigInvalid: unreadable, not a mapping, an unknown key or a value out of range.
     """
-    import yaml  # noqa: PLC0415 - comes with the extra train; the options' names are read without it
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        first_line = str(problem).splitlines()[0]
-        raise ConfigInvalid(f"{path} cannot be read ({first_line}); mend the file.") from problem
-    if not isinstance(document, dict):
-        raise ConfigInvalid(f"{path} must hold 'name: value' lines; mend the file.")
+    document = read_mapping(path)
     if isinstance(document.get("hierarchy"), str):
         document["hierarchy"] = path.parent / document["hierarchy"]
     merged = {str(key): value for key, value in document.items()} | overrides
@@ -310,28 +304,4 @@ def make_config(**fields: Any) -> TrainConfig:
     return parse_document(TrainConfig, fields, where="training options", error=ConfigInvalid)
 
 
-def read_hierarchy(path: Path) -> dict[str, str]:
-    """Read a YAML file of ``label: coarse label`` lines; every name is text as it stands.
-
-    Raises:
-        ConfigInvalid: unreadable, not such lines, or a label is named twice.
-    """
-    import yaml  # noqa: PLC0415 - see load_config
-
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        first_line = str(problem).splitlines()[0]
-        raise ConfigInvalid(f"{path} cannot be read ({first_line}); mend the file.") from problem
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    if not pairs or not all(isinstance(n, yaml.ScalarNode) for pair in pairs for n in pair):
-        raise ConfigInvalid(f"{path} must hold 'label: coarse label' lines; mend the file.")
-    parent_of: dict[str, str] = {}
-    for label, coarse in pairs:
-        if label.value in parent_of:
-            raise ConfigInvalid(f"{path} names the label {label.value!r} twice; keep one line.")
-        parent_of[label.value] = coarse.value
-    return parent_of
-
-
-__all__ = ["TrainConfig", "load_config", "make_config", "read_hierarchy"]
+__all__ = ["TrainConfig", "load_config", "make_config"]

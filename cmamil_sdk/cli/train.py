@@ -133,7 +133,8 @@ def _help(name: str) -> str:
     """What a field means, which model alone has it, and its defaults."""
     field = TrainConfig.model_fields[name]
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    owner = f" (only {extra['only']})" if "only" in extra else ""
+    only = extra.get("only")
+    owner = f" (only {', '.join(map(str, only))})" if isinstance(only, list) else ""
     own = extra.get("defaults", {})
     others = own.items() if isinstance(own, dict) else ()
     shown = [str(field.default), *(f"{model}: {value}" for model, value in others)]

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from cmamil_sdk.errors import ConfigInvalid
-from cmamil_sdk.training.config import TrainConfig, load_config, make_config, read_hierarchy
+from cmamil_sdk.training.config import TrainConfig, load_config, make_config
 from cmamil_sdk.training.recipes import Weights, recipe_of
+from cmamil_sdk.training.yaml_files import read_hierarchy
 
 HIERARCHY = {"a": "x", "b": "x", "c": "y"}
 
