@@ -28,6 +28,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── NoTissue                  FAILED_PRECONDITION
     │   ├── FeatureFileInvalid        FAILED_PRECONDITION
     │   ├── RecipeMismatch            FAILED_PRECONDITION
+    │   ├── ProvenanceUnknown         FAILED_PRECONDITION
     │   ├── RunInvalid                FAILED_PRECONDITION
     │   ├── BundleCorrupt             DATA_LOSS
     │   ├── BundleUnsupported         FAILED_PRECONDITION
@@ -173,6 +174,10 @@ class FeatureFileInvalid(InputError):
 
 class RecipeMismatch(InputError):
     """Features were made by another recipe than the model's."""
+
+
+class ProvenanceUnknown(InputError):
+    """A model was trained on features that do not say how they were made."""
 
 
 class RunInvalid(InputError):

@@ -44,8 +44,8 @@ class CheckpointMeta(BaseModel):
     hyperparameters: dict[str, Any] = Field(description="arguments that rebuild the model")
     labels: tuple[str, ...] = Field(min_length=2)
     hierarchy: Hierarchy | None = Field(None, description="of a model with coarse labels")
-    recipe: TilingRecipe
-    encoder: EncoderInfo
+    recipe: TilingRecipe | None = Field(description="None: the features did not say it")
+    encoder: EncoderInfo | None = Field(description="None: the features did not say it")
     fold: int = Field(ge=0)
     seed: int
     temperature: float = Field(1.0, gt=0.0)

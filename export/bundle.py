@@ -19,10 +19,12 @@ from cmamil_sdk.bundle.manifest import (
     Manifest,
 )
 from cmamil_sdk.bundle.write import write_bundle
-from cmamil_sdk.errors import FieldInvalid, RecipeMismatch, RunInvalid
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.errors import FieldInvalid, ProvenanceUnknown, RecipeMismatch, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json
+from cmamil_sdk.tiling.recipe import TilingRecipe
 
 from .aggregator import AggregatorGraph, eager_outputs, export_aggregator, probe_bag
 from .encoder import EncoderGraph, eager_features, exported_encoder, load_encoder, probe_tiles
@@ -30,6 +32,13 @@ from .graph import OPSET
 
 GOLDEN_TILES = 4
 GOLDEN_FINEST_TILES = 50
+
+
+class _TracedMeta(CheckpointMeta):
+    """A checkpoint trained on features that say how they were made, so that it can serve."""
+
+    recipe: TilingRecipe
+    encoder: EncoderInfo
 
 
 def export_bundle(
@@ -54,6 +63,7 @@ def export_bundle(
     Raises:
         FieldInvalid: name or version is no plain file name.
         RunInvalid: the run has no such fold, or its checkpoint is damaged.
+        ProvenanceUnknown: the model was trained on features that do not say how they were made.
         RecipeMismatch: the encoder's weights are not those the features were made with.
         ParityFailed: a graph does not reproduce its model.
         OutputExists: the bundle is there already.
@@ -65,8 +75,9 @@ def export_bundle(
                 "underscores and hyphens, with a letter or digit first."
             )
     chosen = best_fold(run) if fold is None else fold
-    meta, tensors = load_checkpoint(fold_directory(run, chosen))
     where = fold_directory(run, chosen)
+    found, tensors = load_checkpoint(where)
+    meta = _traced(found, where)
     model = restore_model(meta.model_kind, meta.hyperparameters, tensors, where=where)
     target = out / name / version
 
@@ -96,8 +107,18 @@ def best_fold(run: Path) -> int:
     return min(scores)[1]
 
 
+def _traced(meta: CheckpointMeta, where: Path) -> _TracedMeta:
+    if meta.recipe is None or meta.encoder is None:
+        raise ProvenanceUnknown(
+            f"The model in {where} was trained on features that do not say how their tiles were "
+            "read and encoded, so no bundle could do the same to a slide; extract features with "
+            "`cmamil features`, and train on those."
+        )
+    return _TracedMeta(**dict(meta))
+
+
 def _write_graphs(
-    folder: Path, model: MILModel, meta: CheckpointMeta, encoder_weights: Path | None
+    folder: Path, model: MILModel, meta: _TracedMeta, encoder_weights: Path | None
 ) -> dict[str, float]:
     encoder = exported_encoder(meta.encoder.id, encoder_weights)
     if encoder.info != meta.encoder:
@@ -120,7 +141,7 @@ def _write_graphs(
 
 
 def _write_golden(
-    path: Path, model: MILModel, meta: CheckpointMeta, encoder_weights: Path | None
+    path: Path, model: MILModel, meta: _TracedMeta, encoder_weights: Path | None
 ) -> None:
     """Inputs and eager outputs that every load reproduces before the bundle is used."""
     network, info = load_encoder(meta.encoder.id, encoder_weights)
@@ -143,7 +164,7 @@ def _manifest(
     version: str,
     files: dict[str, FileEntry],
     model: MILModel,
-    meta: CheckpointMeta,
+    meta: _TracedMeta,
     parity: dict[str, float],
 ) -> Manifest:
     return Manifest(

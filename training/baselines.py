@@ -10,10 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .data import FeatureStore
 from .labels import LabelTable, read_labels
+from .layouts.folder import FeatureFolder
 from .metrics import Float64, Int64, macro_auc
-from .splits import fold_numbers, read_splits, slides_of
+from .split_files import read_splits
+from .splits import fold_numbers, slides_of
+from .store import FeatureStore
 
 
 def mean_feature_auc(*, features: Path, labels: Path, splits: Path, scale: str) -> float:
@@ -28,7 +30,7 @@ def mean_feature_auc(*, features: Path, labels: Path, splits: Path, scale: str) 
     """
     table = read_labels(labels)
     rows = read_splits(splits, table)
-    store = FeatureStore.open(features, table, cache_mb=0, ignore_unlabelled=True)
+    store = FeatureStore.open(FeatureFolder(features), table, cache_mb=0, ignore_unlabelled=True)
     means = store.mean_features(scale)
     aucs = []
     for fold in fold_numbers(rows):

@@ -192,8 +192,11 @@ class TrainConfig(BaseModel):
         description="epochs without improvement; None: a fifth of the epochs, between 2 and 20",
     )
 
-    folds: int = Field(
-        5, ge=1, description="cross-validation folds; 1: one split; not used with given splits"
+    folds: int | None = Field(
+        None,
+        ge=1,
+        description="cross-validation folds; 1: one split; of given folds, the first so many; None: "
+        "5, or all that are given",
     )
     val_share: float = Field(
         0.15,

@@ -19,12 +19,15 @@ from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
 
 from .config import TrainConfig
-from .data import FeatureStore
 from .fit import Logits, predict_levels
-from .labels import LabelTable, read_labels
+from .inputs import Features, open_input
+from .labels import LabelTable
+from .layouts.base import Layout
 from .metrics import Float64, Int64, Scored, across_folds, bootstrap_intervals, score, softmax
 from .record import RunRecord
-from .splits import SplitRow, fold_numbers, read_splits, slides_of
+from .split_files import read_splits
+from .splits import SplitRow, fold_numbers, slides_of
+from .store import FeatureStore
 
 _EVALUATED = ("val", "test")
 _COARSE_METRICS = ("accuracy", "balanced_accuracy", "auc", "ece")
@@ -53,8 +56,8 @@ def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
     return restore_model(meta.model_kind, meta.hyperparameters, tensors, where=folder), meta
 
 
-def evaluate(run: Path, *, features: Path, labels: Path) -> dict[str, Any]:
-    """Score a run's folds again on their test slides, from checkpoints and feature files.
+def evaluate(run: Path, *, features: Features, labels: Path | None = None) -> dict[str, Any]:
+    """Score a run's folds again on their test slides; the input is given as to training.
 
     Returns:
         A document like ``metrics.json``, without "seconds" of training.
@@ -64,17 +67,17 @@ def evaluate(run: Path, *, features: Path, labels: Path) -> dict[str, Any]:
         LabelsInvalid, FeatureFileInvalid, RecipeMismatch: the input does not fit the run.
     """
     record = RunRecord.read(run)
-    table = read_labels(labels)
+    layout, table = open_input(features, labels, record.config.scales)
     if table.labels != record.labels:
         raise LabelsInvalid(
-            f"{labels} has the labels {', '.join(table.labels)}, the run {run} was trained on "
+            f"{table.path} has the labels {', '.join(table.labels)}, the run {run} was trained on "
             f"{', '.join(record.labels)}; name the labels it was trained with."
         )
     rows = read_splits(run / "splits.csv", table)
-    store = open_store(record.config, features, table)
-    if store.provenance.recipe_key() != record.recipe_key:
+    store = open_store(record.config, layout, table)
+    if store.origin.recipe_key != record.recipe_key:
         raise RecipeMismatch(
-            f"{features} was made by another recipe or encoder than the features that {run} was "
+            f"{layout.place} was made by another recipe or encoder than the features that {run} was "
             "trained on; extract features as for the training."
         )
     answers, temperatures, folds = {}, {}, []
@@ -89,12 +92,11 @@ def evaluate(run: Path, *, features: Path, labels: Path) -> dict[str, Any]:
     return summarise(record.config.model, folds, table, answers, temperatures)
 
 
-def open_store(config: TrainConfig, features: Path, table: LabelTable) -> FeatureStore:
-    """The feature files that a configuration trains on, checked."""
+def open_store(config: TrainConfig, layout: Layout, table: LabelTable) -> FeatureStore:
+    """The features that a configuration trains on, checked."""
     return FeatureStore.open(
-        features,
+        layout,
         table,
-        scales=config.scales,
         cache_mb=config.cache_mb,
         ignore_unlabelled=config.ignore_unlabelled,
     )

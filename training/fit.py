@@ -18,11 +18,12 @@ from cmamil_sdk.errors import NonFiniteOutput
 from cmamil_sdk.models.base import MILModel
 
 from .config import TrainConfig
-from .data import Moments, TrainingBag, labels_of, moments_of
+from .data import Moments, TrainingBag, moments_of
 from .module import MILModule
 from .objective import make_objective
 from .runtime import choose_device, quiet_lightning, reproducible
 from .steps import Steps
+from .store import labels_of
 
 ProgressCallback = Callable[[int, int, int, Mapping[str, float]], None]
 """``on_progress(fold, epoch, epochs, metrics)`` after each epoch, counted from 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,8 +94,17 @@ def read_labels(path: Path) -> LabelTable:
                     "fill it in or remove the line."
                 )
         rows.append(LabelRow(**({"patient": values["slide"]} | values)))
+    return checked_table(path, rows, has_split=found["split"] is not None)
+
+
+def checked_table(path: Path, rows: Sequence[LabelRow], *, has_split: bool) -> LabelTable:
+    """The table of ``rows``.
+
+    Raises:
+        LabelsInvalid: a slide is named twice, or there are fewer than two labels.
+    """
     _refuse_doubles(path, (row.slide for row in rows))
-    table = LabelTable(path, tuple(rows), has_split=found["split"] is not None)
+    table = LabelTable(path, tuple(rows), has_split)
     if len(table.labels) < 2:
         raise LabelsInvalid(
             f"{path} holds {len(rows)} slides with {len(table.labels)} different labels; "
@@ -146,4 +155,4 @@ def _refuse_doubles(path: Path, slides: Iterable[str]) -> None:
         raise LabelsInvalid(f"{path} names {some(doubles)} more than once; keep one line for each.")
 
 
-__all__ = ["LabelRow", "LabelTable", "read_csv", "read_labels", "some"]
+__all__ = ["LabelRow", "LabelTable", "checked_table", "read_csv", "read_labels", "some"]

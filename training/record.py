@@ -14,7 +14,8 @@ from cmamil_sdk.files import parse_document, write_json
 from cmamil_sdk.runs import read_json
 
 from .config import TrainConfig
-from .splits import SplitRow, splits_text, write_splits
+from .split_files import splits_text, write_splits
+from .splits import SplitRow
 
 _WITHOUT_EFFECT_ON_RESULTS = {"cache_mb"}
 

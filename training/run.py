@@ -1,4 +1,4 @@
-"""Train a run directory from feature files and labels."""
+"""Train a run directory from features and labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
@@ -18,7 +17,6 @@ from cmamil_sdk.runs import CheckpointMeta, fold_directory, read_json, save_chec
 
 from .calibration import fit_temperature
 from .config import TrainConfig
-from .data import FeatureStore, resolve_cross_attention
 from .evaluation import (
     Answers,
     answers_of,
@@ -33,35 +31,38 @@ from .evaluation import (
     write_predictions,
 )
 from .fit import FitResult, ProgressCallback, fit
-from .labels import LabelTable, read_labels
+from .inputs import Features, open_input, plan_folds
+from .labels import LabelTable
 from .metrics import Int64, calibration_error, finite_or_none, softmax
 from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
 from .runtime import reproducible
-from .splits import SplitRow, fixed_split, fold_numbers, make_folds, read_splits, slides_of
+from .splits import SplitRow, fold_numbers, slides_of
+from .store import FeatureStore, resolve_cross_attention
 
 
 def train(
     config: TrainConfig,
     *,
-    features: Path,
-    labels: Path,
+    features: Features,
+    labels: Path | None = None,
     run: Path,
     splits: Path | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Train every fold and write the run directory (layout: :mod:`cmamil_sdk.runs`).
 
-    Folds come from ``splits`` if given, else from a split column of the labels (one fold), else
-    they are made. A run that was killed goes on after its last finished fold when it is started
-    again with the same arguments; a finished one returns its metrics.
+    Folds come from the tree or from ``splits`` if given, else from a split column of the labels
+    (one fold), else they are made. A run that was killed goes on after its last finished fold when
+    it is started again with the same arguments; a finished one returns its metrics.
 
     Args:
         config: how to train.
-        features: directory of ``<slide_id>.h5`` feature files.
-        labels: CSV, see :func:`~cmamil_sdk.training.labels.read_labels`.
+        features: folder of feature files, or the root of CMA-MIL's tree of each scale, coarse to
+            fine (:mod:`cmamil_sdk.training.layouts`).
+        labels: CSV, see :func:`~cmamil_sdk.training.labels.read_labels`; None for trees.
         run: the run directory.
-        splits: a ``splits.csv`` or the directory of one.
+        splits: a file or directory, see :func:`~cmamil_sdk.training.split_files.read_splits`.
         on_progress: called after each epoch of each fold.
 
     Returns:
@@ -74,15 +75,15 @@ def train(
         NonFiniteOutput: training diverged.
     """
     check_run(run, config)
-    table = read_labels(labels)
+    layout, table = open_input(features, labels, config.scales)
     hierarchy = resolve_hierarchy(config, table)
-    rows = _plan(config, table, splits)
-    store = open_store(config, features, table)
+    rows = plan_folds(config, layout, table, splits)
+    store = open_store(config, layout, table)
     record = RunRecord(
         config=config,
         model=resolve_model(config, store, table),
         labels=table.labels,
-        recipe_key=store.provenance.recipe_key(),
+        recipe_key=store.origin.recipe_key,
         features_sha256=store.digest(),
     )
     if open_run(run, record, rows):
@@ -111,8 +112,8 @@ def train(
 def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
     """Hyper-parameters of the model that ``config`` means for these features and labels."""
     common = {
-        "scales": list(store.recipe.names),
-        "feature_dim": store.encoder.dim,
+        "scales": list(store.scales),
+        "feature_dim": store.dim,
         "n_classes": len(table.labels),
         "dim": config.dim,
         "dropout": config.drop_out,
@@ -135,25 +136,6 @@ def resolve_hierarchy(config: TrainConfig, table: LabelTable) -> Hierarchy | Non
     if config.hierarchy is None:
         return None
     return Hierarchy.of(table.labels, config.hierarchy)
-
-
-def _plan(config: TrainConfig, table: LabelTable, splits: Path | None) -> list[SplitRow]:
-    if splits is not None:
-        return read_splits(splits, table)
-    if table.has_split:
-        if "folds" in config.model_fields_set and config.folds != 1:
-            raise ConfigInvalid(
-                f"{table.path} has a split column, which makes one fold, and folds is "
-                f"{config.folds}; leave out one of them."
-            )
-        return fixed_split(table, val_share=config.val_share, seed=config.seed)
-    return make_folds(
-        table,
-        folds=config.folds,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.seed,
-    )
 
 
 def _train_fold(

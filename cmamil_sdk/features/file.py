@@ -88,6 +88,21 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
         temporary.unlink(missing_ok=True)
 
 
+def is_feature_file(path: Path) -> bool:
+    """Whether ``path`` is an HDF5 file that says it is one of ours, complete or not.
+
+    Raises:
+        FeatureFileInvalid: it has the suffix of one, but is not HDF5.
+    """
+    if path.suffix != ".h5":
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return "format_version" in file.attrs or "scales" in file
+    except UNREADABLE as problem:
+        raise _unreadable(path, problem) from problem
+
+
 def read_provenance(path: Path) -> FeatureProvenance:
     """Read only the attributes of a feature file.
 
@@ -153,6 +168,7 @@ __all__ = [
     "FORMAT_VERSION",
     "UNREADABLE",
     "FeatureProvenance",
+    "is_feature_file",
     "read_feature_file",
     "read_provenance",
     "recipe_key",

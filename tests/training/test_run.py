@@ -228,7 +228,8 @@ def test_given_splits_are_used(
     one_fold = tmp_path / "splits.csv"
     rows = [r for r in rows_of(finished[0] / "splits.csv") if r["fold"] == "2"]
     write_labels(one_fold, rows)
-    summary = run_all(shared_cohort, tmp_path / "second", QUICK, splits=one_fold)
+    all_given = QUICK.model_copy(update={"folds": None})
+    summary = run_all(shared_cohort, tmp_path / "second", all_given, splits=one_fold)
     assert [fold["fold"] for fold in summary["folds"]] == [2]
     assert rows_of(tmp_path / "second" / "splits.csv") == rows
 
@@ -293,7 +294,7 @@ def test_standardisation_uses_the_training_slides_of_the_fold(
 
 
 def test_bad_input_ends_before_anything_is_written(tmp_path: Path) -> None:
-    cohort = write_cohort(tmp_path, 12)
+    cohort = write_cohort(tmp_path, 24)
     (cohort.features / "slide_01.h5").unlink()
     with pytest.raises(LabelsInvalid, match="slide_01"):
         run_all(cohort, tmp_path / "run", make_config(folds=2))

@@ -9,16 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmamil_sdk.errors import LabelsInvalid
+from cmamil_sdk.training.folds import fixed_split, make_folds, with_validation
 from cmamil_sdk.training.labels import LabelRow, LabelTable, read_labels
-from cmamil_sdk.training.splits import (
-    check_splits,
-    fixed_split,
-    fold_numbers,
-    make_folds,
-    read_splits,
-    slides_of,
-    write_splits,
-)
+from cmamil_sdk.training.split_files import read_splits, write_splits
+from cmamil_sdk.training.splits import check_splits, fold_numbers, slides_of
 
 LABELS = ("a", "b", "c")
 
@@ -90,7 +84,7 @@ def test_too_few_patients_of_a_label_are_named() -> None:
 
 def test_fixed_split_with_the_demo_words_takes_validation_from_development() -> None:
     table = table_of([2] * 30, ["development"] * 21 + ["held_out"] * 9)
-    rows = fixed_split(table, val_share=0.2, seed=0)
+    rows = with_validation(fixed_split(table), table, val_share=0.2, seed=0)
     assert fold_numbers(rows) == [0]
     assert slides_of(rows, 0, "test") == [f"s{p}_{i}" for p in range(21, 30) for i in range(2)]
     val = {table.by_slide[s].patient for s in slides_of(rows, 0, "val")}
@@ -100,24 +94,25 @@ def test_fixed_split_with_the_demo_words_takes_validation_from_development() -> 
 
 def test_fixed_split_with_its_own_validation_is_kept() -> None:
     words = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
-    rows = fixed_split(table_of([1] * 12, words), val_share=0.5, seed=0)
+    table = table_of([1] * 12, words)
+    rows = with_validation(fixed_split(table), table, val_share=0.5, seed=0)
     assert [row.split for row in rows] == words
 
 
 def test_fixed_split_refuses_unknown_words_and_torn_patients() -> None:
     with pytest.raises(LabelsInvalid, match="split holdout"):
-        fixed_split(table_of([1] * 6, ["train"] * 3 + ["holdout"] * 3), val_share=0, seed=0)
+        fixed_split(table_of([1] * 6, ["train"] * 3 + ["holdout"] * 3))
     rows = tuple(
         LabelRow(f"s{i}", "p", LABELS[i % 3], split="train" if i < 3 else "test") for i in range(6)
     )
     with pytest.raises(LabelsInvalid, match="patient p are in more than one part"):
-        fixed_split(LabelTable(Path("l.csv"), rows, has_split=True), val_share=0, seed=0)
+        fixed_split(LabelTable(Path("l.csv"), rows, has_split=True))
 
 
 def test_a_fold_without_a_label_in_train_or_test_is_refused() -> None:
     table = table_of([1] * 9, ["train"] * 6 + ["test"] * 2 + ["train"])
     with pytest.raises(LabelsInvalid, match="fold 0: no test slide has the label c"):
-        fixed_split(table, val_share=0, seed=0)
+        fixed_split(table)
 
 
 def test_splits_round_trip(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,19 @@ from cmamil_sdk.errors import (
     ScaleMismatch,
 )
 from cmamil_sdk.features.file import read_feature_file, write_feature_file
-from cmamil_sdk.training.data import (
-    FeatureStore,
-    bag_tensors,
-    moments_of,
-    resolve_cross_attention,
-)
+from cmamil_sdk.training.data import bag_tensors, moments_of
 from cmamil_sdk.training.labels import read_labels
+from cmamil_sdk.training.layouts.folder import FeatureFolder
+from cmamil_sdk.training.store import FeatureStore, resolve_cross_attention
 
-from .conftest import Cohort, make_bag, provenance, write_cohort, write_labels
+from .conftest import Cohort, make_bag, provenance, write_cohort
 
 
-def open_store(cohort: Cohort, **options: object) -> FeatureStore:
-    return FeatureStore.open(cohort.features, read_labels(cohort.labels), **options)  # type: ignore[arg-type]
+def open_store(
+    cohort: Cohort, scales: tuple[str, ...] | None = None, **options: Any
+) -> FeatureStore:
+    folder = FeatureFolder(cohort.features, scales)
+    return FeatureStore.open(folder, read_labels(cohort.labels), **options)
 
 
 def test_bags_come_by_slide_id_with_label_and_nested_grid(cohort: Cohort) -> None:
@@ -85,7 +86,7 @@ def test_nan_features_and_a_renamed_file_are_named(cohort: Cohort) -> None:
 
 def test_scales_can_be_chosen_but_not_without_the_finest(cohort: Cohort) -> None:
     store = open_store(cohort, scales=("20x",))
-    assert store.recipe.names == ("20x",)
+    assert store.scales == ("20x",)
     assert set(store.bag("slide_00").features) == {"20x"}
     assert resolve_cross_attention(None, store) == "none"
     with pytest.raises(ScaleMismatch, match="leave out 20x"):
@@ -128,7 +129,7 @@ def test_moments_do_not_cancel_far_from_zero() -> None:
 def test_the_cache_stays_within_its_size_and_changes_nothing(
     cohort: Cohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cmamil_sdk.training.data._MEGABYTE", 1024)
+    monkeypatch.setattr("cmamil_sdk.training.store._MEGABYTE", 1024)
     one = open_store(cohort).bag("slide_00").nbytes
     store = open_store(cohort, cache_mb=3)
     for slide in [*cohort.slides, *reversed(cohort.slides)]:
@@ -145,9 +146,5 @@ def test_the_cache_stays_within_its_size_and_changes_nothing(
 
 
 def test_a_folder_without_feature_files(tmp_path: Path) -> None:
-    write_labels(
-        tmp_path / "labels.csv",
-        [{"slide": "a", "label": "x"}, {"slide": "b", "label": "y"}],
-    )
     with pytest.raises(FeatureFileInvalid, match=r"no feature files in .*nowhere"):
-        FeatureStore.open(tmp_path / "nowhere", read_labels(tmp_path / "labels.csv"))
+        FeatureFolder(tmp_path / "nowhere")

@@ -1,0 +1,1 @@
+"""Where features lie: the layouts that training reads, one file each."""

@@ -1,0 +1,143 @@
+"""A folder with one file per slide: our feature files, or arrays of other tools (one scale)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
+from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.features.file import is_feature_file, read_feature_file, read_provenance
+from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.tiling.recipe import TilingRecipe
+
+from ..labels import some
+from .arrays import SUFFIXES, read_array
+from .base import Origin, SlideFeatures
+
+ONE_SCALE = "tiles"
+"""Name of the scale of arrays that say no scale, if none is given."""
+
+
+class FeatureFolder:
+    """``<folder>/<slide>.h5``, ``.npy`` or ``.pt``.
+
+    Args:
+        folder: holds the files of all slides.
+        scales: among those of our feature files; for arrays, the name of their one scale.
+
+    Raises:
+        FeatureFileInvalid: there are no such files, or two of one slide.
+    """
+
+    def __init__(self, folder: Path, scales: tuple[str, ...] | None = None) -> None:
+        self._folder = folder
+        self._scales = scales
+        self._files = files_by_slide(folder)
+        if not self._files:
+            raise FeatureFileInvalid(
+                f"There are no feature files in {folder}; name the folder that `cmamil features` "
+                f"wrote, or one with a file {', '.join(SUFFIXES)} for each slide."
+            )
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self._folder
+
+    @property
+    def slides(self) -> Collection[str]:
+        """File names without suffix."""
+        return self._files.keys()
+
+    def file(self, slide: str) -> Path:
+        """The file of a slide."""
+        return self._files[slide]
+
+    def read(self, slide: str) -> SlideFeatures:
+        """Read and check one slide; see :class:`~cmamil_sdk.training.layouts.base.Layout`."""
+        path = self._files[slide]
+        return self._ours(path, slide) if is_feature_file(path) else self._array(path)
+
+    def fingerprint(self, slide: str) -> str:
+        """Hash of the slide and time of extraction; of an array, the hash of its file."""
+        path = self._files[slide]
+        if not is_feature_file(path):
+            return sha256_of_file(path)
+        provenance = read_provenance(path)
+        return f"{provenance.slide_sha256} {provenance.created}"
+
+    def _ours(self, path: Path, slide: str) -> SlideFeatures:
+        bag, provenance = read_feature_file(path)
+        if provenance.slide_id != slide:
+            raise FeatureFileInvalid(
+                f"{path} holds the features of slide {provenance.slide_id!r}; "
+                "give the file its slide's name."
+            )
+        chosen = _choose(path, bag, provenance.recipe, self._scales)
+        finer = chosen.scales[1:]
+        return SlideFeatures(
+            features={scale.name: chosen.features[scale.name] for scale in chosen.scales},
+            index=chosen.index_arrays(),
+            parents_known=all((chosen.parent[scale.name] >= 0).any() for scale in finer),
+            origin=Origin(
+                scales=tuple(scale.name for scale in chosen.scales),
+                dim=chosen.dim,
+                recipe_key=provenance.recipe_key(),
+                recipe=provenance.recipe.model_copy(update={"scales": chosen.scales}),
+                encoder=provenance.encoder,
+            ),
+        )
+
+    def _array(self, path: Path) -> SlideFeatures:
+        names = self._scales or (ONE_SCALE,)
+        if len(names) > 1:
+            raise ScaleMismatch(
+                f"{path} holds tiles of one scale, and scales {', '.join(names)} are wanted; "
+                "name one, or train on files of `cmamil features`."
+            )
+        features = {names[0]: read_array(path)}
+        return SlideFeatures(features, {}, parents_known=False, origin=Origin.unknown(features))
+
+
+def files_by_slide(folder: Path) -> dict[str, Path]:
+    """Feature files right inside ``folder`` by slide id, sorted; hidden files are left out.
+
+    Raises:
+        FeatureFileInvalid: two files differ only in their suffix.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix not in SUFFIXES or not path.is_file():
+            continue
+        if path.stem in files:
+            raise FeatureFileInvalid(
+                f"{folder} holds {files[path.stem].name} and {path.name} for one slide; keep one."
+            )
+        files[path.stem] = path
+    return files
+
+
+def _choose(path: Path, bag: Bag, recipe: TilingRecipe, wanted: tuple[str, ...] | None) -> Bag:
+    """The bag at the wanted scales, which must be there and include the features' finest.
+
+    Coarse tiles are kept and averaged from the finest scale, so without it the recipe would name
+    other pixels than those behind the features.
+    """
+    if wanted is None:
+        return bag
+    missing = [name for name in wanted if name not in recipe.names]
+    if missing:
+        raise ScaleMismatch(
+            f"{path} has no features at {some(missing)} (it has {', '.join(recipe.names)}); "
+            "extract them, or choose among these scales."
+        )
+    if recipe.finest.name not in wanted:
+        raise ScaleMismatch(
+            f"scales {', '.join(wanted)} leave out {recipe.finest.name}, from which {path} made its "
+            "coarser tiles; keep it, or extract features at the wanted scales alone."
+        )
+    return bag.select(wanted)
+
+
+__all__ = ["ONE_SCALE", "FeatureFolder", "files_by_slide"]
