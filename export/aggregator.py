@@ -47,22 +47,23 @@ class AggregatorGraph(nn.Module):
         features = dict(zip(scales, tensors, strict=False))
         index = dict(zip(names, tensors[len(scales) :], strict=False))
         answer = self.model(features, index)
-        outputs = _level(answer, self.temperature, scales)
-        if answer.coarse is None:
-            return outputs
-        return (*outputs, *_level(answer.coarse, self.coarse_temperature, scales))
+        outputs = _level(answer, self.temperature)
+        if answer.coarse is not None:
+            coarse = _level(answer.coarse, self.coarse_temperature)
+            outputs |= {f"coarse_{name}": tensor for name, tensor in coarse.items()}
+        return tuple(outputs[name] for name in output_names(self.model))
 
 
-def output_names(scales: Sequence[str], *, coarse: bool = False) -> list[str]:
-    """Names of the graph's outputs, in order; ``coarse`` adds those of the coarse level."""
+def output_names(model: MILModel) -> list[str]:
+    """Names of the graph's outputs, in order."""
     names = [
         "logits",
-        "bias",
+        *(["bias"] if model.is_additive else []),
         "probabilities",
-        *(f"attention_{s}" for s in scales),
-        *(f"contribution_{s}" for s in scales),
+        *(f"attention_{s}" for s in model.scales if model.has_attention),
+        *(f"contribution_{s}" for s in model.scales if model.is_additive),
     ]
-    return names + [f"coarse_{name}" for name in names] if coarse else names
+    return names if model.n_coarse is None else names + [f"coarse_{name}" for name in names]
 
 
 def export_aggregator(
@@ -92,7 +93,7 @@ def export_aggregator(
         tuple(torch.from_numpy(example[name]) for name in names),
         path,
         inputs={name: {0: dims[name.partition("_")[2]]} for name in names},
-        outputs=output_names(model.scales, coarse=model.n_coarse is not None),
+        outputs=output_names(model),
         argument="tensors",
     )
     engine = load_engine(path, engine="onnxruntime", device="cpu")
@@ -109,20 +110,19 @@ def eager_outputs(module: AggregatorGraph, inputs: Mapping[str, npt.NDArray[Any]
     """Named outputs of the eager module, the reference."""
     with torch.inference_mode():
         outputs = module(*(torch.from_numpy(array) for array in inputs.values()))
-    names = output_names(module.model.scales, coarse=module.model.n_coarse is not None)
+    names = output_names(module.model)
     return {name: tensor.detach().numpy() for name, tensor in zip(names, outputs, strict=True)}
 
 
-def _level(
-    answer: MILOutput | CoarseOutput, temperature: float, scales: Sequence[str]
-) -> tuple[Tensor, ...]:
-    return (
-        answer.logits,
-        answer.bias,
-        torch.softmax(answer.logits / temperature, dim=-1),
-        *(answer.attention[s] for s in scales),
-        *(answer.contribution[s] for s in scales),
-    )
+def _level(answer: MILOutput | CoarseOutput, temperature: float) -> dict[str, Tensor]:
+    outputs = {
+        "logits": answer.logits,
+        "probabilities": torch.softmax(answer.logits / temperature, dim=-1),
+    }
+    if answer.bias is not None:
+        outputs["bias"] = answer.bias
+    outputs |= {f"attention_{s}": rows for s, rows in (answer.attention or {}).items()}
+    return outputs | {f"contribution_{s}": rows for s, rows in (answer.contribution or {}).items()}
 
 
 def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int) -> Arrays:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
+from cmamil_sdk.models.names import MODELS, SINGLE_SCALE, why_no_model
 
 from .yaml_files import read_hierarchy, read_mapping
 
@@ -27,8 +28,23 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-_ONLY_CMA: dict[str, JsonValue] = {"only": ["cma-mil"]}
-_ONLY_HMIL: dict[str, JsonValue] = {"only": ["hmil"]}
+def _only(*models: str) -> dict[str, JsonValue]:
+    return {"only": list(models)}
+
+
+_ONLY_CMA = _only("cma-mil")
+_ONLY_HMIL = _only("hmil")
+_WITH_SCALES = _only("cma-mil", "hmil")
+_WITH_TILE_LOSS = _only("cma-mil", "torchmil:CLAM_SB")
+_WITH_ONE_LEVEL = _only(*(model for model in MODELS if model != "hmil"))
+_WITH_ATTENTION = _only(
+    "cma-mil",
+    "abmil",
+    "torchmil:ABMIL",
+    "torchmil:CLAM_SB",
+    "torchmil:DSMIL",
+    "torchmil:TransformerABMIL",
+)
 
 
 def _hmil(default: float) -> dict[str, JsonValue]:
@@ -44,7 +60,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model: Literal["cma-mil", "hmil"] = Field("cma-mil", description="which model is trained")
+    model: str = Field("cma-mil", description=f"which model is trained: {', '.join(MODELS)}")
     scales: tuple[str, ...] | None = Field(
         None, min_length=1, description="scales to train on, among those of the features; None: all"
     )
@@ -52,14 +68,24 @@ class TrainConfig(BaseModel):
         None,
         description="how scales attend to each other; None: nested where the tiles' parents are "
         "known, else global; without effect on a single scale",
+        json_schema_extra=_WITH_SCALES,
     )
     cross_norm: Literal["none", "layer"] = Field(
-        "none", description="what follows the cross attention: nothing, or a LayerNorm as published"
+        "none",
+        description="what follows the cross attention: nothing, or a LayerNorm as published",
+        json_schema_extra=_WITH_SCALES,
     )
     pooling: Literal["attention", "reference"] = Field(
         "attention",
         description="softmax attention, or exp(softmax) as published",
         json_schema_extra=_ONLY_CMA,
+    )
+    embed_dim: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="width of a learned projection of the features, one for all scales, in front of "
+        "all else; None: the features are taken as they are",
     )
     dim: int = Field(
         128,
@@ -68,8 +94,16 @@ class TrainConfig(BaseModel):
         description="width of the tile embeddings",
         json_schema_extra=_hmil(256),
     )
+    attention_dim: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="width of the hidden layer that weighs the tiles; None: half of dim",
+        json_schema_extra=_WITH_ATTENTION,
+    )
     drop_out: Rate = Field(
-        0.2, description="dropout rate: in CMA-MIL's gated attention, in HMIL's first layer"
+        0.2,
+        description="dropout rate: in CMA-MIL's gated attention, else after the first layer",
     )
     standardize: bool = Field(
         True, description="standardise features by the training tiles, inside the model"
@@ -78,30 +112,30 @@ class TrainConfig(BaseModel):
     bag_loss: Loss = Field(
         "ce",
         description="slide loss: cross-entropy or smooth top-1 SVM",
-        json_schema_extra=_ONLY_CMA,
+        json_schema_extra=_WITH_ONE_LEVEL,
     )
     inst_loss: Literal["ce", "svm", "none"] = Field(
         "svm",
         description="loss on the most and least telling tiles of each scale",
-        json_schema_extra=_ONLY_CMA,
+        json_schema_extra=_WITH_TILE_LOSS,
     )
     bag_weight: float = Field(
         0.7,
         ge=0.0,
         le=1.0,
         description="share of the slide loss; the rest is the tile loss",
-        json_schema_extra=_ONLY_CMA,
+        json_schema_extra=_WITH_TILE_LOSS,
     )
     k_sample: int = Field(
         8,
         ge=1,
         description="tiles at each end of the ranking for inst_loss",
-        json_schema_extra=_ONLY_CMA,
+        json_schema_extra=_WITH_TILE_LOSS,
     )
     subtyping: bool = Field(
         False,
         description="tile loss also teaches that top tiles of other classes are not theirs",
-        json_schema_extra=_ONLY_CMA,
+        json_schema_extra=_WITH_TILE_LOSS,
     )
     scale_loss: float = Field(
         0.0,
@@ -229,6 +263,14 @@ class TrainConfig(BaseModel):
             return data
         return _defaults_of(str(data.get("model"))) | data
 
+    @field_validator("model")
+    @classmethod
+    def _model_is_offered(cls, value: str) -> str:
+        problem = why_no_model(value)
+        if problem is not None:
+            raise ValueError(problem)
+        return value
+
     @field_validator("hierarchy", mode="before")
     @classmethod
     def _from_file(cls, value: Any) -> Any:
@@ -251,6 +293,10 @@ class TrainConfig(BaseModel):
         if self.model == "hmil" and self.hierarchy is None:
             raise ValueError(
                 "model 'hmil' needs a hierarchy, a file of 'label: coarse label' lines; give one"
+            )
+        if self.model in SINGLE_SCALE and self.scales is not None and len(self.scales) > 1:
+            raise ValueError(
+                f"model {self.model!r} reads one scale, scales names {len(self.scales)}; name one"
             )
         if self.label_smoothing > 0 and self.bag_loss != "ce":
             raise ValueError("label_smoothing works with bag_loss 'ce' only; set it to 0")

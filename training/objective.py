@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.base import MILModel
+from cmamil_sdk.models.cma_mil import CMAMIL
 from cmamil_sdk.models.hmil import HMIL
 from cmamil_sdk.models.output import MILOutput
 
@@ -29,6 +31,8 @@ from .losses import (
     total_loss,
 )
 from .recipes import Recipe, recipe_of
+
+T = TypeVar("T")
 
 
 class Objective(nn.Module, ABC):
@@ -78,18 +82,20 @@ class CMAObjective(Objective):
         )
 
     def _instance_loss(self, output: MILOutput, label: int) -> Tensor | None:
-        """Mean over scales; the ranking is each tile's contribution to the classes."""
+        """Mean over scales."""
         if self.tile_classifiers is None:
             return None
+        attention = _given(output.attention, "attention")
         losses = []
-        for name, embedding in output.embedding.items():
+        for name, rank in self._ranks(output).items():
+            embedding = output.embedding[name]
             logits = self.tile_classifiers(embedding).view(len(embedding), -1, 2)
             if self.config.pooling == "reference":
                 # as published; softmax attention instead would shrink the logits with 1 / n
-                logits = logits * torch.exp(output.attention[name])[0][:, None, None]
+                logits = logits * torch.exp(attention[name])[0][:, None, None]
             losses.append(
                 instance_loss(
-                    output.contribution[name],
+                    rank,
                     logits,
                     label,
                     self.config.k_sample,
@@ -102,7 +108,34 @@ class CMAObjective(Objective):
     def _scale_loss(self, output: MILOutput, target: Tensor) -> Tensor | None:
         if self.config.scale_loss == 0:
             return None
-        answers = output.scale_logits + output.bias
+        answers = _given(output.scale_logits, "scale_logits") + _given(output.bias, "bias")
+        return self.bag_loss(answers, target.expand(len(answers)))
+
+    def _ranks(self, output: MILOutput) -> Mapping[str, Tensor]:
+        """Per scale ``[n, C]``, how much each tile speaks for each class."""
+        return _given(output.contribution, "contributions")
+
+
+class CLAMObjective(CMAObjective):
+    """CLAM's: slide loss and tile loss, where attention alone ranks the tiles of all classes."""
+
+    def _ranks(self, output: MILOutput) -> Mapping[str, Tensor]:
+        n_classes = output.logits.shape[1]
+        attention = _given(output.attention, "attention")
+        return {name: rows[0][:, None].expand(-1, n_classes) for name, rows in attention.items()}
+
+
+class SlideObjective(Objective):
+    """The slide loss alone: of the logits or, of a model with streams, of each stream, averaged."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.bag_loss = bag_loss_function(config.bag_loss, config.label_smoothing)
+
+    def forward(self, output: MILOutput, label: int, epoch: int) -> Tensor:
+        """Loss of one slide; the epoch has no effect."""
+        answers = output.logits if output.streams is None else output.streams
+        target = torch.tensor([label], device=answers.device)
         return self.bag_loss(answers, target.expand(len(answers)))
 
 
@@ -138,12 +171,11 @@ class HMILObjective(Objective):
 
     def forward(self, output: MILOutput, label: int, epoch: int) -> Tensor:
         """Loss of one slide but for the contrastive term."""
-        if output.coarse is None:
-            raise ConfigInvalid("HMIL's objective needs a model with a coarse answer; use 'hmil'.")
+        coarse_output = _given(output.coarse, "a coarse answer")
         target = torch.tensor([label], device=output.logits.device)
         coarse_target = self.parents[target]
         fine = output.logits + self.fine_prior
-        coarse = output.coarse.logits + self.coarse_prior
+        coarse = coarse_output.logits + self.coarse_prior
         weights = self.recipe.weights_at(epoch, self.epochs)
         align = bag_alignment_as_coded if self.recipe.as_coded else bag_alignment
         total = weights.fine * cross_entropy(fine, target, self.smoothing)
@@ -166,9 +198,9 @@ class HMILObjective(Objective):
         return weight * loss / (len(labels) if self.recipe.contrast_per_bag else 1)
 
     def _instance_alignment(self, output: MILOutput, label: int) -> Tensor:
-        if output.coarse is None:
-            raise ConfigInvalid("HMIL's objective needs a model with a coarse answer; use 'hmil'.")
-        maps = [(output.coarse.attention[name], fine) for name, fine in output.attention.items()]
+        coarse = _given(output.coarse, "a coarse answer").attention
+        fine = _given(output.attention, "attention")
+        maps = [(coarse[name], fine[name]) for name in fine]
         if self.recipe.as_coded:
             return torch.stack(
                 [instance_alignment_as_coded(c, f, self.parents) for c, f in maps]
@@ -180,7 +212,26 @@ def make_objective(model: MILModel, config: TrainConfig, labels: Sequence[int]) 
     """The objective that belongs to a model; ``labels`` are the training slides' classes."""
     if isinstance(model, HMIL):
         return HMILObjective(model, config, labels)
-    return CMAObjective(model, config)
+    if isinstance(model, CMAMIL):
+        return CMAObjective(model, config)
+    if model.kind == "torchmil:CLAM_SB":
+        return CLAMObjective(model, config)
+    return SlideObjective(config)
 
 
-__all__ = ["CMAObjective", "HMILObjective", "Objective", "make_objective"]
+def _given(part: T | None, what: str) -> T:
+    if part is None:
+        raise ConfigInvalid(
+            f"The loss needs {what}, which the model does not give; train it with its own loss."
+        )
+    return part
+
+
+__all__ = [
+    "CLAMObjective",
+    "CMAObjective",
+    "HMILObjective",
+    "Objective",
+    "SlideObjective",
+    "make_objective",
+]

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
+from cmamil_sdk.models.names import SINGLE_SCALE
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, read_json, save_checkpoint
 
 from .calibration import fit_temperature
@@ -111,20 +113,37 @@ def train(
 
 def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
     """Hyper-parameters of the model that ``config`` means for these features and labels."""
-    common = {
+    common: dict[str, Any] = {
         "scales": list(store.scales),
         "feature_dim": store.dim,
         "n_classes": len(table.labels),
+        "embed_dim": config.embed_dim,
         "dim": config.dim,
         "dropout": config.drop_out,
+        "standardize": config.standardize,
+    }
+    if config.attention_dim is not None:
+        common["attention_dim"] = config.attention_dim
+    if config.model in SINGLE_SCALE:
+        return _of_one_scale(common, config)
+    common |= {
         "cross_attention": resolve_cross_attention(config.cross_attention, store),
         "cross_norm": config.cross_norm,
-        "standardize": config.standardize,
     }
     hierarchy = resolve_hierarchy(config, table)
     if hierarchy is None:
         return common | {"pooling": config.pooling}
     return common | {"parents": list(hierarchy.parents), "head": recipe_of(config).head}
+
+
+def _of_one_scale(common: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    scales = common["scales"]
+    if len(scales) > 1:
+        raise ConfigInvalid(
+            f"Model {config.model} reads one scale, and the features have {', '.join(scales)}; "
+            f"choose one with scales, such as {scales[-1]}."
+        )
+    return common
 
 
 def resolve_hierarchy(config: TrainConfig, table: LabelTable) -> Hierarchy | None:

@@ -23,6 +23,8 @@ class MILModel(nn.Module, ABC):
         embedding_dim: width d of the tile embeddings that it returns.
         n_coarse: number of coarse classes Cc of a hierarchical model, else None.
         standardize: whether it standardises features by moments of the training tiles.
+        has_attention: whether its output holds attention.
+        is_additive: whether its output holds bias and contributions that add up to the logits.
     """
 
     kind: ClassVar[str]
@@ -32,6 +34,8 @@ class MILModel(nn.Module, ABC):
     embedding_dim: int
     n_coarse: int | None = None
     standardize: bool
+    has_attention: ClassVar[bool] = True
+    is_additive: ClassVar[bool] = True
 
     @property
     @abstractmethod

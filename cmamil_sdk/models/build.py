@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cmamil_sdk.errors import ConfigInvalid, RunInvalid
+from cmamil_sdk.errors import ConfigInvalid, DependencyMissing, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.cma_mil import CMAMIL
 from cmamil_sdk.models.hmil import HMIL
+from cmamil_sdk.models.names import TORCHMIL, why_no_model
+from cmamil_sdk.models.single_scale import GatedABMIL, MaxPooling, MeanPooling
 
-_MODELS: dict[str, type[MILModel]] = {CMAMIL.kind: CMAMIL, HMIL.kind: HMIL}
+_MODELS: dict[str, type[MILModel]] = {
+    model.kind: model for model in (CMAMIL, HMIL, GatedABMIL, MeanPooling, MaxPooling)
+}
 
 
 def build_model(kind: str, hyperparameters: Mapping[str, Any]) -> MILModel:
@@ -24,10 +29,12 @@ def build_model(kind: str, hyperparameters: Mapping[str, Any]) -> MILModel:
 
     Raises:
         ConfigInvalid: unknown kind; a hyper-parameter is unknown, missing or out of range.
+        DependencyMissing: the model's library is not installed.
     """
-    if kind not in _MODELS:
-        raise ConfigInvalid(f"There is no model {kind!r}; choose one of {', '.join(_MODELS)}.")
-    model = _MODELS[kind]
+    problem = why_no_model(kind)
+    if problem is not None:
+        raise ConfigInvalid(f"{problem[0].upper()}{problem[1:]}.")
+    model = _model_class(kind)
     parameters = inspect.signature(model).parameters
     unknown = sorted(set(hyperparameters) - set(parameters))
     if unknown:
@@ -43,6 +50,19 @@ def build_model(kind: str, hyperparameters: Mapping[str, Any]) -> MILModel:
     if missing:
         raise ConfigInvalid(f"Model {kind} needs the hyper-parameters {', '.join(missing)}.")
     return model(**hyperparameters)
+
+
+def _model_class(kind: str) -> type[MILModel]:
+    if not kind.startswith(TORCHMIL):
+        return _MODELS[kind]
+    try:
+        adapter = importlib.import_module("cmamil_sdk.models.torchmil_adapter")
+    except ImportError as problem:
+        raise DependencyMissing(
+            f"Model {kind} needs the package {problem.name}; install cmamil-sdk[train]."
+        ) from problem
+    models: dict[str, type[MILModel]] = adapter.TORCHMIL_MODELS
+    return models[kind]
 
 
 def restore_model(

@@ -24,7 +24,7 @@ PoolingKind = Literal["attention", "reference"]
 class CMAMIL(MultiScaleMIL):
     """CMA-MIL over ``scales``, ordered coarse to fine.
 
-    Each scale has its own adaptor ``ReLU(Linear(D, dim))``. In the ring coarse -> ... -> fine ->
+    Each scale has its own adaptor ``ReLU(Linear(E, dim))``. In the ring coarse -> ... -> fine ->
     coarse each scale then asks the next; with one scale there is nothing to ask. One gated
     attention and one tile classifier serve all scales; a learned softmax fuses their answers.
 
@@ -32,7 +32,10 @@ class CMAMIL(MultiScaleMIL):
         scales: names, coarse to fine, each once.
         feature_dim: width D of the tile features.
         n_classes: number of classes C, at least 2.
-        dim: width of embeddings; the gated attention is half as wide.
+        embed_dim: width E of a projection shared by the scales, in front of the adaptors; None:
+            none, E is D.
+        dim: width of embeddings.
+        attention_dim: width of the gated attention's branches; None: half of ``dim``.
         dropout: rate in the gated attention's branches.
         cross_attention: "nested" (own children or ancestor), "global" (as published) or "none".
         cross_norm: what follows the cross attention: "none", or "layer" as published.
@@ -53,7 +56,9 @@ class CMAMIL(MultiScaleMIL):
         feature_dim: int,
         n_classes: int,
         *,
+        embed_dim: int | None = None,
         dim: int = 128,
+        attention_dim: int | None = None,
         dropout: float = 0.25,
         cross_attention: CrossAttentionKind = "nested",
         cross_norm: NormKind = "none",
@@ -64,6 +69,7 @@ class CMAMIL(MultiScaleMIL):
             scales,
             feature_dim,
             n_classes,
+            embed_dim=embed_dim,
             dim=dim,
             dropout=dropout,
             cross_attention=cross_attention,
@@ -71,8 +77,10 @@ class CMAMIL(MultiScaleMIL):
             standardize=standardize,
         )
         self._check_choice("pooling", pooling, get_args(PoolingKind))
+        self._check_sizes(attention_dim=(attention_dim, 1))
         self.pooling: PoolingKind = pooling
-        self.attention = GatedAttention(dim, dim // 2, dropout)
+        self.attention_dim = dim // 2 if attention_dim is None else attention_dim
+        self.attention = GatedAttention(dim, self.attention_dim, dropout)
         self.classifier = nn.Linear(dim, n_classes)
         self.fusion = nn.Parameter(torch.ones(len(self.scales)))
         self.bias = nn.Parameter(torch.zeros(n_classes))
@@ -84,7 +92,9 @@ class CMAMIL(MultiScaleMIL):
             "scales": list(self.scales),
             "feature_dim": self.feature_dim,
             "n_classes": self.n_classes,
+            "embed_dim": self.embed_dim,
             "dim": self.dim,
+            "attention_dim": self.attention_dim,
             "dropout": self.dropout,
             "cross_attention": self.cross_attention,
             "cross_norm": self.cross_norm,

@@ -29,8 +29,8 @@ _LEAST_FINE_HIDDEN = 32
 class HMIL(MultiScaleMIL):
     """HMIL over ``scales``, ordered coarse to fine.
 
-    Tiles ``x`` of width E (D on one scale, ``dim`` behind the adaptors of several) become
-    ``h1 = W2 ReLU(W1 x)`` of width E, which the coarse level reads, and ``h2 = W3 h1`` of width
+    Tiles ``x`` of width W (E on one scale, ``dim`` behind the adaptors of several) become
+    ``h1 = W2 ReLU(W1 x)`` of width W, which the coarse level reads, and ``h2 = W3 h1`` of width
     ``dim``, which the fine level reads. At each level every class has its own gated attention map;
     a class's logit is its head on what it sees. Both levels fuse scales by a learned softmax.
 
@@ -42,6 +42,8 @@ class HMIL(MultiScaleMIL):
         feature_dim: width D of the tile features.
         n_classes: number of fine classes Cf, at least 2.
         parents: ``[Cf]``, the coarse class of each fine class, all of 0..Cc-1, Cc at least 2.
+        embed_dim: width E of a projection shared by the scales, in front of all else; None: none, E
+            is D.
         dim: width of the fine embeddings and of the bottleneck.
         coarse_hidden: width of the coarse gated attention; None: ``dim``.
         fine_hidden: width of the fine gated attention; None: a quarter of ``dim``, but at least
@@ -66,6 +68,7 @@ class HMIL(MultiScaleMIL):
         n_classes: int,
         parents: Sequence[int],
         *,
+        embed_dim: int | None = None,
         dim: int = 256,
         coarse_hidden: int | None = None,
         fine_hidden: int | None = None,
@@ -79,6 +82,7 @@ class HMIL(MultiScaleMIL):
             scales,
             feature_dim,
             n_classes,
+            embed_dim=embed_dim,
             dim=dim,
             dropout=dropout,
             cross_attention=cross_attention,
@@ -98,7 +102,7 @@ class HMIL(MultiScaleMIL):
         if min(self.coarse_hidden, self.fine_hidden) < 1:
             raise ConfigInvalid("HMIL: coarse_hidden and fine_hidden must be at least 1.")
         self.head: HeadKind = head
-        width = dim if len(self.scales) > 1 else feature_dim
+        width = dim if len(self.scales) > 1 else embed_dim or feature_dim
         self.trunk = nn.Sequential(
             nn.Linear(width, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, width)
         )
@@ -117,6 +121,7 @@ class HMIL(MultiScaleMIL):
             "feature_dim": self.feature_dim,
             "n_classes": self.n_classes,
             "parents": list(self.parents),
+            "embed_dim": self.embed_dim,
             "dim": self.dim,
             "coarse_hidden": self.coarse_hidden,
             "fine_hidden": self.fine_hidden,

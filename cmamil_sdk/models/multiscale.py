@@ -22,19 +22,21 @@ NormKind = Literal["none", "layer"]
 
 
 class MultiScaleMIL(MILModel):
-    """Standardisation, adaptors ``ReLU(Linear(D, dim))`` and cross-magnification attention.
+    """Standardisation, adaptors ``ReLU(Linear(E, dim))`` and cross-magnification attention.
 
     Args:
         scales: names, coarse to fine, each once.
         feature_dim: width D of the tile features.
         n_classes: number of classes C, at least 2.
+        embed_dim: width E of a projection ``ReLU(Linear(D, E))``, one for all scales, in front of
+            the adaptors; None: none, E is D.
         dim: width of embeddings.
         dropout: rate, wherever the model drops.
         cross_attention: "nested" (own children or ancestor), "global" (as published) or "none";
             with one scale there is nothing to ask.
         cross_norm: what follows the cross attention: "none", or "layer" as published.
         standardize: standardise features inside the model, per scale.
-        adapt: whether features pass an adaptor; without, tiles stay ``[n, D]``.
+        adapt: whether features pass an adaptor; without, tiles stay ``[n, E]``.
 
     Raises:
         ConfigInvalid: an argument is out of range.
@@ -48,6 +50,7 @@ class MultiScaleMIL(MILModel):
         feature_dim: int,
         n_classes: int,
         *,
+        embed_dim: int | None,
         dim: int,
         dropout: float,
         cross_attention: CrossAttentionKind,
@@ -56,12 +59,21 @@ class MultiScaleMIL(MILModel):
         adapt: bool = True,
     ) -> None:
         super().__init__()
-        self._check_sizes(scales, feature_dim, n_classes, dim, dropout)
+        self._check_scales(scales)
+        self._check_sizes(
+            feature_dim=(feature_dim, 1),
+            n_classes=(n_classes, 2),
+            embed_dim=(embed_dim, 1),
+            dim=(dim, 2),
+        )
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigInvalid(f"{self.title}: dropout {dropout} must lie in [0, 1).")
         self._check_choice("cross_attention", cross_attention, get_args(CrossAttentionKind))
         self._check_choice("cross_norm", cross_norm, get_args(NormKind))
         self.scales = tuple(scales)
         self.feature_dim = feature_dim
         self.n_classes = n_classes
+        self.embed_dim = embed_dim
         self.dim = self.embedding_dim = dim
         self.dropout = dropout
         self.cross_attention: CrossAttentionKind = cross_attention
@@ -71,8 +83,9 @@ class MultiScaleMIL(MILModel):
         self.standardizers = nn.ModuleList(
             Standardize(feature_dim) if standardize else nn.Identity() for _ in range(n_scales)
         )
+        self.embed = None if embed_dim is None else nn.Linear(feature_dim, embed_dim)
         self.adaptors = nn.ModuleList(
-            nn.Linear(feature_dim, dim) for _ in range(n_scales if adapt else 0)
+            nn.Linear(embed_dim or feature_dim, dim) for _ in range(n_scales if adapt else 0)
         )
         self.cross = nn.ModuleList(self._cross_blocks())
 
@@ -96,7 +109,7 @@ class MultiScaleMIL(MILModel):
     def look_around(
         self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]
     ) -> list[Tensor]:
-        """Tiles ``[n, dim]`` of each scale (``[n, D]`` without adaptors), after all of the above.
+        """Tiles ``[n, dim]`` of each scale (``[n, E]`` without adaptors), after all of the above.
 
         Raises:
             ScaleMismatch: a scale or an index array is missing.
@@ -115,6 +128,8 @@ class MultiScaleMIL(MILModel):
             standardizer(features[name])
             for name, standardizer in zip(self.scales, self.standardizers, strict=True)
         ]
+        if self.embed is not None:
+            tiles = [torch.relu(self.embed(x)) for x in tiles]
         if not self.adaptors:
             return tiles
         return [torch.relu(adaptor(x)) for x, adaptor in zip(tiles, self.adaptors, strict=True)]
@@ -130,22 +145,17 @@ class MultiScaleMIL(MILModel):
             for (block, asking, answering), name in zip(ring, self.index_names, strict=True)
         ]
 
-    def _check_sizes(
-        self, scales: Sequence[str], feature_dim: int, n_classes: int, dim: int, dropout: float
-    ) -> None:
+    def _check_scales(self, scales: Sequence[str]) -> None:
         if isinstance(scales, str) or not scales or len(set(scales)) != len(scales):
             raise ConfigInvalid(
                 f"{self.title}: scales {scales!r} must name at least one scale, each once."
             )
-        for name, value, least in (
-            ("feature_dim", feature_dim, 1),
-            ("n_classes", n_classes, 2),
-            ("dim", dim, 2),
-        ):
-            if value < least:
+
+    def _check_sizes(self, **sizes: tuple[int | None, int]) -> None:
+        """Refuse sizes below their least; each is a value, None if left out, and the least."""
+        for name, (value, least) in sizes.items():
+            if value is not None and value < least:
                 raise ConfigInvalid(f"{self.title}: {name} {value} must be at least {least}.")
-        if not 0.0 <= dropout < 1.0:
-            raise ConfigInvalid(f"{self.title}: dropout {dropout} must lie in [0, 1).")
 
     def _check_choice(self, name: str, value: str, known: Sequence[str]) -> None:
         if value not in known:
