@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from cmamil_sdk.errors import EngineMissing
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
+_MEMORY: Any = torch.utils.deterministic
 
 
 @contextmanager
@@ -25,15 +27,19 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
     n_threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = _MEMORY.fill_uninitialized_memory
     with torch.random.fork_rng():
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # a help in debugging that writes every tensor twice
+        _MEMORY.fill_uninitialized_memory = False
         try:
             yield
         finally:
+            _MEMORY.fill_uninitialized_memory = fill
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.set_num_threads(n_threads)
             random.setstate(states[0])

@@ -16,6 +16,19 @@ from torch import Tensor, nn
 _MASKED_SCORE = -1e9
 
 
+def linear_after(layer: nn.Linear, before: nn.Linear | None, x: Tensor) -> Tensor:
+    """``layer(before(x))``, or ``layer(x)`` without ``before``, of ``x [n, width]``.
+
+    The two layers are made one: what ``before`` gives, which may be several times as wide as ``x``,
+    is never held for all tiles, and a large bag costs one product where it would cost two.
+    """
+    if before is None:
+        composed: Tensor = layer(x)
+        return composed
+    bias = F.linear(before.bias, layer.weight, layer.bias)
+    return F.linear(x, layer.weight @ before.weight, bias)
+
+
 class GatedAttention(nn.Module):
     """Scores ``Linear(tanh(h U) * sigmoid(h V))`` of Ilse et al. 2018, one row per head.
 
@@ -33,10 +46,13 @@ class GatedAttention(nn.Module):
         self.score = nn.Linear(hidden, heads)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """``[n, dim]`` -> scores before the softmax ``[K, n]``."""
-        value = self.dropout(torch.tanh(self.value(embedding)))
-        gate = self.dropout(torch.sigmoid(self.gate(embedding)))
+    def forward(self, embedding: Tensor, before: nn.Linear | None = None) -> Tensor:
+        """``[n, dim]`` -> scores before the softmax ``[K, n]``.
+
+        With ``before`` it is given that layer's input, and scores its output (:func:`linear_after`).
+        """
+        value = self.dropout(torch.tanh(linear_after(self.value, before, embedding)))
+        gate = self.dropout(torch.sigmoid(linear_after(self.gate, before, embedding)))
         scores: Tensor = self.score(value * gate)
         return scores.transpose(0, 1)
 
@@ -82,15 +98,30 @@ class NestedCrossAttention(_CrossAttention):
         A tile without relatives stays what it is, but for the norm. Time and memory grow with
         ``n * r``.
         """
-        query, key, value = self.query(asking), self.key(answering), self.value(answering)
         present = relatives >= 0
         rows = relatives.clamp(min=0)
-        scores = (query[:, None, :] * key[rows]).sum(-1) / math.sqrt(asking.shape[-1])
-        scores = torch.where(present, scores, torch.full_like(scores, _MASKED_SCORE))
-        weights = torch.softmax(scores, dim=-1) * present.to(scores.dtype)
-        attended = (weights[:, :, None] * value[rows]).sum(1)
-        normed: Tensor = self.norm(asking + attended)
+        if relatives.shape[1] == 1:
+            # the softmax over one relative is 1, whatever query and key say
+            attended = self.value(answering)[rows[:, 0]]
+        else:
+            attended = self._ask(asking, answering[rows], present)
+        has_any = present.any(dim=1, keepdim=True).to(attended.dtype)
+        normed: Tensor = self.norm(asking + attended * has_any)
         return normed
 
+    def _ask(self, asking: Tensor, family: Tensor, present: Tensor) -> Tensor:
+        """``[n, dim]`` and its relatives ``[n, r, dim]`` -> what it learns from them ``[n, dim]``.
 
-__all__ = ["GatedAttention", "GlobalCrossAttention", "NestedCrossAttention"]
+        Key and value are linear, so they are applied to the few that ask and not to the many that
+        answer: ``q . (K t) = (q K) . t`` and ``sum(w V t) = V sum(w t)``. The key's bias moves all
+        scores of a tile alike, which no softmax sees.
+        """
+        query = self.query(asking) @ self.key.weight
+        scores = (query[:, None, :] * family).sum(-1) / math.sqrt(asking.shape[-1])
+        scores = torch.where(present, scores, torch.full_like(scores, _MASKED_SCORE))
+        weights = torch.softmax(scores, dim=-1) * present.to(scores.dtype)
+        attended: Tensor = self.value((weights[:, :, None] * family).sum(1))
+        return attended
+
+
+__all__ = ["GatedAttention", "GlobalCrossAttention", "NestedCrossAttention", "linear_after"]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmamil_sdk.errors import ConfigInvalid
-from cmamil_sdk.models.attention import GatedAttention
+from cmamil_sdk.models.attention import GatedAttention, linear_after
 from cmamil_sdk.models.multiscale import CrossAttentionKind, MultiScaleMIL, NormKind
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
 
@@ -135,9 +135,15 @@ class HMIL(MultiScaleMIL):
     def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
         """Answer for one bag, see :meth:`MILModel.forward`."""
         tiles = self.look_around(features, index)
-        offline = {name: self.trunk(x) for name, x in zip(self.scales, tiles, strict=True)}
-        online = {name: self.refine(x) for name, x in offline.items()}
-        coarse, fine = self.coarse(offline), self.fine(online)
+        narrow = {name: self.trunk[:-1](x) for name, x in zip(self.scales, tiles, strict=True)}
+        # nothing reads h1 but linear layers, so it is never made: it is D wide
+        widen = cast(nn.Linear, self.trunk[-1])
+        online = {name: linear_after(self.refine, widen, x) for name, x in narrow.items()}
+        coarse, fine = self.coarse(narrow, widen), self.fine(online)
+        seen = [
+            weight * (fine.attention[name] @ online[name].float())
+            for weight, name in zip(fine.scale_weights, self.scales, strict=True)
+        ]
         return MILOutput(
             logits=fine.logits,
             bias=fine.bias,
@@ -147,7 +153,7 @@ class HMIL(MultiScaleMIL):
             embedding=online,
             scale_weights=fine.scale_weights,
             scale_logits=fine.scale_logits,
-            class_embedding=F.normalize(fine.seen, dim=-1),
+            class_embedding=F.normalize(torch.stack(seen).sum(dim=0), dim=-1),
             coarse=CoarseOutput(
                 logits=coarse.logits,
                 bias=coarse.bias,
@@ -159,14 +165,13 @@ class HMIL(MultiScaleMIL):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What one level says; ``seen`` is ``[C, width]``, the bag under each class's attention."""
+    """What one level says."""
 
     logits: Tensor
     bias: Tensor
     attention: dict[str, Tensor]
     contribution: dict[str, Tensor]
     instance_logits: dict[str, Tensor]
-    seen: Tensor
     scale_weights: Tensor
     scale_logits: Tensor
 
@@ -183,20 +188,22 @@ class _Level(nn.Module):
         self.head = nn.Linear(width, n_classes if head == "per_class" else 1)
         self.fusion = nn.Parameter(torch.ones(n_scales)) if n_scales > 1 else None
 
-    def forward(self, tiles: Mapping[str, Tensor]) -> _Answer:
-        """Tile embeddings ``[n, width]`` per scale -> the answer of this level."""
+    def forward(self, tiles: Mapping[str, Tensor], before: nn.Linear | None = None) -> _Answer:
+        """Tile embeddings ``[n, width]`` per scale -> the answer of this level.
+
+        With ``before`` the embeddings are what that layer makes of the given tiles.
+        """
         bias = self.head.bias[None, :].expand(1, self.n_classes)
         fusion = bias.new_ones(1) if self.fusion is None else torch.softmax(self.fusion, dim=0)
-        attention, contribution, instance_logits, scale_logits, seen = {}, {}, {}, [], []
+        attention, contribution, instance_logits, scale_logits = {}, {}, {}, []
         for position, (name, embedding) in enumerate(tiles.items()):
             # float32 also under autocast: softmax weights of large bags underflow in fp16
-            attention[name] = torch.softmax(self.attention(embedding).float(), dim=-1)
-            scores = F.linear(embedding, self.head.weight).float()
+            attention[name] = torch.softmax(self.attention(embedding, before).float(), dim=-1)
+            scores = linear_after(self.head, before, embedding).float() - self.head.bias
             share = attention[name].transpose(0, 1) * scores
             contribution[name] = fusion[position] * share
             instance_logits[name] = scores + bias
             scale_logits.append(share.sum(dim=0, keepdim=True))
-            seen.append(fusion[position] * (attention[name] @ embedding.float()))
         stacked = torch.cat(scale_logits, dim=0)
         return _Answer(
             logits=fusion[None, :] @ stacked + bias,
@@ -204,7 +211,6 @@ class _Level(nn.Module):
             attention=attention,
             contribution=contribution,
             instance_logits=instance_logits,
-            seen=torch.stack(seen).sum(dim=0),
             scale_weights=fusion,
             scale_logits=stacked,
         )

@@ -29,7 +29,8 @@ class Standardize(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardise ``[n, D]`` features."""
-        return ((features - self.mean) / self.std).clamp(-CLIP, CLIP)
+        # in place on the difference: the copies of a large bag are what fills the memory
+        return (features - self.mean).div_(self.std).clamp_(-CLIP, CLIP)
 
 
 __all__ = ["CLIP", "MIN_STD", "Standardize"]

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmamil_sdk.models.attention import (
     GatedAttention,
     GlobalCrossAttention,
     NestedCrossAttention,
+    linear_after,
 )
 
 DIM = 8
@@ -50,6 +51,44 @@ def test_nested_attention_equals_a_loop_over_tiles() -> None:
         atol=1e-6,
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_nested_attention_and_its_gradients_equal_the_plain_form(width: int) -> None:
+    """Keys and values of all relatives first, then attention, as the formula is written."""
+    torch.manual_seed(0)
+    block = NestedCrossAttention(DIM, "layer")
+    asking, answering = tiles(9, 1).requires_grad_(), tiles(20, 2).requires_grad_()
+    relatives = torch.randint(-1, 20, (9, width), generator=torch.Generator().manual_seed(3))
+    relatives[0] = -1
+    present = relatives >= 0
+    key, value = block.key(answering)[relatives], block.value(answering)[relatives]
+    scores = (block.query(asking)[:, None] * key).sum(-1) / math.sqrt(DIM)
+    weights = torch.softmax(scores.masked_fill(~present, -1e9), dim=-1) * present
+    plain = block.norm(asking + (weights[:, :, None] * value).sum(1))
+    lean = block(asking, answering, relatives)
+    torch.testing.assert_close(lean, plain, atol=1e-6, rtol=1e-5)
+    weight = tiles(9, 4)
+    inputs = [asking, answering, *block.parameters()]
+    expected = torch.autograd.grad((plain * weight).sum(), inputs)
+    found = torch.autograd.grad((lean * weight).sum(), inputs, materialize_grads=True)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_two_linear_layers_as_one_equal_both_in_value_and_gradient() -> None:
+    torch.manual_seed(0)
+    wide, narrow, x = nn.Linear(DIM, 50), nn.Linear(50, 3), tiles(9, 1).requires_grad_()
+    weight = torch.randn(9, 3)
+    inputs = [x, *wide.parameters(), *narrow.parameters()]
+    one, two = linear_after(narrow, wide, x), narrow(wide(x))
+    torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad((one * weight).sum(), inputs),
+        torch.autograd.grad((two * weight).sum(), inputs),
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    assert torch.equal(linear_after(narrow, None, wide(x)), two)
 
 
 def test_nested_attention_sees_no_tile_of_another_parent() -> None:
