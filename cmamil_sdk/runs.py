@@ -32,6 +32,9 @@ from cmamil_sdk.tiling.recipe import TilingRecipe
 
 SCHEMA_VERSION = 1
 
+UNFINISHED_FIT = "unfinished.ckpt"
+"""In a fold's directory while it is trained: the state that a killed training goes on from."""
+
 
 class CheckpointMeta(BaseModel):
     """Everything about a trained model but its tensors."""

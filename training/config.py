@@ -23,6 +23,7 @@ from cmamil_sdk.models.names import MODELS, SINGLE_SCALE, why_no_model
 from .yaml_files import read_hierarchy, read_mapping
 
 Loss = Literal["ce", "svm"]
+Precision = Literal["fp32", "bf16-mixed", "fp16-mixed"]
 Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -214,6 +215,17 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(
         1, ge=1, description="slides per optimiser step", json_schema_extra=_hmil(64)
     )
+    sampling: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="slides of an epoch: each once, or as many draws with replacement in which "
+        "every class is equally likely",
+    )
+    max_tiles: int | None = Field(
+        None,
+        ge=1,
+        description="tiles of a slide's finest scale in a training step, at most, drawn anew each "
+        "epoch; None: all",
+    )
     gradient_clip: float | None = Field(
         None, gt=0.0, description="largest norm of the gradient; None: unlimited"
     )
@@ -248,6 +260,12 @@ class TrainConfig(BaseModel):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one"
     )
+    precision: Precision = Field(
+        "fp32",
+        description="of training steps: float32, or mixed with bfloat16 or (CUDA only) float16; "
+        "all else is float32",
+    )
+    log_data: bool = Field(False, description="write TensorBoard events into the run directory")
     threads: int = Field(
         1,
         ge=1,
@@ -302,6 +320,11 @@ class TrainConfig(BaseModel):
             raise ValueError("label_smoothing works with bag_loss 'ce' only; set it to 0")
         if self.patience is not None and not self.early_stopping:
             raise ValueError("patience works with early_stopping only; switch that on")
+        if self.sampling == "balanced" and self.logit_adjust:
+            raise ValueError(
+                "logit_adjust corrects for class frequencies that sampling 'balanced' has evened "
+                "out already; leave out one of them"
+            )
         if self.early_stopping and self.val_share == 0:
             raise ValueError("early_stopping needs validation slides; set val_share above 0")
         return self

@@ -57,8 +57,9 @@ class MILModule(L.LightningModule):
         self._losses = []
 
     def validation_step(self, bag: TrainingBag, step: int) -> None:
-        """Note the answer on one slide."""
-        self._logits.append(self.model(bag.features, bag.index).logits)
+        """Note the answer on one slide, in float32 whatever the precision of training."""
+        with torch.autocast(self.device.type, enabled=False):
+            self._logits.append(self.model(bag.features, bag.index).logits)
         self._labels.append(bag.label)
 
     def on_validation_epoch_end(self) -> None:
@@ -86,7 +87,11 @@ class MILModule(L.LightningModule):
         """AdamW, with the schedule of the configuration over all steps."""
         config = self.config
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+            self.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            # a fused step would unscale float16's gradients itself, after they were to be clipped
+            fused=config.precision != "fp16-mixed",
         )
         if config.schedule == "constant":
             return optimizer

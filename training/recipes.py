@@ -83,6 +83,9 @@ def recipe_of(config: TrainConfig) -> Recipe:
     """The recipe that ``config`` names, with what it changes."""
     recipe = RECIPES[config.recipe]
 
+    # balanced draws have no class frequencies left to adjust for
+    logit_adjust = 0.0 if config.sampling == "balanced" else recipe.logit_adjust
+
     def chosen(wanted: float | None, default: float) -> float:
         return default if wanted is None else wanted
 
@@ -96,7 +99,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
             inst_align=chosen(config.inst_align_weight, recipe.weights.inst_align),
             contrast=chosen(config.contrast_weight, recipe.weights.contrast),
         ),
-        logit_adjust=chosen(config.logit_adjust, recipe.logit_adjust),
+        logit_adjust=chosen(config.logit_adjust, logit_adjust),
     )
 
 

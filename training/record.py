@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict
 
 from cmamil_sdk.errors import OutputExists, RunInvalid
 from cmamil_sdk.files import parse_document, write_json
-from cmamil_sdk.runs import read_json
+from cmamil_sdk.runs import UNFINISHED_FIT, read_json
 
 from .config import TrainConfig
 from .split_files import splits_text, write_splits
 from .splits import SplitRow
 
-_WITHOUT_EFFECT_ON_RESULTS = {"cache_mb"}
+_WITHOUT_EFFECT_ON_RESULTS = {"cache_mb", "log_data"}
 
 
 class RunRecord(BaseModel):
@@ -76,6 +76,7 @@ def open_run(run: Path, record: RunRecord, rows: Sequence[SplitRow]) -> bool:
     if (run / "config.json").exists():
         old = RunRecord.read(run)
         _refuse_difference(run, old.identity(), record.identity(), "input")
+        _remove_leftovers(run)
         if (run / "splits.csv").exists():
             if (run / "splits.csv").read_text(encoding="utf-8") != splits_text(rows):
                 raise OutputExists(
@@ -86,6 +87,14 @@ def open_run(run: Path, record: RunRecord, rows: Sequence[SplitRow]) -> bool:
     write_json(run / "config.json", record.model_dump(mode="json"))
     write_splits(run / "splits.csv", rows)
     return False
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Remove what a kill between two steps of writing may have left."""
+    for temporary in run.rglob(".*.tmp"):
+        temporary.unlink()
+    for finished in run.glob("fold_*/metrics.json"):
+        (finished.parent / UNFINISHED_FIT).unlink(missing_ok=True)
 
 
 def _refuse_difference(run: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:

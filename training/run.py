@@ -15,7 +15,13 @@ from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.models.names import SINGLE_SCALE
-from cmamil_sdk.runs import CheckpointMeta, fold_directory, read_json, save_checkpoint
+from cmamil_sdk.runs import (
+    UNFINISHED_FIT,
+    CheckpointMeta,
+    fold_directory,
+    read_json,
+    save_checkpoint,
+)
 
 from .calibration import fit_temperature
 from .config import TrainConfig
@@ -38,7 +44,7 @@ from .labels import LabelTable
 from .metrics import Int64, calibration_error, finite_or_none, softmax
 from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
-from .runtime import reproducible
+from .runtime import choose_device, lightning_precision, reproducible
 from .splits import SplitRow, fold_numbers, slides_of
 from .store import FeatureStore, resolve_cross_attention
 
@@ -55,8 +61,8 @@ def train(
     """Train every fold and write the run directory (layout: :mod:`cmamil_sdk.runs`).
 
     Folds come from the tree or from ``splits`` if given, else from a split column of the labels
-    (one fold), else they are made. A run that was killed goes on after its last finished fold when
-    it is started again with the same arguments; a finished one returns its metrics.
+    (one fold), else they are made. A run that was killed goes on after its last finished epoch when
+    it is started again with the same arguments, to equal bits; a finished one returns its metrics.
 
     Args:
         config: how to train.
@@ -74,8 +80,10 @@ def train(
         LabelsInvalid, FeatureFileInvalid, RecipeMismatch, ScaleMismatch, ConfigInvalid: the input
             cannot be trained on; found before training starts.
         OutputExists: ``run`` holds something else, or a run of another configuration.
+        EngineMissing: the device is not there.
         NonFiniteOutput: training diverged.
     """
+    lightning_precision(config.precision, choose_device(config.device))
     check_run(run, config)
     layout, table = open_input(features, labels, config.scales)
     hierarchy = resolve_hierarchy(config, table)
@@ -167,6 +175,7 @@ def _train_fold(
 ) -> tuple[dict[str, Any], dict[str, Answers]]:
     started = time.perf_counter()
     config, seed = record.config, record.config.seed + fold
+    folder = fold_directory(run, fold)
     train_slides = slides_of(rows, fold, "train")
     with reproducible(seed, config.threads):
         model = build_model(config.model, record.model)
@@ -179,6 +188,8 @@ def _train_fold(
         fold=fold,
         moments=store.moments(train_slides),
         on_progress=on_progress,
+        state_path=folder / UNFINISHED_FIT,
+        log_directory=folder / "tensorboard" if config.log_data else None,
     )
     answers = answers_of(model, store, rows, fold, config)
     table = store.table
@@ -198,11 +209,11 @@ def _train_fold(
         "temperature": temperature,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
-        "seconds": time.perf_counter() - started,
+        "seconds": result.seconds_before + time.perf_counter() - started,
     }
     if coarse_temperature is not None:
         document["coarse_temperature"] = coarse_temperature
-    _write_fold(fold_directory(run, fold), model, store, record, document, result, seed)
+    _write_fold(folder, model, store, record, document, result, seed)
     return document, answers
 
 
@@ -221,7 +232,7 @@ def _write_fold(
     result: FitResult,
     seed: int,
 ) -> None:
-    """Write a fold's files; ``metrics.json`` comes last and says that the fold is finished."""
+    """Write a fold's files; the last, ``metrics.json``, says that the fold is finished."""
     meta = CheckpointMeta(
         model_kind=model.kind,
         hyperparameters=model.hyperparameters,
@@ -240,6 +251,7 @@ def _write_fold(
     lines = ([row[name] for name in header] for row in result.history)
     write_atomic(folder / "history.csv", csv_bytes(header, lines))
     write_json(folder / "metrics.json", document)
+    (folder / UNFINISHED_FIT).unlink(missing_ok=True)
 
 
 def _checkpoint_metrics(document: Mapping[str, Any], result: FitResult) -> dict[str, float]:

@@ -8,13 +8,15 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
-from cmamil_sdk.errors import EngineMissing
+from cmamil_sdk.errors import ConfigInvalid, EngineMissing
+
+from .config import Precision
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _MEMORY: Any = torch.utils.deterministic
@@ -89,4 +91,29 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-__all__ = ["choose_device", "quiet_lightning", "reproducible"]
+def lightning_precision(
+    precision: Precision, device: torch.device
+) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """Lightning's name of a precision.
+
+    Raises:
+        ConfigInvalid: the device cannot train in it.
+    """
+    if precision == "fp32":
+        return "32-true"
+    if precision == "bf16-mixed":
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigInvalid(
+                f"precision 'bf16-mixed' needs a GPU with bfloat16, which {device} is not; choose "
+                "'fp16-mixed' or 'fp32'."
+            )
+        return "bf16-mixed"
+    if device.type != "cuda":
+        raise ConfigInvalid(
+            f"precision 'fp16-mixed' needs a CUDA device, and the training runs on {device}, whose "
+            "float16 is slow and unscaled; choose 'bf16-mixed' or 'fp32'."
+        )
+    return "16-mixed"
+
+
+__all__ = ["choose_device", "lightning_precision", "quiet_lightning", "reproducible"]

@@ -110,7 +110,7 @@ def _embedding(output: MILOutput) -> Tensor:
             "A loss over the slides of a step needs class embeddings, which this model does not "
             "make; train model 'hmil', or leave the loss out."
         )
-    return output.class_embedding
+    return output.class_embedding.float()
 
 
 __all__ = ["Loader", "StepBag", "StepLoss", "Steps"]

@@ -7,6 +7,7 @@ import pytest
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.training.config import TrainConfig, load_config, make_config
+from cmamil_sdk.training.recipes import recipe_of
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -72,3 +73,12 @@ def test_unreadable_yaml_is_named(tmp_path: Path, text: str) -> None:
         load_config(path)
     with pytest.raises(ConfigInvalid, match="absent"):
         load_config(tmp_path / "absent.yaml")
+
+
+def test_balanced_sampling_takes_the_place_of_logit_adjustment() -> None:
+    hmil = {"model": "hmil", "hierarchy": {"a": "x", "b": "y"}}
+    assert recipe_of(make_config(**hmil)).logit_adjust == 1.0
+    assert recipe_of(make_config(**hmil, sampling="balanced")).logit_adjust == 0.0
+    with pytest.raises(ConfigInvalid, match="balanced' has evened"):
+        make_config(**hmil, sampling="balanced", logit_adjust=0.5)
+    make_config(**hmil, sampling="balanced", logit_adjust=0.0)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from cmamil_sdk.errors import EngineMissing, NonFiniteOutput
+from cmamil_sdk.errors import ConfigInvalid, EngineMissing, NonFiniteOutput
 from cmamil_sdk.models.cma_mil import CMAMIL
+from cmamil_sdk.models.output import MILOutput
 from cmamil_sdk.training.config import TrainConfig, make_config
 from cmamil_sdk.training.data import TrainingBag, bag_tensors
-from cmamil_sdk.training.fit import FitResult, fit, predict_logits, selection_rank
+from cmamil_sdk.training.fit import FitResult, fit, predict_logits
+from cmamil_sdk.training.keeper import selection_rank
 from cmamil_sdk.training.module import MILModule
 
 from .conftest import make_bag
@@ -77,6 +79,9 @@ def test_two_runs_are_equal_to_the_bit_and_seeds_differ() -> None:
         {"drop_out": 0.5},
         {"pooling": "reference"},
         {"epochs": 3},
+        {"sampling": "balanced"},
+        {"max_tiles": 4},
+        {"precision": "bf16-mixed"},
     ],
 )
 def test_every_training_option_changes_the_training(change: dict[str, Any]) -> None:
@@ -210,6 +215,26 @@ def test_divergence_is_a_clear_error() -> None:
 def test_a_gpu_that_is_not_there_is_a_clear_error() -> None:
     with pytest.raises(EngineMissing, match="cuda:7"):
         train(make_config(device="cuda:7"))
+
+
+def test_float16_is_refused_without_a_gpu() -> None:
+    with pytest.raises(ConfigInvalid, match=r"'fp16-mixed' needs a CUDA device.*bf16-mixed"):
+        train(make_config(precision="fp16-mixed", device="cpu"))
+
+
+def test_mixed_precision_computes_in_bfloat16_and_validates_in_float32() -> None:
+    seen: dict[str, set[torch.dtype]] = {"train": set(), "val": set()}
+
+    def note(module: torch.nn.Module, inputs: Any, output: MILOutput) -> None:
+        embedding = output.embedding["20x"]
+        seen["train" if module.training else "val"].add(embedding.dtype)
+
+    torch.manual_seed(7)
+    model = CMAMIL(("10x", "20x"), 6, 3, dim=16)
+    model.register_forward_hook(note)
+    fit(model, bags(6), bags(3, 100), make_config(**QUICK, precision="bf16-mixed"), seed=0)
+    assert seen == {"train": {torch.bfloat16}, "val": {torch.float32}}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_ctrl_c_reaches_the_caller() -> None:

@@ -2,12 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +33,6 @@ def run_all(
     cohort: Cohort, run: Path, config: TrainConfig = CONFIG, **options: Any
 ) -> dict[str, Any]:
     return train(config, features=cohort.features, labels=cohort.labels, run=run, **options)
-
-
-def results(run: Path) -> dict[str, bytes]:
-    """Every file whose bytes two equal runs share (others hold times)."""
-    kept = [*run.glob("fold_*/checkpoint.safetensors"), *run.glob("fold_*/history.csv")]
-    kept += [run / name for name in ("config.json", "splits.csv", "predictions.csv")]
-    return {str(path.relative_to(run)): path.read_bytes() for path in kept}
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -124,60 +111,24 @@ def test_the_checkpoint_holds_the_model_that_was_scored(
     assert probability == pytest.approx(float(row["probability_in situ"]), abs=1e-6)
 
 
-class _Killed(Exception):
-    pass
-
-
-def test_a_killed_run_goes_on_after_its_last_finished_fold(
-    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+def test_a_finished_run_returns_its_metrics_and_trains_nothing(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
 ) -> None:
-    """And the whole is equal to the bit to a run that was never killed."""
-    run, started = tmp_path / "run", []
-    whole_run, whole = finished
-
-    def kill(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        if (fold, epoch) == (1, 3):
-            raise _Killed
-
-    def note(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-        started.append(fold)
-
-    with pytest.raises(_Killed):
-        run_all(shared_cohort, run, on_progress=kill)
-    assert not (run / "metrics.json").exists()
-    resumed = run_all(shared_cohort, run, on_progress=note)
-    assert set(started) == {1, 2}
-    assert results(run) == results(whole_run)
-    assert resumed["mean"] == whole["mean"] and resumed["ci95"] == whole["ci95"]
-    started.clear()
-    assert run_all(shared_cohort, run, on_progress=note) == resumed
-    assert started == []
+    run, summary = finished
+    started: list[int] = []
+    again = run_all(shared_cohort, run, on_progress=lambda fold, *_: started.append(fold))
+    assert (again, started) == (summary, [])
 
 
-@pytest.mark.slow
-def test_sigkill_leaves_a_run_that_can_go_on(
-    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
-    program = (
-        "import sys; from pathlib import Path\n"
-        "from cmamil_sdk.training.config import TrainConfig\n"
-        "from cmamil_sdk.training.run import train\n"
-        "config = TrainConfig.model_validate_json(sys.argv[1])\n"
-        "train(config, features=Path(sys.argv[2]), labels=Path(sys.argv[3]), run=Path(sys.argv[4]))\n"
-    )
+def test_what_a_kill_left_behind_is_removed(cohort: Cohort, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [CONFIG.model_dump_json(), shared_cohort.features, shared_cohort.labels, run]
-    process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)])
-    deadline = time.monotonic() + 120
-    while not (run / "fold_0" / "metrics.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert (run / "fold_0" / "metrics.json").exists()
-    before = (run / "fold_0" / "checkpoint.safetensors").stat().st_mtime_ns
-    run_all(shared_cohort, run)
-    assert (run / "fold_0" / "checkpoint.safetensors").stat().st_mtime_ns == before
-    assert results(run) == results(finished[0])
+    first = run_all(cohort, run, QUICK)
+    left = [run / ".config.json.99.tmp", run / "fold_0/.history.csv.99.tmp"]
+    left += [run / "fold_1/unfinished.ckpt"]
+    for path in left:
+        path.write_bytes(b"half")
+    assert run_all(cohort, run, QUICK) == first
+    assert not any(path.exists() for path in left)
 
 
 def test_a_different_run_in_the_directory_is_refused(cohort: Cohort, tmp_path: Path) -> None:
@@ -220,6 +171,23 @@ def test_more_cache_is_not_a_different_run(cohort: Cohort, tmp_path: Path) -> No
     first = run_all(cohort, tmp_path / "run", QUICK)
     again = QUICK.model_copy(update={"cache_mb": 1})
     assert run_all(cohort, tmp_path / "run", again) == first
+
+
+def test_log_data_writes_tensorboard_events(cohort: Cohort, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    run_all(cohort, run, make_config(epochs=3, folds=2, dim=8, log_data=True))
+    for fold in (0, 1):
+        events = EventAccumulator(str(run / f"fold_{fold}" / "tensorboard"))
+        events.Reload()
+        history = rows_of(run / f"fold_{fold}" / "history.csv")
+        assert set(events.Tags()["scalars"]) == set(history[0]) - {"epoch"}
+        logged = [(event.step, event.value) for event in events.Scalars("train_loss")]
+        expected = [(int(row["epoch"]), float(row["train_loss"])) for row in history]
+        assert logged == [(step, pytest.approx(value)) for step, value in expected]
+    run_all(cohort, tmp_path / "silent", QUICK)
+    assert not list((tmp_path / "silent").rglob("*tfevents*"))
 
 
 def test_given_splits_are_used(

@@ -1,0 +1,203 @@
+"""A training that is killed goes on to the bits it would have reached."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cmamil_sdk.errors import RunInvalid
+from cmamil_sdk.models.build import build_model
+from cmamil_sdk.training.config import TrainConfig, make_config
+from cmamil_sdk.training.fit import FitResult, fit
+from cmamil_sdk.training.run import train
+
+from .conftest import Cohort
+from .test_fit import bags, weights
+
+CMA = {"model": "cma-mil", "lr": 5e-3, "dim": 8}
+HMIL = {
+    "model": "hmil",
+    "lr": 1e-3,
+    "dim": 8,
+    "hierarchy": {"benign": "calm", "in situ": "ill", "invasive": "ill"},
+    "recipe": "paper",
+    "accumulate": 4,
+}
+RUN = make_config(epochs=7, lr=5e-3, schedule="onecycle", folds=2, dim=8, max_tiles=6)
+
+
+class _Killed(Exception):
+    pass
+
+
+def fit_once(
+    config: TrainConfig, state: Path | None = None, *, stop_after: int | None = None
+) -> tuple[torch.Tensor, FitResult]:
+    torch.manual_seed(7)
+    options: dict[str, Any] = {"scales": ["10x", "20x"], "feature_dim": 6, "n_classes": 3, "dim": 8}
+    if config.model == "hmil":
+        options |= {"parents": [0, 1, 1], "head": "shared"}
+    model = build_model(config.model, options | {"dropout": config.drop_out})
+
+    def kill(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
+        if epoch == stop_after:
+            raise _Killed
+
+    result = fit(model, bags(18), bags(6, 100), config, seed=0, state_path=state, on_progress=kill)
+    return weights(model), result  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CMA | {"epochs": 4, "schedule": "onecycle", "accumulate": 4, "gradient_clip": 0.5},
+        CMA | {"epochs": 4, "sampling": "balanced", "max_tiles": 5, "precision": "bf16-mixed"},
+        CMA | {"epochs": 30, "early_stopping": True, "patience": 2, "lr": 0.3},
+        HMIL | {"epochs": 4},
+    ],
+)
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_fit_goes_on_to_equal_bits(
+    options: dict[str, Any], stop_after: int, tmp_path: Path
+) -> None:
+    config, state = make_config(**options), tmp_path / "state.ckpt"
+    whole, expected = fit_once(config)
+    with pytest.raises(_Killed):
+        fit_once(config, state, stop_after=stop_after)
+    torch.manual_seed(99)
+    resumed, found = fit_once(config, state)
+    assert torch.equal(resumed, whole)
+    assert found.history == expected.history and len(found.history) >= stop_after
+    assert found.best_epoch == expected.best_epoch
+    assert found.seconds_before > 0 == expected.seconds_before
+
+
+def test_a_fit_may_be_killed_again_and_again(tmp_path: Path) -> None:
+    config, state = make_config(**CMA, epochs=5, schedule="cosine"), tmp_path / "state.ckpt"
+    whole, expected = fit_once(config)
+    for epoch in (1, 2, 4):
+        with pytest.raises(_Killed):
+            fit_once(config, state, stop_after=epoch)
+    resumed, found = fit_once(config, state)
+    assert torch.equal(resumed, whole) and found.history == expected.history
+
+
+def test_the_best_epoch_may_lie_before_the_kill(tmp_path: Path) -> None:
+    config, state = make_config(**CMA | {"lr": 0.5}, epochs=6), tmp_path / "state.ckpt"
+    whole, expected = fit_once(config)
+    assert expected.best_epoch < 5
+    with pytest.raises(_Killed):
+        fit_once(config, state, stop_after=5)
+    resumed, found = fit_once(config, state)
+    assert torch.equal(resumed, whole) and found.best_epoch == expected.best_epoch
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_state_is_a_clear_error(damage: bytes | None, tmp_path: Path) -> None:
+    config, state = make_config(**CMA, epochs=3), tmp_path / "state.ckpt"
+    with pytest.raises(_Killed):
+        fit_once(config, state, stop_after=1)
+    state.write_bytes(state.read_bytes()[:2000] if damage is None else damage)
+    with pytest.raises(RunInvalid, match=r"state\.ckpt cannot be read .* remove it to train"):
+        fit_once(config, state)
+
+
+PROGRAM = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from cmamil_sdk.training.config import TrainConfig
+from cmamil_sdk.training.run import train
+
+config, features, labels, run, moments = sys.argv[1:]
+
+
+def train_all(on_progress):
+    paths = {"features": Path(features), "labels": Path(labels), "run": Path(run)}
+    train(TrainConfig.model_validate_json(config), **paths, on_progress=on_progress)
+
+
+def suicide(fold, epoch, *_):
+    if [fold, epoch] == json.loads(moments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if moments.startswith("["):
+    train_all(suicide)
+else:
+    draw = random.Random(0)
+    for _ in range(int(moments)):
+        child = os.fork()
+        if not child:
+            train_all(None)
+            os._exit(0)
+        time.sleep(draw.uniform(0.02, 0.5))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+"""
+
+
+def killed(cohort: Cohort, run: Path, moments: str) -> int:
+    """Exit status of a process that trains into ``run`` and is killed at ``moments``."""
+    arguments = [RUN.model_dump_json(), cohort.features, cohort.labels, run, moments]
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)], check=False, timeout=200
+    ).returncode
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Every file whose bytes two equal runs share, and the metrics without their times."""
+    kept = [*run.glob("fold_*/checkpoint.safetensors"), *run.glob("fold_*/history.csv")]
+    kept += [run / name for name in ("config.json", "splits.csv", "predictions.csv")]
+    found = {str(path.relative_to(run)): path.read_bytes() for path in kept}
+    for path in run.rglob("metrics.json"):
+        document = json.loads(path.read_bytes())
+        for part in (document, *document.get("folds", [])):
+            del part["seconds"]
+        found[str(path.relative_to(run))] = json.dumps(document).encode()
+    return found
+
+
+def names(run: Path) -> set[str]:
+    return {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole_run(shared_cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(RUN, features=shared_cohort.features, labels=shared_cohort.labels, run=run)
+    return run
+
+
+def test_kill_9_inside_a_fold(shared_cohort: Cohort, whole_run: Path, tmp_path: Path) -> None:
+    """The finished fold is kept, and the next epoch is the one after the last finished."""
+    run = tmp_path / "run"
+    assert killed(shared_cohort, run, "[1, 3]") == -signal.SIGKILL
+    assert "fold_1/unfinished.ckpt" in names(run) and "fold_0/unfinished.ckpt" not in names(run)
+    seen: list[tuple[int, int]] = []
+    train(
+        RUN,
+        features=shared_cohort.features,
+        labels=shared_cohort.labels,
+        run=run,
+        on_progress=lambda fold, epoch, *_: seen.append((fold, epoch)),
+    )
+    assert seen == [(1, epoch) for epoch in (4, 5, 6, 7)]
+    assert results(run) == results(whole_run)
+    assert names(run) == names(whole_run)
+
+
+def test_kill_9_at_random_moments(shared_cohort: Cohort, whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert killed(shared_cohort, run, "6") == 0
+    train(RUN, features=shared_cohort.features, labels=shared_cohort.labels, run=run)
+    assert results(run) == results(whole_run)
+    assert names(run) == names(whole_run)

@@ -1,0 +1,114 @@
+"""Bags as an epoch brings them: in which order, how often, and with how many tiles."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .data import TrainingBag
+from .store import labels_of
+
+Sampling = Literal["shuffle", "balanced"]
+
+
+class EpochLoader:
+    """Bags one by one; each pass is an epoch.
+
+    All that is random comes from ``generator``, whose state after an epoch is all that the next one
+    depends on.
+
+    Args:
+        bags: with labels.
+        generator: None: all bags in order, whole.
+        sampling: ``shuffle``: each bag once; ``balanced``: as many draws with replacement, each
+            class equally likely, each bag of a class as well.
+        max_tiles: as :func:`subsample`; None: all.
+    """
+
+    def __init__(
+        self,
+        bags: Sequence[TrainingBag],
+        generator: torch.Generator | None = None,
+        *,
+        sampling: Sampling = "shuffle",
+        max_tiles: int | None = None,
+    ) -> None:
+        self._bags = bags
+        self._generator = generator
+        self._max_tiles = max_tiles
+        self._weights = _inverse_frequencies(labels_of(bags)) if sampling == "balanced" else None
+
+    def __len__(self) -> int:
+        return len(self._bags)
+
+    def __iter__(self) -> Iterator[TrainingBag]:
+        for position in self._order():
+            bag = self._bags[position]
+            if self._generator is None or self._max_tiles is None:
+                yield bag
+            else:
+                yield subsample(bag, self._max_tiles, self._generator)
+
+    def _order(self) -> list[int]:
+        n = len(self._bags)
+        if self._generator is None:
+            return list(range(n))
+        if self._weights is None:
+            order = torch.randperm(n, generator=self._generator)
+        else:
+            order = torch.multinomial(self._weights, n, True, generator=self._generator)
+        return [int(position) for position in order]
+
+
+def subsample(bag: TrainingBag, max_tiles: int, generator: torch.Generator) -> TrainingBag:
+    """At most ``max_tiles`` tiles of the finest scale, drawn without replacement, and their ancestors.
+
+    A coarser tile goes when it had finer tiles and none of them stays. The order of rows is kept and
+    the index arrays name the new rows. A bag that is small enough is returned as it is.
+    """
+    names = list(bag.features)
+    finest = names[-1]
+    n = len(bag.features[finest])
+    if n <= max_tiles:
+        return bag
+    kept = {finest: torch.randperm(n, generator=generator)[:max_tiles].sort().values}
+    index: dict[str, Tensor] = {}
+    for coarse, fine in reversed(list(itertools.pairwise(names))):
+        children = bag.index[f"children_{coarse}"]
+        linked = _renumber(kept[fine], len(bag.features[fine]))[children]
+        stays = (linked >= 0).any(dim=1) | (children < 0).all(dim=1)
+        kept[coarse] = stays.nonzero()[:, 0]
+        index[f"children_{coarse}"] = _none_last(linked[stays])
+    if len(names) > 1:
+        coarsest = names[0]
+        rows = _renumber(kept[coarsest], len(bag.features[coarsest]))
+        index[f"ancestor_{finest}"] = rows[bag.index[f"ancestor_{finest}"][kept[finest]]]
+    features: Mapping[str, Tensor] = {name: x[kept[name]] for name, x in bag.features.items()}
+    return TrainingBag(bag.slide, bag.label, features, index)
+
+
+def _inverse_frequencies(labels: Sequence[int]) -> Tensor:
+    """Weight ``[n]`` of each bag: one over the number of bags of its class."""
+    classes = torch.tensor(labels)
+    return 1.0 / torch.bincount(classes)[classes].double()
+
+
+def _renumber(kept: Tensor, n: int) -> Tensor:
+    """New row ``[n + 1]`` of each old one, -1 where it went; index -1 (none) stays -1."""
+    rows = torch.full((n + 1,), -1, dtype=torch.int64)
+    rows[kept] = torch.arange(len(kept))
+    return rows
+
+
+def _none_last(children: Tensor) -> Tensor:
+    """Rows in ascending order with -1 at the end, as the index arrays are made."""
+    absent = torch.iinfo(torch.int64).max
+    ordered = children.masked_fill(children < 0, absent).sort(dim=1).values
+    return ordered.masked_fill(ordered == absent, -1)
+
+
+__all__ = ["EpochLoader", "Sampling", "subsample"]
