@@ -10,9 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .bootstrap import Float64, Int64
 from .labels import LabelTable, read_labels
 from .layouts.folder import FeatureFolder
-from .metrics import Float64, Int64, macro_auc
+from .metrics import macro_auc
 from .split_files import read_splits
 from .splits import fold_numbers, slides_of
 from .store import FeatureStore

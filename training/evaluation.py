@@ -18,12 +18,13 @@ from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
 
+from .bootstrap import Float64, Int64, Scored, bootstrap_intervals
 from .config import TrainConfig
 from .fit import Logits, predict_levels
 from .inputs import Features, open_input
 from .labels import LabelTable
 from .layouts.base import Layout
-from .metrics import Float64, Int64, Scored, across_folds, bootstrap_intervals, score, softmax
+from .metrics import across_folds, calibration_error, finite_or_none, score, softmax
 from .record import RunRecord
 from .split_files import read_splits
 from .splits import SplitRow, fold_numbers, slides_of
@@ -150,7 +151,7 @@ def score_levels(
     hierarchy: Hierarchy | None,
     coarse_temperature: float | None,
 ) -> dict[str, Any]:
-    """All metrics of one part of a fold.
+    """All metrics of one part of a fold, and ``ece_uncalibrated``, the ``ece`` at temperature 1.
 
     With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc`` and
     ``coarse_ece`` of the coarse answer, ``parent_accuracy`` (is the fine answer's parent right?)
@@ -158,6 +159,8 @@ def score_levels(
     """
     fine = scored(answers, table, temperature)
     document = score(fine, table.labels)
+    uncalibrated = calibration_error(softmax(answers.logits), fine.labels)
+    document["ece_uncalibrated"] = finite_or_none(uncalibrated)
     logits = answers.levels.coarse
     if hierarchy is None or logits is None:
         return document

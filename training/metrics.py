@@ -1,8 +1,7 @@
-"""How good probabilities are: one set of numbers, and bootstrap intervals over patients.
+"""How good probabilities are: point values by torchmetrics, with NaN where a class is absent.
 
-Everything is computed on weighted slides, ``weights [B, n]``, one row per bootstrap sample; a plain
-score is the row of ones. What cannot be computed, such as the AUC of an absent class, is NaN and is
-left out of averages.
+What cannot be computed, such as the AUC of a class that no slide has, is NaN and is left out of
+averages; torchmetrics would call it 0.
 """
 
 from __future__ import annotations
@@ -10,33 +9,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional import classification as tm
 
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
+from .bootstrap import CALIBRATION_BINS, Float64, Int64, Scored, mean_of_known, weighted_auc
 
-CALIBRATION_BINS = 15
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Slides with their answers.
-
-    Attributes:
-        probabilities: ``[n, C]``, rows sum to 1.
-        labels: ``[n]`` class numbers.
-        patients: ``[n]`` patient of each slide.
-    """
-
-    probabilities: Float64
-    labels: Int64
-    patients: Sequence[str]
+COUNTS = ("slides", "patients")
+"""Entries of a score that are no metrics."""
 
 
 def softmax(logits: Float64, temperature: float = 1.0) -> Float64:
@@ -57,82 +39,33 @@ def log_loss(logits: Float64, labels: Int64, temperature: float = 1.0) -> float:
     return float(np.mean(log_sum - scaled[np.arange(len(labels)), labels]))
 
 
-def class_auc(probabilities: Float64, labels: Int64, weights: Float64 | None = None) -> Float64:
-    """One-vs-rest area under the ROC curve per class.
+def class_auc(probabilities: Float64, labels: Int64) -> Float64:
+    """One-vs-rest area under the ROC curve per class ``[C]``, NaN without it or without the rest."""
+    n_classes = probabilities.shape[1]
+    counts = np.bincount(labels, minlength=n_classes)
+    return _per_class(
+        tm.multiclass_auroc, probabilities, labels, (counts > 0) & (counts < len(labels))
+    )
 
-    Args:
-        probabilities: ``[n, C]``, any scores whose order counts.
-        labels: ``[n]``.
-        weights: ``[B, n]``, how often each slide is counted; None: once.
 
-    Returns:
-        ``[B, C]``, NaN where a class or its complement has no weight.
-    """
-    weights = np.ones((1, len(labels))) if weights is None else weights
-    columns = [
-        _binary_auc(probabilities[:, c], labels == c, weights)
-        for c in range(probabilities.shape[1])
-    ]
-    return np.stack(columns, axis=1)
+def class_average_precision(probabilities: Float64, labels: Int64) -> Float64:
+    """One-vs-rest average precision per class ``[C]``, NaN without slides of it."""
+    counts = np.bincount(labels, minlength=probabilities.shape[1])
+    return _per_class(tm.multiclass_average_precision, probabilities, labels, counts > 0)
 
 
 def macro_auc(probabilities: Float64, labels: Int64) -> float:
-    """Mean of the one-vs-rest AUCs that are defined; NaN if none is."""
-    return float(_nanmean(class_auc(probabilities, labels))[0])
+    """Mean of the one-vs-rest AUCs that are defined; NaN if none is.
 
-
-def summary_metrics(
-    probabilities: Float64, labels: Int64, weights: Float64 | None = None
-) -> dict[str, Float64]:
-    """Each scalar metric ``[B]``.
-
-    ``precision``, ``recall`` and ``f1`` are means over the classes that occur in truth or
-    prediction (macro), ``*_weighted`` weigh them by their slides; ``balanced_accuracy`` is the mean
-    recall of the classes that occur in truth; ``auc`` is the mean one-vs-rest AUC.
+    Counted in pairs rather than by torchmetrics, so that equal rankings have equal bits: the choice
+    of an epoch asks whether two values are the same.
     """
-    weights = np.ones((1, len(labels))) if weights is None else weights
-    confusion = _confusion(probabilities, labels, weights)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    truth, answered = confusion.sum(axis=2), confusion.sum(axis=1)
-    precision, recall = _ratio(hits, answered), _ratio(hits, truth)
-    f1 = _ratio(2 * hits, truth + answered)
-    occurs = (truth + answered) > 0
-    metrics = {
-        "accuracy": hits.sum(axis=1) / truth.sum(axis=1),
-        "balanced_accuracy": _nanmean(np.where(truth > 0, recall, np.nan)),
-    }
-    for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-        metrics[name] = _nanmean(np.where(occurs, values, np.nan))
-        metrics[f"{name}_weighted"] = (values * truth).sum(axis=1) / truth.sum(axis=1)
-    metrics["auc"] = _nanmean(class_auc(probabilities, labels, weights))
-    return metrics
-
-
-def score(scored: Scored, names: Sequence[str]) -> dict[str, Any]:
-    """All metrics of one set of slides, JSON-able (NaN becomes None).
-
-    Beside :func:`summary_metrics`: ``slides``, ``patients``, ``ece``, ``auc_per_class`` by label
-    name, and ``confusion`` (rows truth, columns prediction, in the order of ``names``).
-    """
-    probabilities, labels = scored.probabilities, scored.labels
-    scalars = {name: values[0] for name, values in summary_metrics(probabilities, labels).items()}
-    aucs = class_auc(probabilities, labels)[0]
-    confusion = _confusion(probabilities, labels, np.ones((1, len(labels))))[0]
-    return {
-        "slides": len(labels),
-        "patients": len(set(scored.patients)),
-        **{name: finite_or_none(value) for name, value in scalars.items()},
-        "ece": finite_or_none(calibration_error(probabilities, labels)),
-        "auc_per_class": {
-            name: finite_or_none(value) for name, value in zip(names, aucs, strict=True)
-        },
-        "confusion": confusion.astype(int).tolist(),
-    }
+    return float(mean_of_known(weighted_auc(probabilities, labels, np.ones((1, len(labels)))))[0])
 
 
 def calibration_error(probabilities: Float64, labels: Int64) -> float:
     """Expected calibration error over 15 equal bins of the top probability."""
-    error = multiclass_calibration_error(
+    error = tm.multiclass_calibration_error(
         torch.from_numpy(probabilities),
         torch.from_numpy(labels),
         num_classes=probabilities.shape[1],
@@ -142,32 +75,53 @@ def calibration_error(probabilities: Float64, labels: Int64) -> float:
     return float(error)
 
 
-def bootstrap_intervals(
-    parts: Sequence[Scored], *, samples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, list[float] | None]:
-    """Percentile intervals of each scalar metric, averaged over ``parts`` (the folds' test sets).
+def score(scored: Scored, names: Sequence[str]) -> dict[str, Any]:
+    """All metrics of one set of slides, JSON-able (NaN becomes None).
 
-    Patients are drawn with replacement within each part, all slides of a patient together. None
-    where a metric is defined in no sample.
+    ``slides`` and ``patients``; ``accuracy``; ``balanced_accuracy``, the mean recall of the classes
+    that occur in truth; ``precision``, ``recall`` and ``f1``, means over the classes that occur in
+    truth or prediction, and ``*_weighted``, weighed by the classes' slides; ``auc`` and
+    ``average_precision``, means of the one-vs-rest values; ``quadratic_kappa``, for which the
+    classes' order is that of ``names``; ``ece``; each ``*_per_class`` by label name; ``confusion``
+    (rows truth, columns prediction, in the order of ``names``).
     """
-    rng = np.random.default_rng(seed)
-    sampled: dict[str, list[Float64]] = {}
-    for part in parts:
-        _, patient_of = np.unique(np.asarray(part.patients), return_inverse=True)
-        n = int(patient_of.max()) + 1
-        counts = rng.multinomial(n, np.full(n, 1.0 / n), size=samples).astype(np.float64)
-        weights = counts[:, patient_of]
-        for name, values in summary_metrics(part.probabilities, part.labels, weights).items():
-            sampled.setdefault(name, []).append(values)
-    tail = (1.0 - level) / 2.0
-    intervals: dict[str, list[float] | None] = {}
-    for name, columns in sampled.items():
-        means = _nanmean(np.stack(columns, axis=1))
-        defined = means[np.isfinite(means)]
-        intervals[name] = (
-            [float(q) for q in np.quantile(defined, [tail, 1.0 - tail])] if defined.size else None
+    probabilities, labels = scored.probabilities, scored.labels
+    n_classes = len(names)
+    answers = torch.from_numpy(probabilities.argmax(axis=1))
+    truth = torch.from_numpy(labels)
+    confusion = tm.multiclass_confusion_matrix(answers, truth, n_classes).numpy()
+    slides, answered = confusion.sum(axis=1), confusion.sum(axis=0)
+    document: dict[str, Any] = {
+        "slides": len(labels),
+        "patients": len(set(scored.patients)),
+        "accuracy": float(tm.multiclass_accuracy(answers, truth, n_classes, average="micro")),
+    }
+    per_class = {
+        name: function(answers, truth, n_classes, average=None).double().numpy()
+        for name, function in (
+            ("precision", tm.multiclass_precision),
+            ("recall", tm.multiclass_recall),
+            ("f1", tm.multiclass_f1_score),
         )
-    return intervals
+    }
+    document["balanced_accuracy"] = _mean(per_class["recall"], slides > 0)
+    for name, values in per_class.items():
+        document[name] = _mean(values, slides + answered > 0)
+        document[f"{name}_weighted"] = float(np.average(values, weights=slides))
+    per_class["auc"] = class_auc(probabilities, labels)
+    per_class["average_precision"] = class_average_precision(probabilities, labels)
+    for name in ("auc", "average_precision"):
+        document[name] = _mean(per_class[name], np.isfinite(per_class[name]))
+    document["quadratic_kappa"] = _quadratic_kappa(answers, truth, n_classes)
+    document["ece"] = finite_or_none(calibration_error(probabilities, labels))
+    for name, values in per_class.items():
+        known = slides + answered > 0 if name in ("precision", "f1") else slides > 0
+        document[f"{name}_per_class"] = {
+            label: finite_or_none(value) if occurs else None
+            for label, value, occurs in zip(names, values, known, strict=True)
+        }
+    document["confusion"] = confusion.tolist()
+    return document
 
 
 def across_folds(folds: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -175,7 +129,7 @@ def across_folds(folds: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], di
     mean: dict[str, Any] = {}
     std: dict[str, Any] = {}
     for name, first in folds[0].items():
-        if isinstance(first, dict | list) or name in {"slides", "patients"}:
+        if isinstance(first, dict | list) or name in COUNTS:
             continue
         values = [fold[name] for fold in folds if fold[name] is not None]
         mean[name] = float(np.mean(values)) if values else None
@@ -188,52 +142,38 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _binary_auc(scores: Float64, positive: npt.NDArray[np.bool_], weights: Float64) -> Float64:
-    """Weighted share ``[B]`` of positive-negative pairs in the right order, ties half."""
-    if not scores.size:
-        return np.full(len(weights), np.nan)
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    up = np.add.reduceat((weights * positive)[:, order], starts, axis=1)
-    down = np.add.reduceat((weights * ~positive)[:, order], starts, axis=1)
-    below = np.cumsum(down, axis=1) - down
-    pairs = up.sum(axis=1) * down.sum(axis=1)
-    won = (up * (below + 0.5 * down)).sum(axis=1)
-    return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1.0), np.nan)
-
-
-def _confusion(probabilities: Float64, labels: Int64, weights: Float64) -> Float64:
-    """``[B, C, C]``, rows truth, columns prediction."""
+def _per_class(function: Any, probabilities: Float64, labels: Int64, known: Any) -> Float64:
+    """A one-vs-rest metric of torchmetrics ``[C]``, NaN where it is not ``known [C]``."""
     n_classes = probabilities.shape[1]
-    cell = labels * n_classes + probabilities.argmax(axis=1)
-    onehot = np.eye(n_classes * n_classes)[cell]
-    counts: Float64 = (weights @ onehot).reshape(-1, n_classes, n_classes)
-    return counts
-
-
-def _ratio(part: Float64, whole: Float64) -> Float64:
-    ratio: Float64 = part / np.where(whole > 0, whole, 1.0)
-    return ratio
-
-
-def _nanmean(values: Float64) -> Float64:
+    if not known.any():
+        return np.full(n_classes, math.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=RuntimeWarning)  # all NaN: the mean is NaN
-        mean: Float64 = np.nanmean(values, axis=1)
-    return mean
+        warnings.simplefilter("ignore", category=UserWarning)  # absent classes, which become NaN
+        values = function(
+            torch.from_numpy(probabilities), torch.from_numpy(labels), n_classes, average=None
+        )
+    return np.where(known, values.double().numpy(), math.nan)
+
+
+def _quadratic_kappa(answers: torch.Tensor, truth: torch.Tensor, n_classes: int) -> float | None:
+    kappa = tm.multiclass_cohen_kappa(answers, truth, n_classes, weights="quadratic")
+    return finite_or_none(float(kappa))
+
+
+def _mean(values: Float64, known: Any) -> float | None:
+    return float(values[known].mean()) if known.any() else None
 
 
 __all__ = [
+    "COUNTS",
     "Scored",
     "across_folds",
-    "bootstrap_intervals",
     "calibration_error",
     "class_auc",
+    "class_average_precision",
     "finite_or_none",
     "log_loss",
     "macro_auc",
     "score",
     "softmax",
-    "summary_metrics",
 ]

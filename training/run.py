@@ -23,6 +23,7 @@ from cmamil_sdk.runs import (
     save_checkpoint,
 )
 
+from .bootstrap import Int64
 from .calibration import fit_temperature
 from .config import TrainConfig
 from .evaluation import (
@@ -41,7 +42,7 @@ from .evaluation import (
 from .fit import FitResult, ProgressCallback, fit
 from .inputs import Features, open_input, plan_folds
 from .labels import LabelTable
-from .metrics import Int64, calibration_error, finite_or_none, softmax
+from .metrics import finite_or_none
 from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
 from .runtime import choose_device, lightning_precision, reproducible
@@ -198,14 +199,10 @@ def _train_fold(
     hierarchy = resolve_hierarchy(config, table)
     coarse_temperature = _coarse_temperature(answers["val"], val_labels, hierarchy)
     levels = (temperature, hierarchy, coarse_temperature)
-    test_labels = classes_of(table, answers["test"].slides)
     document = {
         "fold": fold,
         "test": score_levels(answers["test"], table, *levels),
         "val": score_levels(answers["val"], table, *levels) if len(val_labels) else None,
-        "test_ece_uncalibrated": finite_or_none(
-            calibration_error(softmax(answers["test"].logits), test_labels)
-        ),
         "temperature": temperature,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),

@@ -12,7 +12,8 @@ import numpy as np
 from cmamil_sdk.cli.output import say, table
 from cmamil_sdk.explain import ReportRow, save_heatmap, write_report
 from cmamil_sdk.predict import Prediction
-from cmamil_sdk.training.metrics import Scored, bootstrap_intervals, macro_auc
+from cmamil_sdk.training.bootstrap import Scored, bootstrap_intervals
+from cmamil_sdk.training.metrics import macro_auc
 
 _HEATMAP_PX = 512  # no more than the slides' second level, which then need not be averaged
 _INTRODUCTION = (

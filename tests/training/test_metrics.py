@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from cmamil_sdk.training.bootstrap import bootstrap_intervals, weighted_metrics
 from cmamil_sdk.training.calibration import fit_temperature
 from cmamil_sdk.training.metrics import (
     Scored,
     across_folds,
-    bootstrap_intervals,
     class_auc,
     log_loss,
     macro_auc,
     score,
     softmax,
-    summary_metrics,
 )
+
+NAMES = ["a", "b", "c"]
 
 
 def draw(n: int, seed: int = 0, n_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +34,7 @@ def draw(n: int, seed: int = 0, n_classes: int = 3) -> tuple[np.ndarray, np.ndar
 def test_metrics_equal_scikit_learn() -> None:
     logits, labels = draw(80)
     probabilities, answers = softmax(logits), logits.argmax(axis=1)
-    ours = score(Scored(probabilities, labels, [str(i) for i in range(80)]), ["a", "b", "c"])
+    ours = score(Scored(probabilities, labels, [str(i) for i in range(80)]), NAMES)
     assert ours["accuracy"] == pytest.approx(reference.accuracy_score(labels, answers))
     assert ours["balanced_accuracy"] == pytest.approx(
         reference.balanced_accuracy_score(labels, answers)
@@ -49,6 +50,18 @@ def test_metrics_equal_scikit_learn() -> None:
     assert ours["auc_per_class"]["b"] == pytest.approx(
         reference.roc_auc_score(labels == 1, probabilities[:, 1])
     )
+    averages = [
+        reference.average_precision_score(labels == c, probabilities[:, c]) for c in range(3)
+    ]
+    assert list(ours["average_precision_per_class"].values()) == pytest.approx(averages)
+    assert ours["average_precision"] == pytest.approx(np.mean(averages))
+    assert ours["quadratic_kappa"] == pytest.approx(
+        reference.cohen_kappa_score(labels, answers, weights="quadratic")
+    )
+    for name in ("precision", "recall", "f1"):
+        each = getattr(reference, f"{name}_score")(labels, answers, average=None)
+        assert list(ours[f"{name}_per_class"].values()) == pytest.approx(each)
+    assert macro_auc(probabilities, labels) == pytest.approx(ours["auc"])
     assert ours["confusion"] == reference.confusion_matrix(labels, answers).tolist()
     assert log_loss(logits, labels) == pytest.approx(reference.log_loss(labels, probabilities))
 
@@ -56,27 +69,71 @@ def test_metrics_equal_scikit_learn() -> None:
 def test_metrics_with_a_class_that_is_never_answered_equal_scikit_learn() -> None:
     labels = np.array([0, 0, 1, 2])
     probabilities = np.array([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1]])
-    ours = score(Scored(probabilities, labels, list("abcd")), ["a", "b", "c"])
+    ours = score(Scored(probabilities, labels, list("abcd")), NAMES)
     p, r, f, _ = reference.precision_recall_fscore_support(
         labels, probabilities.argmax(1), average="macro", zero_division=0
     )
     assert (ours["precision"], ours["recall"], ours["f1"]) == pytest.approx((p, r, f))
 
 
-def test_weights_count_slides_as_often_as_they_say() -> None:
+@pytest.mark.parametrize("absent", [None, 0, 2, (0, 1)])
+def test_both_forms_agree_on_replicated_slides(absent: int | tuple[int, int] | None) -> None:
+    """Weighted, vectorised and torchmetrics on slides repeated as often as the weights say."""
     logits, labels = draw(30)
-    weights = np.random.default_rng(1).integers(0, 4, (5, 30)).astype(float)
-    together = summary_metrics(softmax(logits), labels, weights)
+    if absent is not None:
+        labels[np.isin(labels, absent)] = 1 if absent != (0, 1) else 2
+    probabilities = softmax(logits)
+    weights = np.random.default_rng(1).integers(0, 4, (6, 30)).astype(float)
+    weights[0] = 1.0
+    weights[1, labels == labels[0]] = 0.0
+    weights[1, 0] = float(len(set(labels.tolist())) == 1)
+    together = weighted_metrics(probabilities, labels, weights)
     for sample, counts in enumerate(weights.astype(int)):
-        repeated = summary_metrics(softmax(logits).repeat(counts, 0), labels.repeat(counts))
-        for name, values in repeated.items():
-            assert together[name][sample] == pytest.approx(values[0]), name
+        repeated = Scored(
+            probabilities.repeat(counts, 0), labels.repeat(counts), ["p"] * int(counts.sum())
+        )
+        points = score(repeated, NAMES)
+        assert set(together) == {
+            name
+            for name, value in points.items()
+            if not isinstance(value, dict | list) and name not in ("slides", "patients")
+        }
+        for name, values in together.items():
+            expected = math.nan if points[name] is None else points[name]
+            assert values[sample] == pytest.approx(expected, abs=1e-6, nan_ok=True), name
+
+
+def test_what_cannot_be_known_is_none() -> None:
+    """All slides of one class, all answered so: no rest to tell it from, no chance to err."""
+    perfect = Scored(np.eye(3)[[0] * 4], np.zeros(4, dtype=np.int64), list("abcd"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = score(perfect, NAMES)
+    assert (ours["accuracy"], ours["balanced_accuracy"], ours["average_precision"]) == (1, 1, 1)
+    assert ours["auc"] is None and ours["quadratic_kappa"] is None
+    assert ours["recall_per_class"] == {"a": 1.0, "b": None, "c": None}
+    intervals = bootstrap_intervals([perfect], samples=20)
+    assert intervals["auc"] is None and intervals["accuracy"] == [1.0, 1.0]
+
+
+def test_average_precision_and_kappa_by_hand() -> None:
+    """Ranking + - + -: (1 + 2/3) / 2. Answers 0, 2 for truths 0, 0: the distances are 0 and 4."""
+    scores = np.array([0.9, 0.8, 0.7, 0.1])
+    two = np.stack([1 - scores, scores], axis=1)
+    found = weighted_metrics(two, np.array([1, 0, 1, 0]), np.ones((1, 4)))
+    ours = score(Scored(two, np.array([1, 0, 1, 0]), list("abcd")), ["no", "yes"])
+    assert ours["average_precision_per_class"]["yes"] == pytest.approx(5 / 6)
+    assert found["average_precision"][0] == pytest.approx(ours["average_precision"])
+    answers = np.eye(3)[[0, 2, 1, 2]] * 0.8 + 0.05
+    kappa = weighted_metrics(answers, np.array([0, 0, 1, 2]), np.ones((1, 4)))["quadratic_kappa"]
+    # seen 4; by chance truth (2, 1, 1), answers (1, 1, 2): (2 + 2*4*2 + 1 + 2 + 4 + 1) / 4
+    assert kappa[0] == pytest.approx(1 - 4 / (26 / 4))
 
 
 def test_an_absent_class_is_left_out_of_the_mean_auc() -> None:
     logits, labels = draw(40)
     labels[labels == 2] = 1
-    aucs = class_auc(softmax(logits), labels)[0]
+    aucs = class_auc(softmax(logits), labels)
     assert math.isnan(aucs[2])
     assert macro_auc(softmax(logits), labels) == pytest.approx(aucs[:2].mean())
     with warnings.catch_warnings():
