@@ -4,8 +4,17 @@ Layout of a run directory::
 
     config.json            the resolved training configuration
     splits.csv             slide, patient, label, fold, split
-    fold_<k>/checkpoint.safetensors, checkpoint.json, metrics.json, history.csv
-    predictions.csv        slide, fold, split, label, probability per class and per coarse class
+    fold_<k>/              of each fold:
+        checkpoint.safetensors, checkpoint.json
+        history.csv        per epoch: loss, learning rate, validation figures
+        curves.png         the same as a picture
+        metrics.json       the fold's scores, written last
+        tensorboard/       events, if asked for
+        unfinished.ckpt    while the fold is trained: the state to go on from
+    predictions.csv        slide, fold, split, label, probability per class, prediction; with a
+                           hierarchy also per coarse class
+    roc.png, confusion.png, calibration.png
+    report.html            all of it for people, with the pictures inside
     metrics.json           the run's summary, written last
 """
 

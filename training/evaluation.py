@@ -1,50 +1,56 @@
-"""What the folds of a run answer: models from checkpoints, their scores, and the files on them."""
+"""Score a run's folds, or a bundle, on feature files and labels."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import LabelsInvalid, RecipeMismatch
-from cmamil_sdk.files import write_atomic
+from cmamil_sdk.features.file import read_feature_file
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
 
-from .bootstrap import Float64, Int64, Scored, bootstrap_intervals
 from .config import TrainConfig
 from .fit import Logits, predict_levels
 from .inputs import Features, open_input
-from .labels import LabelTable
+from .labels import LabelTable, read_labels
 from .layouts.base import Layout
-from .metrics import across_folds, calibration_error, finite_or_none, score, softmax
+from .layouts.folder import FeatureFolder
 from .record import RunRecord
+from .scoring import Answers, FoldAnswers, score_levels, summarise
 from .split_files import read_splits
 from .splits import SplitRow, fold_numbers, slides_of
 from .store import FeatureStore
 
 _EVALUATED = ("val", "test")
-_COARSE_METRICS = ("accuracy", "balanced_accuracy", "auc", "ece")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Logits ``[n, C]`` of the slides of one part of one fold, and ``[n, Cc]`` of HMIL."""
+class Evaluation:
+    """Answers of one or more models on labelled slides, and their scores.
 
-    slides: tuple[str, ...]
-    levels: Logits
+    Attributes:
+        model: what answered, in words.
+        summary: a document like ``metrics.json``, without "seconds" of training.
+        table: the labels.
+        folds: by number; of a bundle there is one, 0, all of whose slides are test slides.
+        hierarchy: of a model with coarse labels.
+        facts: on the data, for people.
+    """
 
-    @property
-    def logits(self) -> Float64:
-        """Of the labels themselves."""
-        return self.levels.fine
+    model: str
+    summary: dict[str, Any]
+    table: LabelTable
+    folds: Mapping[int, FoldAnswers]
+    hierarchy: Hierarchy | None
+    facts: Mapping[str, str]
 
 
 def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
@@ -57,11 +63,8 @@ def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
     return restore_model(meta.model_kind, meta.hyperparameters, tensors, where=folder), meta
 
 
-def evaluate(run: Path, *, features: Features, labels: Path | None = None) -> dict[str, Any]:
+def evaluate_run(run: Path, *, features: Features, labels: Path | None = None) -> Evaluation:
     """Score a run's folds again on their test slides; the input is given as to training.
-
-    Returns:
-        A document like ``metrics.json``, without "seconds" of training.
 
     Raises:
         RunInvalid: the run is incomplete or damaged.
@@ -81,16 +84,91 @@ def evaluate(run: Path, *, features: Features, labels: Path | None = None) -> di
             f"{layout.place} was made by another recipe or encoder than the features that {run} was "
             "trained on; extract features as for the training."
         )
-    answers, temperatures, folds = {}, {}, []
-    for fold in fold_numbers(rows):
-        answers[fold] = answers_of_fold(run, fold, store, rows, record)
-        meta = load_checkpoint(fold_directory(run, fold))[0]
-        temperatures[fold] = meta.temperature
-        test = score_levels(
-            answers[fold]["test"], table, meta.temperature, meta.hierarchy, meta.coarse_temperature
+    folds = {fold: answers_of_fold(run, fold, store, rows, record) for fold in fold_numbers(rows)}
+    hierarchy = load_checkpoint(fold_directory(run, min(folds)))[0].hierarchy
+    return _evaluation(
+        f"Run {run.resolve().name}",
+        record.config.model,
+        table,
+        folds,
+        hierarchy,
+        data_facts(store, layout.place),
+    )
+
+
+def evaluate_bundle(
+    path: Path, *, features: Path, labels: Path, engine: str = "auto", device: str = "auto"
+) -> Evaluation:
+    """Score a bundle's exported graph, at its temperature, on the slides of a labels table.
+
+    Raises:
+        BundleCorrupt, BundleUnsupported, SelfTestFailed, EngineMissing: it cannot be loaded.
+        LabelsInvalid: the bundle does not know a label, or a slide has no feature file.
+        FeatureFileInvalid, ScaleMismatch: a feature file is damaged or lacks a scale.
+        RecipeMismatch: the features were made by another recipe or encoder than the bundle's.
+    """
+    bundle = Bundle.load(path, engine=engine, device=device)
+    manifest = bundle.manifest
+    table = read_labels(labels, known_labels=manifest.labels)
+    layout = FeatureFolder(features, manifest.recipe.names)
+    store = FeatureStore.open(layout, table, cache_mb=0, ignore_unlabelled=True)
+    if (store.recipe, store.encoder) != (manifest.recipe, manifest.encoder):
+        raise RecipeMismatch(
+            f"{features} was made by another recipe or encoder than bundle {bundle.label} was "
+            "trained on; extract the features with the bundle's."
         )
-        folds.append({"fold": fold, "test": test})
-    return summarise(record.config.model, folds, table, answers, temperatures)
+    slides = tuple(row.slide for row in table.rows)
+    found = [bundle.aggregate(read_feature_file(layout.file(s))[0]) for s in slides]
+    coarse = [x.coarse_probabilities for x in found if x.coarse_probabilities is not None]
+    levels = Logits(
+        np.stack([answer.logits for answer in found]).astype(np.float64),
+        # the graph gives these at their temperature, and no logits
+        np.log(np.maximum(np.stack(coarse).astype(np.float64), 1e-30)) if coarse else None,
+    )
+    folds = {0: FoldAnswers({"test": Answers(slides, levels)}, manifest.temperature)}
+    facts = data_facts(store, features) | {"engine": bundle.engine_label}
+    return _evaluation(
+        f"Bundle {bundle.label}", manifest.model_kind, table, folds, manifest.hierarchy, facts
+    )
+
+
+def _evaluation(
+    name: str,
+    model: str,
+    table: LabelTable,
+    folds: Mapping[int, FoldAnswers],
+    hierarchy: Hierarchy | None,
+    facts: Mapping[str, str],
+) -> Evaluation:
+    documents = [
+        {
+            "fold": number,
+            "test": score_levels(fold, "test", table, hierarchy),
+            "temperature": fold.temperature,
+        }
+        for number, fold in folds.items()
+    ]
+    summary = summarise(model, documents, table, folds)
+    return Evaluation(name, summary, table, folds, hierarchy, {"model": model} | dict(facts))
+
+
+def data_facts(store: FeatureStore, place: Path) -> dict[str, str]:
+    """What is evaluated or trained on, for people; ``place`` is where the features lie."""
+    table, recipe, encoder = store.table, store.recipe, store.encoder
+    patients = {row.patient for row in table.rows}
+    counts = {label: sum(row.label == label for row in table.rows) for label in table.labels}
+    return {
+        "slides": f"{len(table.rows)} of {len(patients)} patients",
+        "labels": ", ".join(f"{label} ({count})" for label, count in counts.items()),
+        "label source": str(table.path),
+        "features": f"{place}, {store.dim} wide",
+        "encoder": "not known" if encoder is None else encoder.id,
+        "scales": ", ".join(
+            store.scales
+            if recipe is None
+            else (f"{scale.name} ({scale.mpp:g} µm/px)" for scale in recipe.scales)
+        ),
+    }
 
 
 def open_store(config: TrainConfig, layout: Layout, table: LabelTable) -> FeatureStore:
@@ -109,10 +187,11 @@ def answers_of_fold(
     store: FeatureStore,
     rows: Sequence[SplitRow],
     record: RunRecord,
-) -> dict[str, Answers]:
+) -> FoldAnswers:
     """Answers of a trained fold, from its checkpoint, on its val and test slides."""
-    model, _ = load_model(fold_directory(run, fold))
-    return answers_of(model, store, rows, fold, record.config)
+    model, meta = load_model(fold_directory(run, fold))
+    parts = answers_of(model, store, rows, fold, record.config)
+    return FoldAnswers(parts, meta.temperature, meta.coarse_temperature)
 
 
 def answers_of(
@@ -130,119 +209,13 @@ def answers_of(
     }
 
 
-def classes_of(table: LabelTable, slides: Iterable[str]) -> Int64:
-    """Class numbers ``[n]`` of slides."""
-    return np.array([table.class_of(slide) for slide in slides], dtype=np.int64)
-
-
-def scored(answers: Answers, table: LabelTable, temperature: float) -> Scored:
-    """Answers at a temperature, with truth and patients."""
-    return Scored(
-        softmax(answers.logits, temperature),
-        classes_of(table, answers.slides),
-        [table.by_slide[slide].patient for slide in answers.slides],
-    )
-
-
-def score_levels(
-    answers: Answers,
-    table: LabelTable,
-    temperature: float,
-    hierarchy: Hierarchy | None,
-    coarse_temperature: float | None,
-) -> dict[str, Any]:
-    """All metrics of one part of a fold, and ``ece_uncalibrated``, the ``ece`` at temperature 1.
-
-    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc`` and
-    ``coarse_ece`` of the coarse answer, ``parent_accuracy`` (is the fine answer's parent right?)
-    and ``levels_agree`` (is it the coarse answer?).
-    """
-    fine = scored(answers, table, temperature)
-    document = score(fine, table.labels)
-    uncalibrated = calibration_error(softmax(answers.logits), fine.labels)
-    document["ece_uncalibrated"] = finite_or_none(uncalibrated)
-    logits = answers.levels.coarse
-    if hierarchy is None or logits is None:
-        return document
-    parents = np.array(hierarchy.parents, dtype=np.int64)
-    coarse = Scored(softmax(logits, coarse_temperature or 1.0), parents[fine.labels], fine.patients)
-    levels = score(coarse, hierarchy.coarse_labels)
-    document |= {f"coarse_{name}": levels[name] for name in _COARSE_METRICS}
-    answered = parents[fine.probabilities.argmax(axis=1)]
-    return document | {
-        "parent_accuracy": float(np.mean(answered == coarse.labels)),
-        "levels_agree": float(np.mean(answered == coarse.probabilities.argmax(axis=1))),
-    }
-
-
-def summarise(
-    model: str,
-    folds: Sequence[Mapping[str, Any]],
-    table: LabelTable,
-    answers: Mapping[int, Mapping[str, Answers]],
-    temperatures: Mapping[int, float],
-) -> dict[str, Any]:
-    """The document of ``metrics.json`` but for its seconds."""
-    tests = [scored(answers[f["fold"]]["test"], table, temperatures[f["fold"]]) for f in folds]
-    mean, std = across_folds([fold["test"] for fold in folds])
-    return {
-        "model": model,
-        "labels": list(table.labels),
-        "folds": list(folds),
-        "mean": mean,
-        "std": std,
-        "ci95": bootstrap_intervals(tests),
-    }
-
-
-def write_predictions(
-    path: Path,
-    table: LabelTable,
-    answers: Mapping[int, Mapping[str, Answers]],
-    temperatures: Mapping[int, float],
-    hierarchy: Hierarchy | None = None,
-    coarse_temperatures: Mapping[int, float | None] | None = None,
-) -> None:
-    """Write ``predictions.csv``: calibrated probabilities of each fold's val and test slides.
-
-    With a hierarchy, columns ``coarse_probability_<coarse label>`` follow.
-    """
-    header = ["slide", "fold", "split", "label", *(f"probability_{n}" for n in table.labels)]
-    if hierarchy is not None:
-        header += [f"coarse_probability_{n}" for n in hierarchy.coarse_labels]
-    lines: list[list[Any]] = []
-    for fold, parts in answers.items():
-        for part, answer in parts.items():
-            probabilities = softmax(answer.logits, temperatures[fold])
-            if answer.levels.coarse is not None:
-                temperature = (coarse_temperatures or {}).get(fold) or 1.0
-                coarse = softmax(answer.levels.coarse, temperature)
-                probabilities = np.concatenate([probabilities, coarse], axis=1)
-            for slide, row in zip(answer.slides, probabilities.tolist(), strict=True):
-                lines.append([slide, fold, part, table.by_slide[slide].label, *row])
-    write_atomic(path, csv_bytes(header, lines))
-
-
-def csv_bytes(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
-    """A CSV table in UTF-8 with Unix line ends."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue().encode()
-
-
 __all__ = [
-    "Answers",
+    "Evaluation",
     "answers_of",
     "answers_of_fold",
-    "classes_of",
-    "csv_bytes",
-    "evaluate",
+    "data_facts",
+    "evaluate_bundle",
+    "evaluate_run",
     "load_model",
     "open_store",
-    "score_levels",
-    "scored",
-    "summarise",
-    "write_predictions",
 ]

@@ -43,11 +43,13 @@ class LabelTable:
         path: where it was read, for messages.
         rows: one per slide.
         has_split: whether the file has a split column.
+        known_labels: of a model that is to answer; None: the labels are those of the rows.
     """
 
     path: Path
     rows: tuple[LabelRow, ...]
     has_split: bool
+    known_labels: tuple[str, ...] | None = None
 
     @cached_property
     def by_slide(self) -> dict[str, LabelRow]:
@@ -56,22 +58,23 @@ class LabelTable:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Label names in sorted order; a class is its position here."""
-        return tuple(sorted({row.label for row in self.rows}))
+        """Label names, sorted unless they are a model's; a class is its position here."""
+        return self.known_labels or tuple(sorted({row.label for row in self.rows}))
 
     def class_of(self, slide: str) -> int:
         """Class number of a slide's label."""
         return self.labels.index(self.by_slide[slide].label)
 
 
-def read_labels(path: Path) -> LabelTable:
+def read_labels(path: Path, *, known_labels: tuple[str, ...] | None = None) -> LabelTable:
     """Read a labels CSV with the columns slide, label and optionally patient, site, split.
 
     ``slide_id``, ``patient_id`` and ``case_id`` are known as well; other columns are not read.
+    ``known_labels`` are those of a model that is to answer, whose order makes the classes.
 
     Raises:
         LabelsInvalid: unreadable; a column or value is missing; a slide is named twice; fewer than
-            two labels.
+            two labels, or one that is not among ``known_labels``.
     """
     records, columns = read_csv(path)
     found = {
@@ -94,17 +97,29 @@ def read_labels(path: Path) -> LabelTable:
                     "fill it in or remove the line."
                 )
         rows.append(LabelRow(**({"patient": values["slide"]} | values)))
-    return checked_table(path, rows, has_split=found["split"] is not None)
+    return checked_table(
+        path, rows, has_split=found["split"] is not None, known_labels=known_labels
+    )
 
 
-def checked_table(path: Path, rows: Sequence[LabelRow], *, has_split: bool) -> LabelTable:
+def checked_table(
+    path: Path,
+    rows: Sequence[LabelRow],
+    *,
+    has_split: bool,
+    known_labels: tuple[str, ...] | None = None,
+) -> LabelTable:
     """The table of ``rows``.
 
     Raises:
-        LabelsInvalid: a slide is named twice, or there are fewer than two labels.
+        LabelsInvalid: a slide is named twice; there are fewer than two labels, or, where
+            ``known_labels`` are given, no slide or another label.
     """
     _refuse_doubles(path, (row.slide for row in rows))
-    table = LabelTable(path, tuple(rows), has_split)
+    table = LabelTable(path, tuple(rows), has_split, known_labels)
+    if known_labels is not None:
+        _refuse_unknown(table)
+        return table
     if len(table.labels) < 2:
         raise LabelsInvalid(
             f"{path} holds {len(rows)} slides with {len(table.labels)} different labels; "
@@ -147,6 +162,17 @@ def some(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return ", ".join(ordered[:_SHOWN]) + more
+
+
+def _refuse_unknown(table: LabelTable) -> None:
+    if not table.rows:
+        raise LabelsInvalid(f"{table.path} names no slide; fill it in.")
+    unknown = {row.label for row in table.rows} - set(table.labels)
+    if unknown:
+        raise LabelsInvalid(
+            f"{table.path} has the labels {some(unknown)}, which the model does not know (it knows "
+            f"{', '.join(table.labels)}); rename or remove these slides."
+        )
 
 
 def _refuse_doubles(path: Path, slides: Iterable[str]) -> None:

@@ -26,26 +26,25 @@ from cmamil_sdk.runs import (
 from .bootstrap import Int64
 from .calibration import fit_temperature
 from .config import TrainConfig
-from .evaluation import (
-    Answers,
-    answers_of,
-    answers_of_fold,
-    classes_of,
-    csv_bytes,
-    evaluate,
-    load_model,
-    open_store,
-    score_levels,
-    summarise,
-    write_predictions,
-)
+from .evaluation import answers_of, answers_of_fold, data_facts, open_store
 from .fit import FitResult, ProgressCallback, fit
 from .inputs import Features, open_input, plan_folds
 from .labels import LabelTable
 from .metrics import finite_or_none
+from .outputs import CURVES, write_run_report
+from .plots import curves_png
 from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
 from .runtime import choose_device, lightning_precision, reproducible
+from .scoring import (
+    Answers,
+    FoldAnswers,
+    classes_of,
+    csv_bytes,
+    score_levels,
+    summarise,
+    write_predictions,
+)
 from .splits import SplitRow, fold_numbers, slides_of
 from .store import FeatureStore, resolve_cross_attention
 
@@ -99,23 +98,27 @@ def train(
     )
     if open_run(run, record, rows):
         return read_json(run / "metrics.json")
-    folds, answers = [], {}
+    documents, folds = [], {}
     for fold in fold_numbers(rows):
-        if (fold_directory(run, fold) / "metrics.json").exists():
-            folds.append(read_json(fold_directory(run, fold) / "metrics.json"))
-            answers[fold] = answers_of_fold(run, fold, store, rows, record)
+        finished = fold_directory(run, fold) / "metrics.json"
+        if finished.exists():
+            documents.append(read_json(finished))
+            folds[fold] = answers_of_fold(run, fold, store, rows, record)
         else:
-            document, answers[fold] = _train_fold(run, fold, store, rows, record, on_progress)
-            folds.append(document)
-    temperatures = {document["fold"]: document["temperature"] for document in folds}
-    coarse_temperatures = {
-        document["fold"]: document.get("coarse_temperature") for document in folds
-    }
-    write_predictions(
-        run / "predictions.csv", table, answers, temperatures, hierarchy, coarse_temperatures
+            document, folds[fold] = _train_fold(run, fold, store, rows, record, on_progress)
+            documents.append(document)
+    write_predictions(run / "predictions.csv", table, folds, hierarchy)
+    summary = summarise(config.model, documents, table, folds)
+    summary["seconds"] = sum(document["seconds"] for document in documents)
+    write_run_report(
+        run,
+        config,
+        table,
+        folds,
+        summary,
+        facts=data_facts(store, layout.place),
+        exportable=store.encoder is not None,
     )
-    summary = summarise(config.model, folds, table, answers, temperatures)
-    summary["seconds"] = sum(document["seconds"] for document in folds)
     write_json(run / "metrics.json", summary)
     return summary
 
@@ -173,7 +176,7 @@ def _train_fold(
     rows: Sequence[SplitRow],
     record: RunRecord,
     on_progress: ProgressCallback | None,
-) -> tuple[dict[str, Any], dict[str, Answers]]:
+) -> tuple[dict[str, Any], FoldAnswers]:
     started = time.perf_counter()
     config, seed = record.config, record.config.seed + fold
     folder = fold_directory(run, fold)
@@ -192,17 +195,16 @@ def _train_fold(
         state_path=folder / UNFINISHED_FIT,
         log_directory=folder / "tensorboard" if config.log_data else None,
     )
-    answers = answers_of(model, store, rows, fold, config)
-    table = store.table
-    val_labels = classes_of(table, answers["val"].slides)
-    temperature = fit_temperature(answers["val"].logits, val_labels)
-    hierarchy = resolve_hierarchy(config, table)
-    coarse_temperature = _coarse_temperature(answers["val"], val_labels, hierarchy)
-    levels = (temperature, hierarchy, coarse_temperature)
+    parts = answers_of(model, store, rows, fold, config)
+    hierarchy = resolve_hierarchy(config, store.table)
+    val_labels = classes_of(store.table, parts["val"].slides)
+    temperature = fit_temperature(parts["val"].logits, val_labels)
+    coarse_temperature = _coarse_temperature(parts["val"], val_labels, hierarchy)
+    answers = FoldAnswers(parts, temperature, coarse_temperature)
     document = {
         "fold": fold,
-        "test": score_levels(answers["test"], table, *levels),
-        "val": score_levels(answers["val"], table, *levels) if len(val_labels) else None,
+        "test": score_levels(answers, "test", store.table, hierarchy),
+        "val": score_levels(answers, "val", store.table, hierarchy) if len(val_labels) else None,
         "temperature": temperature,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
@@ -247,6 +249,7 @@ def _write_fold(
     header = list(result.history[0])
     lines = ([row[name] for name in header] for row in result.history)
     write_atomic(folder / "history.csv", csv_bytes(header, lines))
+    write_atomic(folder / CURVES, curves_png(result.history, result.best_epoch))
     write_json(folder / "metrics.json", document)
     (folder / UNFINISHED_FIT).unlink(missing_ok=True)
 
@@ -259,4 +262,4 @@ def _checkpoint_metrics(document: Mapping[str, Any], result: FitResult) -> dict[
     return {name: v for name, v in metrics.items() if finite_or_none(v) is not None}
 
 
-__all__ = ["evaluate", "load_model", "resolve_model", "train"]
+__all__ = ["resolve_hierarchy", "resolve_model", "train"]

@@ -7,21 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from cmamil_sdk.explain.page import html_page
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.predict import Prediction
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
-       color: #1c1c1c; background: #fff; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: left; border-bottom: 1px solid #ddd; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.wrong { color: #b00020; font-weight: 600; }
-.slides { display: grid; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); gap: 1.5rem; }
-figure { margin: 0; } figure img { width: 100%; border: 1px solid #ddd; }
-figcaption { font-size: .9rem; color: #444; }
-"""
 
 
 @dataclass(frozen=True)
@@ -55,19 +43,17 @@ def write_report(
     )
     table = "".join(_table_row(row) for row in rows)
     figures = "".join(_figure(row) for row in rows if row.heatmap is not None)
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(introduction)}</p>\n"
+    body = (
+        f"<p>{escape(introduction)}</p>\n"
         f"<table>{fact_rows}</table>\n"
         "<h2>Slides</h2>\n<table><tr><th>slide</th><th>truth</th><th>prediction</th>"
         "<th>probability</th><th>tiles</th><th>seconds</th></tr>"
         f"{table}</table>\n"
         "<h2>Where the answers come from</h2>\n<p>Red tiles speak for the predicted class, blue "
         "tiles against it; the stronger, the more opaque. All scales are added up.</p>\n"
-        f'<div class="slides">{figures}</div>\n</body></html>\n'
+        f'<div class="slides">{figures}</div>\n'
     )
-    write_atomic(path, page.encode())
+    write_atomic(path, html_page(title, body))
 
 
 def _table_row(row: ReportRow) -> str:

@@ -240,10 +240,12 @@ def test_train_evaluate_export_verify_predict(
     assert other.code == 2
     assert "OUTPUT_EXISTS" in other.err
 
-    scores = cmamil("evaluate", "--run", run, *data, "--json", "--out", tmp_path / "e.json")
+    scores = cmamil("evaluate", "--run", run, *data, "--json", "--out", tmp_path / "e")
     assert scores.code == 0, scores.err
-    assert scores.document["mean"]["accuracy"] == summary["mean"]["accuracy"]
-    assert json.loads((tmp_path / "e.json").read_text()) == scores.document
+    assert scores.document["mean"] == summary["mean"]
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text()) == scores.document
+    written = (tmp_path / "e" / "predictions.csv").read_text()
+    assert written == (run / "predictions.csv").read_text()
 
     export = ("export", "--run", run, "--name", "tiny", "--out", bundles, "--fold", "1")
     exported = cmamil(*export)
@@ -251,6 +253,9 @@ def test_train_evaluate_export_verify_predict(
     assert "parity with the eager model" in exported.out
     assert str(bundles / "tiny" / "1") in exported.out
     assert cmamil("verify", bundles / "tiny" / "1").code == 0
+    scores = cmamil("evaluate", "--bundle", bundles / "tiny" / "1", *data, "--json")
+    assert scores.code == 0, scores.err
+    assert scores.document["folds"][0]["test"]["slides"] == 12
     answer = cmamil("predict", small_slide, "--bundle", bundles / "tiny" / "1", "--json")
     assert set(answer.document["predictions"][0]["probabilities"]) == set(LABELS)
 
@@ -273,6 +278,15 @@ def test_export_refuses(
     answer = cmamil("export", "--run", tmp_path, "--name", "n", "--out", tmp_path / "o", *options)
     assert answer.code == code
     assert reason in answer.err
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--run", "r", "--bundle", "b"), ("--run", "r", "--engine", "onnxruntime")]
+)
+def test_evaluate_refuses(cmamil: Callable[..., Any], options: tuple[str, ...]) -> None:
+    answer = cmamil("evaluate", *options, "--features", "f", "--labels", "l.csv")
+    assert answer.code == 2
+    assert "FIELD_INVALID" in answer.err
 
 
 def test_train_names_what_is_missing(

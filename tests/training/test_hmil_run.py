@@ -16,7 +16,7 @@ from cmamil_sdk.models.hmil import HMIL
 from cmamil_sdk.runs import load_checkpoint
 from cmamil_sdk.training.config import TrainConfig, make_config
 from cmamil_sdk.training.data import TrainingBag, bag_tensors
-from cmamil_sdk.training.evaluation import evaluate, load_model
+from cmamil_sdk.training.evaluation import evaluate_run, load_model
 from cmamil_sdk.training.fit import fit, predict_levels
 from cmamil_sdk.training.run import train
 
@@ -114,7 +114,7 @@ def test_a_run_reports_both_levels(
     assert {"test_coarse_auc", "test_parent_accuracy", "val_auc"} <= set(meta.metrics)
     assert meta.coarse_temperature == summary["folds"][1]["coarse_temperature"]
 
-    again = evaluate(run, **paths)
+    again = evaluate_run(run, **paths).summary
     for name in ("auc", *COARSE_METRICS):
         assert again["mean"][name] == pytest.approx(summary["mean"][name], nan_ok=True), name
 

@@ -20,7 +20,7 @@ from cmamil_sdk.features.file import read_feature_file, write_feature_file
 from cmamil_sdk.runs import load_checkpoint
 from cmamil_sdk.training.baselines import mean_feature_auc
 from cmamil_sdk.training.config import TrainConfig, make_config
-from cmamil_sdk.training.evaluation import evaluate, load_model
+from cmamil_sdk.training.evaluation import evaluate_run, load_model
 from cmamil_sdk.training.run import train
 
 from .conftest import Cohort, make_bag, provenance, write_cohort, write_labels
@@ -53,8 +53,9 @@ def test_a_run_from_feature_files_to_metrics(finished: tuple[Path, dict[str, Any
     run, summary = finished
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     per_fold = ("checkpoint.safetensors", "checkpoint.json", "metrics.json", "history.csv")
-    assert files == {"config.json", "splits.csv", "predictions.csv", "metrics.json"} | {
-        f"fold_{fold}/{name}" for fold in range(3) for name in per_fold
+    of_run = ("config.json", "splits.csv", "predictions.csv", "metrics.json", "report.html")
+    assert files == {*of_run, "roc.png", "confusion.png", "calibration.png"} | {
+        f"fold_{fold}/{name}" for fold in range(3) for name in (*per_fold, "curves.png")
     }
     assert summary == json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert {"model", "folds", "mean", "std", "ci95", "seconds"} <= set(summary)
@@ -85,6 +86,7 @@ def test_predictions_fit_splits_labels_and_metrics(
         assert (row["split"], row["label"]) == (split["split"], split["label"])
         probabilities = [float(row[f"probability_{name}"]) for name in names]
         assert sum(probabilities) == pytest.approx(1.0)
+        assert row["prediction"] == names[int(np.argmax(probabilities))]
         if row["split"] == "test":
             hits.append(names[int(np.argmax(probabilities))] == row["label"])
     assert np.mean(hits) == pytest.approx(summary["mean"]["accuracy"])
@@ -280,7 +282,7 @@ def test_evaluate_gives_the_metrics_of_the_training(
     shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
 ) -> None:
     run, summary = finished
-    again = evaluate(run, features=shared_cohort.features, labels=shared_cohort.labels)
+    again = evaluate_run(run, features=shared_cohort.features, labels=shared_cohort.labels).summary
     assert again["mean"] == summary["mean"] and again["ci95"] == summary["ci95"]
     assert [f["test"] for f in again["folds"]] == [f["test"] for f in summary["folds"]]
 
@@ -292,7 +294,7 @@ def test_evaluate_refuses_other_features_and_damaged_runs(cohort: Cohort, tmp_pa
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunInvalid, match="fold_0"):
-        evaluate(run, features=cohort.features, labels=cohort.labels)
+        evaluate_run(run, features=cohort.features, labels=cohort.labels)
     weights.write_bytes((run / "fold_1" / "checkpoint.safetensors").read_bytes())
     for position, slide in enumerate(cohort.slides):
         bag = make_bag(slide, position // 2 % 3, seed=position)
@@ -300,9 +302,9 @@ def test_evaluate_refuses_other_features_and_damaged_runs(cohort: Cohort, tmp_pa
             cohort.features / f"{slide}.h5", bag, provenance(slide, encoder="another")
         )
     with pytest.raises(RecipeMismatch, match="another recipe or encoder"):
-        evaluate(run, features=cohort.features, labels=cohort.labels)
+        evaluate_run(run, features=cohort.features, labels=cohort.labels)
     with pytest.raises(RunInvalid):
-        evaluate(tmp_path / "absent", features=cohort.features, labels=cohort.labels)
+        evaluate_run(tmp_path / "absent", features=cohort.features, labels=cohort.labels)
 
 
 def test_mean_feature_baseline_sees_what_is_in_the_mean(

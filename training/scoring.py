@@ -1,0 +1,176 @@
+"""Answers on slides, their scores, and the table of predictions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmamil_sdk.files import write_atomic
+from cmamil_sdk.hierarchy import Hierarchy
+
+from .bootstrap import Float64, Int64, Scored, bootstrap_intervals
+from .fit import Logits
+from .labels import LabelTable
+from .metrics import across_folds, calibration_error, finite_or_none, score, softmax
+
+_COARSE_METRICS = ("accuracy", "balanced_accuracy", "auc", "ece")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits ``[n, C]`` of the slides of one part of one fold, and ``[n, Cc]`` of HMIL."""
+
+    slides: tuple[str, ...]
+    levels: Logits
+
+    @property
+    def logits(self) -> Float64:
+        """Of the labels themselves."""
+        return self.levels.fine
+
+
+@dataclass(frozen=True)
+class FoldAnswers:
+    """Answers of one fold's model by part (val, test), and its temperatures."""
+
+    parts: Mapping[str, Answers]
+    temperature: float
+    coarse_temperature: float | None = None
+
+    @property
+    def test(self) -> Answers:
+        """On the slides that neither trained nor chose the model."""
+        return self.parts["test"]
+
+
+def classes_of(table: LabelTable, slides: Iterable[str]) -> Int64:
+    """Class numbers ``[n]`` of slides."""
+    return np.array([table.class_of(slide) for slide in slides], dtype=np.int64)
+
+
+def scored(answers: Answers, table: LabelTable, temperature: float) -> Scored:
+    """Answers at a temperature, with truth and patients."""
+    return Scored(
+        softmax(answers.logits, temperature),
+        classes_of(table, answers.slides),
+        [table.by_slide[slide].patient for slide in answers.slides],
+    )
+
+
+def score_levels(
+    fold: FoldAnswers, part: str, table: LabelTable, hierarchy: Hierarchy | None
+) -> dict[str, Any]:
+    """All metrics of one part of a fold, and ``ece_uncalibrated``, the ``ece`` at temperature 1.
+
+    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc`` and
+    ``coarse_ece`` of the coarse answer, ``parent_accuracy`` (is the fine answer's parent right?)
+    and ``levels_agree`` (is it the coarse answer?).
+    """
+    answers = fold.parts[part]
+    fine = scored(answers, table, fold.temperature)
+    document = score(fine, table.labels)
+    uncalibrated = calibration_error(softmax(answers.logits), fine.labels)
+    document["ece_uncalibrated"] = finite_or_none(uncalibrated)
+    logits = answers.levels.coarse
+    if hierarchy is None or logits is None:
+        return document
+    parents = np.array(hierarchy.parents, dtype=np.int64)
+    coarse = Scored(
+        softmax(logits, fold.coarse_temperature or 1.0), parents[fine.labels], fine.patients
+    )
+    levels = score(coarse, hierarchy.coarse_labels)
+    document |= {f"coarse_{name}": levels[name] for name in _COARSE_METRICS}
+    answered = parents[fine.probabilities.argmax(axis=1)]
+    return document | {
+        "parent_accuracy": float(np.mean(answered == coarse.labels)),
+        "levels_agree": float(np.mean(answered == coarse.probabilities.argmax(axis=1))),
+    }
+
+
+def summarise(
+    model: str,
+    documents: Sequence[Mapping[str, Any]],
+    table: LabelTable,
+    folds: Mapping[int, FoldAnswers],
+) -> dict[str, Any]:
+    """The document of ``metrics.json`` but for its seconds; ``documents`` are its folds."""
+    tests = [scored(fold.test, table, fold.temperature) for fold in folds.values()]
+    mean, std = across_folds([document["test"] for document in documents])
+    return {
+        "model": model,
+        "labels": list(table.labels),
+        "folds": list(documents),
+        "mean": mean,
+        "std": std,
+        "ci95": bootstrap_intervals(tests),
+    }
+
+
+def write_predictions(
+    path: Path,
+    table: LabelTable,
+    folds: Mapping[int, FoldAnswers],
+    hierarchy: Hierarchy | None = None,
+) -> None:
+    """Write ``predictions.csv``: calibrated probabilities of each fold's val and test slides.
+
+    Columns slide, fold, split, label, ``probability_<label>`` of each label, prediction; with a
+    hierarchy also ``coarse_probability_<coarse label>`` of each, coarse_prediction.
+    """
+    levels = [("", table.labels)]
+    if hierarchy is not None:
+        levels.append(("coarse_", hierarchy.coarse_labels))
+    header = ["slide", "fold", "split", "label"]
+    for prefix, names in levels:
+        header += [*(f"{prefix}probability_{name}" for name in names), f"{prefix}prediction"]
+    lines: list[list[Any]] = []
+    for number, fold in folds.items():
+        for part, answers in fold.parts.items():
+            columns = [_with_answer(answers.logits, fold.temperature, table.labels)]
+            if hierarchy is not None and answers.levels.coarse is not None:
+                columns.append(
+                    _with_answer(
+                        answers.levels.coarse,
+                        fold.coarse_temperature or 1.0,
+                        hierarchy.coarse_labels,
+                    )
+                )
+            for slide, *cells in zip(answers.slides, *columns, strict=True):
+                values = [value for group in cells for value in group]
+                lines.append([slide, number, part, table.by_slide[slide].label, *values])
+    write_atomic(path, csv_bytes(header, lines))
+
+
+def _with_answer(
+    logits: Float64, temperature: float, names: Sequence[str]
+) -> list[list[float | str]]:
+    """Probabilities of each slide, then the name of the largest."""
+    probabilities = softmax(logits, temperature)
+    return [[*row.tolist(), names[int(row.argmax())]] for row in probabilities]
+
+
+def csv_bytes(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+    """A CSV table in UTF-8 with Unix line ends."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue().encode()
+
+
+__all__ = [
+    "Answers",
+    "FoldAnswers",
+    "classes_of",
+    "csv_bytes",
+    "score_levels",
+    "scored",
+    "summarise",
+    "write_predictions",
+]
