@@ -41,6 +41,8 @@ def curves_png(history: Sequence[Mapping[str, float]], best_epoch: int) -> bytes
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if title == "learning rate":
+            axes.set_ylim(0.0, 1.1 * max(row["lr"] for row in history))
         if len(lines) > 1:
             axes.legend(fontsize=8, frameon=False)
     return _png(figure)
@@ -50,7 +52,7 @@ def roc_png(parts: Sequence[Scored], names: Sequence[str]) -> bytes:
     """One-vs-rest ROC curves: a panel per class, each fold thin, their mean bold."""
     columns = min(_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.2 * columns, 3.3 * rows), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns, 3.4 * rows), layout="constrained")
     panels = _axes(figure, rows, columns)
     aucs = np.stack([class_auc(part.probabilities, part.labels) for part in parts])
     for number, (axes, name) in enumerate(zip(panels, names, strict=False)):
@@ -63,9 +65,8 @@ def roc_png(parts: Sequence[Scored], names: Sequence[str]) -> bytes:
             mean = np.mean([np.interp(_GRID, *curve) for curve in curves], axis=0)
             axes.plot(np.r_[0, _GRID], np.r_[0, mean], color=_BLUE, linewidth=2.2)
         axes.set_title(_roc_title(name, aucs[:, number]), fontsize=10)
-        axes.set_xlabel("share of others answered so")
-        axes.set_ylabel("share found")
-        axes.set_aspect("equal")
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     return _png(figure)

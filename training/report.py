@@ -19,6 +19,7 @@ from .metrics import COUNTS
 from .plots import calibration_png, confusion_png, roc_png
 
 _MOST_WRONG = 20
+_SHORT = {"auc": "AUC", "ece": "ECE", "f1": "F1"}
 _PER_CLASS = ("precision", "recall", "f1", "auc", "average_precision")
 
 
@@ -92,7 +93,7 @@ def _body(report: Report, pictures: Mapping[str, bytes]) -> str:
         "<h2>Calibration</h2>\n",
         _plot(
             pictures["calibration.png"],
-            "Answers in bins of confidence, larger where there are more; on the dotted line the "
+            "Answers of all folds in bins of confidence, larger where there are more; on the dotted line the "
             "confidence is the share of right answers.",
         ),
         "<h2>Wrong answers of most confidence</h2>\n",
@@ -116,14 +117,14 @@ def _metrics(summary: Mapping[str, Any]) -> str:
     if len(folds) == 1:
         header = ["", "value", "95 % interval"]
         rows = [
-            [name, _shown(summary["mean"][name]), _interval(summary["ci95"].get(name))]
+            [_spelt(name), _shown(summary["mean"][name]), _interval(summary["ci95"].get(name))]
             for name in names
         ]
     else:
         header = ["", *(f"fold {fold['fold']}" for fold in folds), "mean", "std", "95 % interval"]
         rows = [
             [
-                name,
+                _spelt(name),
                 *(_shown(fold["test"].get(name)) for fold in folds),
                 _shown(summary["mean"][name]),
                 _shown(summary["std"][name]),
@@ -151,7 +152,7 @@ def _per_class(summary: Mapping[str, Any], labels: Sequence[str]) -> str:
         slides = sum(sum(test["confusion"][number]) for test in tests)
         means = (_shown(float(np.mean(known)) if known else None) for known in values)
         rows.append([label, str(slides), *means])
-    return _table(["label", "slides", *_PER_CLASS], rows)
+    return _table(["label", "slides", *map(_spelt, _PER_CLASS)], rows)
 
 
 def _wrong(report: Report) -> str:
@@ -209,6 +210,12 @@ def _plot(picture: bytes, caption: str) -> str:
         f'<figure class="plot"><img alt="{text}" src="data:image/png;base64,{data}">'
         f"<figcaption>{text}</figcaption></figure>\n"
     )
+
+
+def _spelt(metric: str) -> str:
+    """A metric's name for people."""
+    words = [_SHORT.get(word, word) for word in metric.split("_")]
+    return " ".join(words)
 
 
 def _shown(value: float | None) -> str:

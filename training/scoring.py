@@ -101,6 +101,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The document of ``metrics.json`` but for its seconds; ``documents`` are its folds."""
     tests = [scored(fold.test, table, fold.temperature) for fold in folds.values()]
+    uncalibrated = [scored(fold.test, table, 1.0) for fold in folds.values()]
+    intervals = bootstrap_intervals(tests)
+    intervals["ece_uncalibrated"] = bootstrap_intervals(uncalibrated)["ece"]
     mean, std = across_folds([document["test"] for document in documents])
     return {
         "model": model,
@@ -108,7 +111,7 @@ def summarise(
         "folds": list(documents),
         "mean": mean,
         "std": std,
-        "ci95": bootstrap_intervals(tests),
+        "ci95": intervals,
     }
 
 
