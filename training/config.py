@@ -377,7 +377,7 @@ def make_config(**fields: Any) -> TrainConfig:
 
 
 def changed_settings(config: TrainConfig) -> dict[str, str]:
-    """The fields whose values are not the model's defaults, as text."""
+    """The fields whose values are not the defaults of ``config.model``, as text."""
     needed = {"model": config.model, "hierarchy": config.hierarchy}
     given = {name: value for name, value in needed.items() if value is not None}
     defaults = TrainConfig.model_validate(given).model_dump() | {"hierarchy": None}

@@ -17,7 +17,7 @@ from cmamil_sdk.runs import fold_directory
 from .config import TrainConfig, changed_settings
 from .evaluation import Evaluation
 from .labels import LabelTable
-from .report import Report, Tested, write_report
+from .report import Examined, Report, write_report
 from .scoring import FoldAnswers, scored, write_predictions
 
 CURVES = "curves.png"
@@ -93,9 +93,9 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     write_json(out / "metrics.json", evaluation.summary)
 
 
-def _tested(table: LabelTable, folds: Mapping[int, FoldAnswers]) -> list[Tested]:
+def _tested(table: LabelTable, folds: Mapping[int, FoldAnswers]) -> list[Examined]:
     return [
-        Tested(
+        Examined(
             name=f"fold {number}" if len(folds) > 1 else "test",
             slides=fold.test.slides,
             uncalibrated=scored(fold.test, table, 1.0),

@@ -24,7 +24,7 @@ _PER_CLASS = ("precision", "recall", "f1", "auc", "average_precision")
 
 
 @dataclass(frozen=True)
-class Tested:
+class Examined:
     """Slides that a model had not seen, with its answers before and after the temperature."""
 
     name: str
@@ -54,7 +54,7 @@ class Report:
     facts: Mapping[str, str]
     labels: Sequence[str]
     summary: Mapping[str, Any]
-    tested: Sequence[Tested]
+    tested: Sequence[Examined]
     settings: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, bytes] = field(default_factory=dict)
     next_steps: Sequence[tuple[str, str]] = ()
@@ -93,8 +93,8 @@ def _body(report: Report, pictures: Mapping[str, bytes]) -> str:
         "<h2>Calibration</h2>\n",
         _plot(
             pictures["calibration.png"],
-            "Answers of all folds in bins of confidence, larger where there are more; on the dotted line the "
-            "confidence is the share of right answers.",
+            "Answers of all folds in bins of confidence, larger where there are more; on the dotted "
+            "line the confidence is the share of right answers.",
         ),
         "<h2>Wrong answers of most confidence</h2>\n",
         _wrong(report),
@@ -226,4 +226,4 @@ def _interval(bounds: Sequence[float] | None) -> str:
     return "-" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
-__all__ = ["Report", "Tested", "write_report"]
+__all__ = ["Examined", "Report", "write_report"]
