@@ -211,12 +211,14 @@ def _engine_label(engine: server_pb2.EngineInfo) -> str:
 
 
 def _map_from(message: prediction_pb2.ScaleAttention, classes: int) -> ScaleMap:
+    attention = np.array(message.attention, dtype=np.float32)
+    contribution = np.array(message.contribution, dtype=np.float32).reshape(-1, classes)
     return ScaleMap(
         scale=message.scale,
         size=message.tile_size,
         coords=np.array(message.coords, dtype=np.int64).reshape(-1, 2),
-        attention=np.array(message.attention, dtype=np.float32),
-        contribution=np.array(message.contribution, dtype=np.float32).reshape(-1, classes),
+        attention=attention if len(attention) else None,
+        contribution=contribution if len(contribution) else None,
     )
 
 

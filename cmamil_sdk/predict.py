@@ -58,15 +58,16 @@ class ScaleMap:
         scale: its name.
         size: edge of a tile, level-0 pixels.
         coords: ``[n, 2]`` int64 ``(x, y)`` of the top left corner, level-0 pixels.
-        attention: ``[n]`` float32, sums to 1; of the predicted class, where each has its own.
-        contribution: ``[n, C]`` float32, shares in the logits.
+        attention: ``[n]`` float32, sums to 1; of the predicted class, where each has its own; None
+            of a model without attention.
+        contribution: ``[n, C]`` float32, shares in the logits; None of a model without them.
     """
 
     scale: str
     size: float
     coords: Int64
-    attention: Float32
-    contribution: Float32
+    attention: Float32 | None
+    contribution: Float32 | None
 
 
 @dataclass(frozen=True)
@@ -207,19 +208,25 @@ def build_prediction(
     """Put the answer for one slide together."""
     labels = bundle.manifest.labels
     winner = int(np.argmax(aggregated.probabilities))
+    attention, contribution = aggregated.attention, aggregated.contribution
     maps = tuple(
         ScaleMap(
             scale=planned.name,
             size=planned.size_level0,
             coords=bag.coords[planned.name],
-            attention=aggregated.attention[planned.name],
-            contribution=aggregated.contribution[planned.name],
+            attention=None if attention is None else attention[planned.name],
+            contribution=None if contribution is None else contribution[planned.name],
         )
         for planned in plan.scales
     )
     warnings = list(plan.facts.warnings)
     coarse = _coarse_answer(aggregated, bundle)
     warnings += _disagreement(coarse, winner, bundle)
+    if top_k and contribution is None:
+        warnings.append(
+            f"Model {bundle.manifest.model_kind} does not say which tiles its answer comes from; "
+            "none are named."
+        )
     if tiles_failed:
         warnings.append(f"{tiles_failed} of {plan.total_tiles()} tiles could not be decoded.")
     return Prediction(
@@ -268,14 +275,27 @@ def evidence(scale_map: ScaleMap, class_index: int) -> Float32:
     """Evidence ``[n]`` of each tile for a class: its share in the logit, less its mean share.
 
     Adding the same amount to all logits changes no probability; evidence is free of such amounts.
+
+    Raises:
+        FieldInvalid: the model does not say what its tiles contribute.
     """
     contribution = scale_map.contribution
+    if contribution is None:
+        raise FieldInvalid(
+            "This model does not say which tiles its answer comes from, so there is no evidence to "
+            "show; leave out heatmaps, or use a model that has contributions."
+        )
     found: Float32 = contribution[:, class_index] - contribution.mean(axis=1)
     return found
 
 
 def top_tiles(maps: tuple[ScaleMap, ...], class_index: int, count: int) -> tuple[TopTile, ...]:
-    """The ``count`` tiles of most evidence over all scales, most first; ties by scale and row."""
+    """The ``count`` tiles of most evidence over all scales, most first; ties by scale and row.
+
+    There are none of a model without contributions.
+    """
+    if any(scale_map.contribution is None for scale_map in maps):
+        return ()
     scores = np.concatenate([evidence(scale_map, class_index) for scale_map in maps])
     coords = np.concatenate([scale_map.coords for scale_map in maps])
     owner = np.repeat(np.arange(len(maps)), [len(scale_map.coords) for scale_map in maps])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
@@ -56,14 +57,18 @@ class AggregatorGraph(nn.Module):
 
 def output_names(model: MILModel) -> list[str]:
     """Names of the graph's outputs, in order."""
-    names = [
-        "logits",
-        *(["bias"] if model.is_additive else []),
-        "probabilities",
-        *(f"attention_{s}" for s in model.scales if model.has_attention),
-        *(f"contribution_{s}" for s in model.scales if model.is_additive),
-    ]
-    return names if model.n_coarse is None else names + [f"coarse_{name}" for name in names]
+    return aggregator_outputs(
+        model.scales, explanations_of(model), coarse=model.n_coarse is not None
+    )
+
+
+def explanations_of(model: MILModel) -> tuple[Explanation, ...]:
+    """What a model says of each tile."""
+    has: dict[Explanation, bool] = {
+        "attention": model.has_attention,
+        "contribution": model.is_additive,
+    }
+    return tuple(name for name, present in has.items() if present)
 
 
 def export_aggregator(
@@ -153,6 +158,7 @@ def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int
 __all__ = [
     "AggregatorGraph",
     "eager_outputs",
+    "explanations_of",
     "export_aggregator",
     "output_names",
     "probe_bag",

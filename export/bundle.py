@@ -26,7 +26,13 @@ from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
-from .aggregator import AggregatorGraph, eager_outputs, export_aggregator, probe_bag
+from .aggregator import (
+    AggregatorGraph,
+    eager_outputs,
+    explanations_of,
+    export_aggregator,
+    probe_bag,
+)
 from .encoder import EncoderGraph, eager_features, exported_encoder, load_encoder, probe_tiles
 from .graph import OPSET
 
@@ -182,6 +188,7 @@ def _manifest(
         opset=OPSET,
         precision="fp32",
         index_inputs=model.index_names,
+        explanations=explanations_of(model),
         parity=parity,
         training={"fold": meta.fold, "seed": meta.seed, "metrics": meta.metrics},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf.duration_pb2 import Duration
 
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
@@ -142,9 +143,13 @@ def _scale_attention(scale_map: ScaleMap) -> prediction_pb2.ScaleAttention:
         scale=scale_map.scale,
         tile_size=scale_map.size,
         coords=scale_map.coords.ravel().tolist(),
-        attention=np.asarray(scale_map.attention).ravel().tolist(),
-        contribution=scale_map.contribution.ravel().tolist(),
+        attention=_flat(scale_map.attention),
+        contribution=_flat(scale_map.contribution),
     )
+
+
+def _flat(values: npt.NDArray[np.float32] | None) -> list[float]:
+    return [] if values is None else values.ravel().tolist()
 
 
 __all__ = [

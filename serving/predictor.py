@@ -202,11 +202,13 @@ class Predictor:
 def check_attention(plan: TilePlan, manifest: Manifest, max_mib: int) -> None:
     """Refuse a slide on which global attention would exhaust the server's memory (TooManyTiles).
 
-    Global attention holds a score for each pair of tiles of two scales; running it takes about 2.5
-    times the memory of those scores. Nested attention is linear and needs no such limit.
+    Global attention, with or without a nested bias, holds a score for each pair of tiles of two
+    scales; running it takes about 2.5 times the memory of those scores. Nested attention is linear
+    and needs no such limit.
     """
     counts = list(plan.counts().values())
-    if manifest.hyperparameters.get("cross_attention") != "global" or len(counts) < 2:
+    kind = manifest.hyperparameters.get("cross_attention")
+    if kind not in ("global", "nested-bias") or len(counts) < 2:
         return
     pairs = max(n * m for n, m in zip(counts, counts[1:] + counts[:1], strict=True))
     needed_mib = round(2.5 * 4 * pairs / 2**20)

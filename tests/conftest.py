@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,38 +41,54 @@ def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the real encoder and an untrained, seeded CMA-MIL over 5x, 10x, 20x."""
-    import torch
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a bundle of the real encoder and an untrained, seeded model ``kind`` over ``scales``."""
 
-    from cmamil_sdk.export.bundle import export_bundle
-    from cmamil_sdk.export.encoder import load_encoder
-    from cmamil_sdk.files import write_json
-    from cmamil_sdk.models.build import build_model
-    from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
-    from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+    def make(name: str, kind: str, scales: str) -> Path:
+        import torch
 
-    folder = tmp_path_factory.mktemp("bundle")
-    torch.manual_seed(0)
-    model = build_model(
-        "cma-mil", {"scales": ["5x", "10x", "20x"], "feature_dim": 1280, "n_classes": 3}
-    )
-    with torch.no_grad():
-        # Away from the initial values: zeros among them would hide a wrong index or bias.
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    meta = CheckpointMeta(
-        model_kind="cma-mil",
-        hyperparameters=model.hyperparameters,
-        labels=LABELS,
-        recipe=TilingRecipe(scales=parse_scales("5x,10x,20x")),
-        encoder=load_encoder("efficientnet_lite0")[1],
-        fold=0,
-        seed=0,
-        temperature=1.5,
-        metrics={"val_auc": 0.5},
-    )
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    save_checkpoint(fold_directory(folder / "run", 0), meta, state)
-    write_json(folder / "run" / "metrics.json", {"folds": [{"fold": 0}]})
-    return export_bundle(folder / "run", folder / "bundles", name="tiny")
+        from cmamil_sdk.export.bundle import export_bundle
+        from cmamil_sdk.export.encoder import load_encoder
+        from cmamil_sdk.files import write_json
+        from cmamil_sdk.models.build import build_model
+        from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
+        from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+
+        folder = tmp_path_factory.mktemp("bundle")
+        torch.manual_seed(0)
+        model = build_model(
+            kind, {"scales": scales.split(","), "feature_dim": 1280, "n_classes": 3}
+        )
+        with torch.no_grad():
+            # Away from the initial values: zeros among them would hide a wrong index or bias.
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        meta = CheckpointMeta(
+            model_kind=kind,
+            hyperparameters=model.hyperparameters,
+            labels=LABELS,
+            recipe=TilingRecipe(scales=parse_scales(scales)),
+            encoder=load_encoder("efficientnet_lite0")[1],
+            fold=0,
+            seed=0,
+            temperature=1.5,
+            metrics={"val_auc": 0.5},
+        )
+        state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        save_checkpoint(fold_directory(folder / "run", 0), meta, state)
+        write_json(folder / "run" / "metrics.json", {"folds": [{"fold": 0}]})
+        return export_bundle(folder / "run", folder / "bundles", name=name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: Callable[..., Path]) -> Path:
+    """A bundle of a CMA-MIL over 5x, 10x, 20x."""
+    return make_bundle("tiny", "cma-mil", "5x,10x,20x")
+
+
+@pytest.fixture(scope="session")
+def silent_bundle(make_bundle: Callable[..., Path]) -> Path:
+    """A bundle of a model that says nothing of its tiles."""
+    return make_bundle("silent", "torchmil:TransMIL", "20x")

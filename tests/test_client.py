@@ -74,7 +74,8 @@ def result() -> bytes:
         attention=[
             prediction_pb2.ScaleAttention(
                 scale="20x", tile_size=224.5, coords=[1, 2], attention=[1.0], contribution=[0.25]
-            )
+            ),
+            prediction_pb2.ScaleAttention(scale="10x", tile_size=449.0, coords=[3, 4]),
         ],
     )
     return prediction_pb2.StreamPredictSlideResponse(result=answer).SerializeToString()
@@ -112,8 +113,10 @@ def test_results_and_progress_become_the_librarys_types() -> None:
         ("queued", 0), ("tissue", 0), ("encode", 5), ("aggregate", 0), ("aggregate", 1),
     ]  # fmt: skip
     assert found.probabilities == {"benign": 1.0} and found.mpp_source == "override"
-    (scale_map,) = found.maps
+    scale_map, silent = found.maps
     assert scale_map.coords.tolist() == [[1, 2]] and scale_map.contribution.tolist() == [[0.25]]
+    assert silent.coords.tolist() == [[3, 4]]
+    assert silent.attention is silent.contribution is None
     assert found.coarse is None and found.to_json()["label"] == "benign"
 
 

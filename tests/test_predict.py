@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.errors import MppUnknown, NoTissue, SlideNotFound
+from cmamil_sdk.errors import FieldInvalid, MppUnknown, NoTissue, SlideNotFound
 from cmamil_sdk.features.extract import Cancelled
 from cmamil_sdk.predict import (
     STAGES,
@@ -159,6 +159,21 @@ def test_top_tiles_by_hand():
 @pytest.fixture(scope="module")
 def predictor(bundle) -> LocalPredictor:
     return LocalPredictor(bundle, workers=1)
+
+
+def test_a_model_that_says_nothing_of_its_tiles_says_so(silent_bundle, synthetic_slide):
+    predictor = LocalPredictor(Bundle.load(silent_bundle, device="cpu"), workers=1)
+    found = predictor.predict(synthetic_slide)
+    assert found.top_tiles == ()
+    assert found.warnings == (
+        "Model torchmil:TransMIL does not say which tiles its answer comes from; none are named.",
+    )
+    (tiles,) = found.maps
+    assert (tiles.attention, tiles.contribution, len(tiles.coords)) == (None, None, 36)
+    with pytest.raises(FieldInvalid, match="does not say which tiles"):
+        evidence(tiles, 0)
+    assert predictor.predict(synthetic_slide, top_k=0).warnings == ()
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_an_override_is_told(predictor, tmp_path):

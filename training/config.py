@@ -65,10 +65,11 @@ class TrainConfig(BaseModel):
     scales: tuple[str, ...] | None = Field(
         None, min_length=1, description="scales to train on, among those of the features; None: all"
     )
-    cross_attention: Literal["nested", "global", "none"] | None = Field(
+    cross_attention: Literal["nested", "global", "nested-bias", "none"] | None = Field(
         None,
-        description="how scales attend to each other; None: nested where the tiles' parents are "
-        "known, else global; without effect on a single scale",
+        description="how scales attend to each other: to nested tiles, to all, or to all with a "
+        "learned preference for nested ones; None: nested where the tiles' parents are known, else "
+        "global; without effect on a single scale",
         json_schema_extra=_WITH_SCALES,
     )
     cross_norm: Literal["none", "layer"] = Field(

@@ -192,9 +192,9 @@ def resolve_cross_attention(wanted: str | None, store: FeatureStore) -> str:
     Raises:
         ConfigInvalid: nested attention is wanted, but a slide does not know its tiles' parents.
     """
-    if wanted == "nested" and not store.parents_known:
+    if wanted in ("nested", "nested-bias") and not store.parents_known:
         raise ConfigInvalid(
-            "cross_attention 'nested' needs the tiles' parents, which some feature files do not "
+            f"cross_attention {wanted!r} needs the tiles' parents, which some feature files do not "
             "hold; extract the features again with `cmamil features`, or choose 'global'."
         )
     if len(store.scales) == 1:

@@ -38,6 +38,7 @@ Float32 = npt.NDArray[np.float32]
 
 GOLDEN_MIN_COSINE = 0.9999
 GOLDEN_MAX_DIFFERENCE = 2e-3
+_GOLDEN_OUT = "aggregator/out/"
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,20 @@ class Aggregated:
 
     Attributes:
         logits: ``[C]`` before the temperature; ``bias`` plus all contributions add up to it.
-        bias: ``[C]``.
+        bias: ``[C]``; None of a model without contributions.
         probabilities: ``[C]``, calibrated.
-        attention: per scale ``[n]``, sums to 1; of the answered class, where each has its own.
-        contribution: per scale ``[n, C]``.
+        attention: per scale ``[n]``, sums to 1; of the answered class, where each has its own; None
+            of a model without attention.
+        contribution: per scale ``[n, C]``; None of a model without contributions.
         seconds: time taken.
         coarse_probabilities: ``[Cc]``, calibrated, of a model with coarse labels.
     """
 
     logits: Float32
-    bias: Float32
+    bias: Float32 | None
     probabilities: Float32
-    attention: Mapping[str, Float32]
-    contribution: Mapping[str, Float32]
+    attention: Mapping[str, Float32] | None
+    contribution: Mapping[str, Float32] | None
     seconds: float
     coarse_probabilities: Float32 | None = None
 
@@ -151,14 +153,13 @@ class Bundle:
         coarse = None
         if self.manifest.hierarchy is not None:
             coarse = outputs["coarse_probabilities"][0]
-        maps = {n: outputs[f"attention_{n}"] for n in names}
-        answered = int(outputs["probabilities"][0].argmax())
+        additive = "contribution" in self.manifest.explanations
         return Aggregated(
             logits=outputs["logits"][0],
-            bias=outputs["bias"][0],
+            bias=outputs["bias"][0] if additive else None,
             probabilities=outputs["probabilities"][0],
-            attention={n: rows[answered if len(rows) > 1 else 0] for n, rows in maps.items()},
-            contribution={n: outputs[f"contribution_{n}"] for n in names},
+            attention=self._attention(outputs),
+            contribution={n: outputs[f"contribution_{n}"] for n in names} if additive else None,
             seconds=time.perf_counter() - started,
             coarse_probabilities=coarse,
         )
@@ -184,12 +185,18 @@ class Bundle:
                 f"{self.root}: the manifest names {n_coarse} coarse labels, the golden coarse "
                 f"probabilities have shape {coarse.shape}; export the model again."
             )
+        lacking = [n for n in self.manifest.aggregator_outputs if f"{_GOLDEN_OUT}{n}" not in golden]
+        if lacking:
+            raise BundleCorrupt(
+                f"{self.root}: the manifest promises {', '.join(lacking)}, which the golden values "
+                "lack; export the model again."
+            )
         encoder = self.open_encoder()
         features = encoder.infer({"tiles": golden["encoder/in/tiles"]})["features"]
         encoder.close()
         cosine = _worst_cosine(features, golden["encoder/out/features"])
         outputs = self._aggregator.infer(_golden_part(golden, "aggregator/in/"))
-        difference = _largest_difference(outputs, _golden_part(golden, "aggregator/out/"))
+        difference = _largest_difference(outputs, _golden_part(golden, _GOLDEN_OUT))
         if not (cosine >= GOLDEN_MIN_COSINE and difference <= GOLDEN_MAX_DIFFERENCE):
             raise SelfTestFailed(
                 f"Bundle {self.label} does not reproduce its golden values on {self.engine_label}: "
@@ -197,6 +204,14 @@ class Bundle:
                 f"{difference:.2e} (at most {GOLDEN_MAX_DIFFERENCE}); use another engine."
             )
         return {"encoder_cosine": cosine, "aggregator_difference": difference}
+
+    def _attention(self, outputs: Mapping[str, Float32]) -> dict[str, Float32] | None:
+        """Per scale the row of the answered class, or the only one."""
+        if "attention" not in self.manifest.explanations:
+            return None
+        maps = {n: outputs[f"attention_{n}"] for n in self.manifest.recipe.names}
+        answered = int(outputs["probabilities"][0].argmax())
+        return {n: rows[answered if len(rows) > 1 else 0] for n, rows in maps.items()}
 
     def _open(self, graph: str, threads: int) -> Engine:
         return load_engine(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -12,12 +13,15 @@ from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ENCODER_GRAPH = "encoder.onnx"
 AGGREGATOR_GRAPH = "aggregator.onnx"
 GOLDEN = "golden.npz"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+Explanation = Literal["attention", "contribution"]
 
 
 class FileEntry(BaseModel):
@@ -51,6 +55,9 @@ class Manifest(BaseModel):
     opset: int
     precision: str
     index_inputs: tuple[str, ...] = Field(description="index arrays the aggregator reads")
+    explanations: tuple[Explanation, ...] = Field(
+        ("attention", "contribution"), description="what the aggregator says of each tile"
+    )
     parity: dict[str, float]
     training: dict[str, Any] = Field(description="fold, seed and metrics of the training run")
 
@@ -62,11 +69,32 @@ class Manifest(BaseModel):
             raise ValueError(f"must list exactly {', '.join(sorted(needed))}")
         return files
 
+    @property
+    def aggregator_outputs(self) -> list[str]:
+        """Names of the aggregator's outputs, in order."""
+        return aggregator_outputs(
+            self.recipe.names, self.explanations, coarse=self.hierarchy is not None
+        )
+
     @model_validator(mode="after")
     def _hierarchy_fits(self) -> Self:
         if self.hierarchy is not None:
             self.hierarchy.check(self.labels)
         return self
+
+
+def aggregator_outputs(
+    scales: Sequence[str], explanations: Sequence[Explanation], *, coarse: bool
+) -> list[str]:
+    """Names of an aggregator's outputs, in order; ``coarse`` adds those of the coarse level."""
+    names = [
+        "logits",
+        *(["bias"] if "contribution" in explanations else []),
+        "probabilities",
+        *(f"attention_{s}" for s in scales if "attention" in explanations),
+        *(f"contribution_{s}" for s in scales if "contribution" in explanations),
+    ]
+    return names + [f"coarse_{name}" for name in names] if coarse else names
 
 
 __all__ = [
@@ -75,6 +103,8 @@ __all__ = [
     "GOLDEN",
     "MANIFEST",
     "SCHEMA_VERSION",
+    "Explanation",
     "FileEntry",
     "Manifest",
+    "aggregator_outputs",
 ]

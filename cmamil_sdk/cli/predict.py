@@ -44,7 +44,13 @@ def run(
     files = expand_slides(slides)
     if out is not None:
         output_folder(out)
-    predictor = LocalPredictor(Bundle.load(bundle, engine=engine, device=device), workers=workers)
+    loaded = Bundle.load(bundle, engine=engine, device=device)
+    if heatmap and "contribution" not in loaded.manifest.explanations:
+        raise FieldInvalid(
+            f"--heatmap: model {loaded.manifest.model_kind} of bundle {loaded.label} does not say which "
+            "tiles its answer comes from; leave --heatmap out."
+        )
+    predictor = LocalPredictor(loaded, workers=workers)
     predictions: list[Prediction] = []
 
     def predict(slide: Path, progress: Progress) -> None:

@@ -1,19 +1,25 @@
-"""Gated attention over tiles, and the two forms of cross-magnification attention.
+"""Gated attention over tiles, and the three forms of cross-magnification attention.
 
-Both cross forms are single-head with a residual: a tile of one scale asks, tiles of another scale
+All cross forms are single-head with a residual: a tile of one scale asks, tiles of another scale
 answer, and the result stays one row per asking tile. ``global`` lets it ask every tile of the other
-scale; ``nested`` only those that lie inside it, or that it lies inside.
+scale; ``nested`` only those that lie inside it, or that it lies inside; ``nested-bias`` every tile,
+but with a learned preference for those.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _MASKED_SCORE = -1e9
+_FIRST_BIAS = 3.0
+MAX_SCORES = 2**22
+"""Scores (16 MiB in float32) that nested-bias attention holds at once, outside of a graph."""
 
 
 def linear_after(layer: nn.Linear, before: nn.Linear | None, x: Tensor) -> Tensor:
@@ -58,7 +64,7 @@ class GatedAttention(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Projections and what follows the residual, shared by both forms.
+    """Projections and what follows the residual, shared by all forms.
 
     With ``norm="layer"`` a LayerNorm follows, as published. It makes all tiles equally strong, also
     those without a finding, and small cohorts are learned badly. With ``norm="none"`` nothing
@@ -124,4 +130,47 @@ class NestedCrossAttention(_CrossAttention):
         return attended
 
 
-__all__ = ["GatedAttention", "GlobalCrossAttention", "NestedCrossAttention", "linear_after"]
+class NestedBiasCrossAttention(_CrossAttention):
+    """Every asking tile attends to every tile of the other scale, and more to its own relatives.
+
+    A learned number, 3 at first, is added to the scores of relatives. Time grows with n * m. Memory
+    grows with n + m: asking tiles come in blocks, whose scores are made again for the gradient. An
+    exported graph holds all n * m scores, as that of global attention does.
+    """
+
+    def __init__(self, dim: int, norm: str) -> None:
+        super().__init__(dim, norm)
+        self.bias = nn.Parameter(torch.tensor(_FIRST_BIAS))
+
+    def forward(self, asking: Tensor, answering: Tensor, relatives: Tensor) -> Tensor:
+        """``[n, dim]``, ``[m, dim]`` and rows of the latter ``[n, r]`` (-1: none) -> ``[n, dim]``."""
+        query, key, value = self.query(asking), self.key(answering), self.value(answering)
+        attended = self._attend(query, key, value, relatives)
+        normed: Tensor = self.norm(asking + attended)
+        return normed
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, relatives: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() or len(query) * len(key) <= MAX_SCORES:
+            return self._attend_block(query, key, value, relatives)
+        rows = max(1, MAX_SCORES // len(key))
+        blocks = zip(torch.split(query, rows), torch.split(relatives, rows), strict=True)
+        # the scores of a block are not kept for the gradient, but made again
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat(
+            [checkpoint(self._attend_block, q, key, value, r, **options) for q, r in blocks]
+        )
+
+    def _attend_block(self, query: Tensor, key: Tensor, value: Tensor, relatives: Tensor) -> Tensor:
+        scores = query @ key.transpose(0, 1) / math.sqrt(query.shape[-1])
+        extra = self.bias * (relatives >= 0).to(scores.dtype)
+        scores = scores.scatter_add(1, relatives.clamp(min=0), extra)
+        return torch.softmax(scores, dim=-1) @ value
+
+
+__all__ = [
+    "GatedAttention",
+    "GlobalCrossAttention",
+    "NestedBiasCrossAttention",
+    "NestedCrossAttention",
+    "linear_after",
+]

@@ -37,7 +37,8 @@ class CMAMIL(MultiScaleMIL):
         dim: width of embeddings.
         attention_dim: width of the gated attention's branches; None: half of ``dim``.
         dropout: rate in the gated attention's branches.
-        cross_attention: "nested" (own children or ancestor), "global" (as published) or "none".
+        cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias" or
+            "none".
         cross_norm: what follows the cross attention: "none", or "layer" as published.
         pooling: "attention" (softmax) or "reference" (exp of the softmax, as published: close to a
             mean for bags of usual size).

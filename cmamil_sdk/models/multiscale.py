@@ -13,12 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from cmamil_sdk.errors import ConfigInvalid
-from cmamil_sdk.models.attention import GlobalCrossAttention, NestedCrossAttention
+from cmamil_sdk.models.attention import (
+    GlobalCrossAttention,
+    NestedBiasCrossAttention,
+    NestedCrossAttention,
+)
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.standardize import Standardize
 
-CrossAttentionKind = Literal["nested", "global", "none"]
+CrossAttentionKind = Literal["nested", "global", "nested-bias", "none"]
 NormKind = Literal["none", "layer"]
+
+_BLOCKS = {
+    "nested": NestedCrossAttention,
+    "global": GlobalCrossAttention,
+    "nested-bias": NestedBiasCrossAttention,
+}
 
 
 class MultiScaleMIL(MILModel):
@@ -32,8 +42,9 @@ class MultiScaleMIL(MILModel):
             the adaptors; None: none, E is D.
         dim: width of embeddings.
         dropout: rate, wherever the model drops.
-        cross_attention: "nested" (own children or ancestor), "global" (as published) or "none";
-            with one scale there is nothing to ask.
+        cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias"
+            (global with a learned preference for the nested) or "none"; with one scale there is
+            nothing to ask.
         cross_norm: what follows the cross attention: "none", or "layer" as published.
         standardize: standardise features inside the model, per scale.
         adapt: whether features pass an adaptor; without, tiles stay ``[n, E]``.
@@ -92,7 +103,7 @@ class MultiScaleMIL(MILModel):
     @property
     def index_names(self) -> tuple[str, ...]:
         """``children_<scale>`` for all but the finest and ``ancestor_<finest>``, where nested."""
-        if self.cross_attention != "nested" or len(self.scales) == 1:
+        if self.cross_attention not in ("nested", "nested-bias") or len(self.scales) == 1:
             return ()
         return (*(f"children_{s}" for s in self.scales[:-1]), f"ancestor_{self.scales[-1]}")
 
@@ -120,7 +131,7 @@ class MultiScaleMIL(MILModel):
     def _cross_blocks(self) -> list[nn.Module]:
         if len(self.scales) == 1 or self.cross_attention == "none":
             return []
-        block = NestedCrossAttention if self.cross_attention == "nested" else GlobalCrossAttention
+        block = _BLOCKS[self.cross_attention]
         return [block(self.dim, self.cross_norm) for _ in self.scales]
 
     def _adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.names import TORCHMIL
 from cmamil_sdk.models.output import MILOutput
 from cmamil_sdk.models.single_scale import SingleScaleMIL, only_largest
+from cmamil_sdk.models.transmil_graph import transmil_logits
 
 _TRANSFORMER_HEADS = 8
 _NYSTROM_HEADS = 4
@@ -153,7 +154,9 @@ class TorchmilTransMIL(SingleScaleMIL):
     def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
         """Answer for one bag, see :meth:`MILModel.forward`."""
         tiles = self.first_layer(features, index)
-        return MILOutput(logits=self.net(tiles[None]), embedding={self.scales[0]: tiles})
+        exporting = torch.compiler.is_exporting()
+        logits = transmil_logits(self.net, tiles) if exporting else self.net(tiles[None])
+        return MILOutput(logits=logits, embedding={self.scales[0]: tiles})
 
 
 class _BagsHead(nn.Module):

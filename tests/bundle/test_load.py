@@ -85,6 +85,36 @@ def test_aggregating_adds_up(bundle):
     assert all(a.sum() == pytest.approx(1, abs=1e-5) for a in found.attention.values())
 
 
+def test_a_bundle_without_explanations(silent_bundle):
+    silent = Bundle.load(silent_bundle, device="cpu")
+    assert silent.manifest.explanations == ()
+    assert (
+        silent.manifest.parity.keys() & {"aggregator_attention", "aggregator_contribution"} == set()
+    )
+    found = silent.aggregate(make_bag())
+    assert found.attention is found.contribution is found.bias is None
+    assert found.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert silent.self_test()["aggregator_difference"] < 1e-4
+
+
+def test_a_manifest_of_version_1_still_loads(copy_of_bundle):
+    def before(document) -> None:
+        document["schema_version"] = 1
+        del document["explanations"]
+
+    change_manifest(copy_of_bundle, before)
+    old = Bundle.load(copy_of_bundle, device="cpu")
+    assert old.manifest.explanations == ("attention", "contribution")
+
+
+def test_explanations_that_the_golden_values_lack(copy_of_bundle, replace_file):
+    golden = golden_of(copy_of_bundle)
+    del golden["aggregator/out/attention_10x"]
+    replace_file("golden.npz", packed(golden), fix_hash=True)
+    with pytest.raises(BundleCorrupt, match="promises attention_10x"):
+        Bundle.load(copy_of_bundle)
+
+
 def test_aggregating_takes_the_models_scales_of_a_richer_bag(bundle):
     rich = make_bag(scales="5x,10x,20x,40x")
     poor = rich.select(("5x", "10x", "20x"))
@@ -150,7 +180,7 @@ def test_a_manifest_of_garbage(copy_of_bundle, replace_file, text):
         Bundle.load(copy_of_bundle)
 
 
-@pytest.mark.parametrize("version", [2, 99, None, "1", 1.5])
+@pytest.mark.parametrize("version", [3, 99, None, "1", 1.5])
 def test_a_schema_that_is_not_known(copy_of_bundle, version):
     change_manifest(copy_of_bundle, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleUnsupported, match="schema version"):

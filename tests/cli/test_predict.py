@@ -54,6 +54,19 @@ def test_one_good_and_one_bad_slide(
     assert sorted(p.name for p in out.iterdir()) == ["predictions.json", "small.heatmap.png"]
 
 
+def test_no_heatmap_of_a_model_that_says_nothing_of_its_tiles(
+    cmamil: Callable[..., Any], silent_bundle: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    command = ("predict", small_slide, "--bundle", silent_bundle, "--out", tmp_path, "--json")
+    refused = cmamil(*command, "--heatmap")
+    assert refused.code == 2 and "leave --heatmap out" in refused.err
+    assert list(tmp_path.iterdir()) == []
+    answer = cmamil(*command)
+    assert answer.code == 0
+    assert answer.document["predictions"][0]["top_tiles"] == []
+    assert "does not say which tiles" in answer.err
+
+
 def test_table(cmamil: Callable[..., Any], tiny_bundle: Path, small_slide: Path) -> None:
     answer = cmamil("predict", small_slide, "--bundle", tiny_bundle)
     assert answer.code == 0

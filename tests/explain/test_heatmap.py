@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.errors import SlideNotFound
+from cmamil_sdk.errors import FieldInvalid, SlideNotFound
 from cmamil_sdk.explain import draw_heatmap, evidence_grid, save_heatmap
 from cmamil_sdk.explain.heatmap import AGAINST, FOR
 from cmamil_sdk.predict import LocalPredictor, Prediction, evidence
@@ -114,6 +114,12 @@ def test_a_slide_without_evidence_is_drawn_plain(
     thumbnail = np.full((100, 100, 3), 90, dtype=np.uint8)
     picture = draw_heatmap(thumbnail, (0, 0, 448, 448), with_maps(prediction, tiles))
     assert np.unique(np.asarray(picture)[CAPTION_PX:, 112:212]).tolist() == [90]
+
+
+def test_a_model_that_says_nothing_of_its_tiles_cannot_be_drawn(prediction: Prediction) -> None:
+    tiles = replace(scale_map("20x", 224.0, [[0, 0]], [[3, 0, 0]]), contribution=None)
+    with pytest.raises(FieldInvalid, match="leave out heatmaps"):
+        draw_heatmap(np.zeros((9, 9, 3), np.uint8), (0, 0, 448, 448), with_maps(prediction, tiles))
 
 
 def test_png_is_written_in_proportion_and_whole(

@@ -57,6 +57,7 @@ def make_model(scales: str, feature_dim: int, **options: object) -> HMIL:
         ("20x", {"head": "shared"}),
         ("5x,10x,20x", {}),
         ("5x,20x", {"cross_attention": "global"}),
+        ("5x,20x", {"cross_attention": "nested-bias", "embed_dim": 5}),
     ],
 )
 def test_the_graph_is_the_model_at_both_levels(scales, options, tmp_path):

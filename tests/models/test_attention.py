@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cmamil_sdk.models.attention import (
     GatedAttention,
     GlobalCrossAttention,
+    NestedBiasCrossAttention,
     NestedCrossAttention,
     linear_after,
 )
@@ -150,6 +151,84 @@ def test_global_attention_does_not_hold_the_score_matrix() -> None:
     for event in profile.events() or []:
         largest = max(largest, event.cpu_memory_usage)
     assert 0 < largest < 2000 * 40_000 * 4 / 10
+
+
+def make_biased() -> tuple[NestedBiasCrossAttention, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    relatives = torch.randint(-1, 20, (9, 4), generator=torch.Generator().manual_seed(3))
+    for row in relatives:  # a tile has each relative once
+        row[1:][(row[1:, None] == row[None, :-1]).any(dim=1)] = -1
+    relatives[0] = -1
+    return NestedBiasCrossAttention(DIM, "layer"), tiles(9, 1), tiles(20, 2), relatives
+
+
+def test_nested_bias_adds_one_number_to_the_scores_of_relatives() -> None:
+    block, asking, answering, relatives = make_biased()
+    assert block.bias.item() == 3.0
+    with torch.no_grad():
+        block.bias.fill_(-1.5)
+    scores = block.query(asking) @ block.key(answering).T / math.sqrt(DIM)
+    for tile, family in enumerate(relatives.tolist()):
+        for row in family:
+            if row >= 0:
+                scores[tile, row] = scores[tile, row] - 1.5
+    expected = block.norm(asking + torch.softmax(scores, dim=1) @ block.value(answering))
+    torch.testing.assert_close(block(asking, answering, relatives), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [0.0, 60.0])
+def test_nested_bias_lies_between_global_and_nested_attention(bias: float) -> None:
+    """No bias: global. A bias that drowns all else: nested, where there are relatives."""
+    block, asking, answering, relatives = make_biased()
+    with torch.no_grad():
+        block.bias.fill_(bias)
+    other = (NestedCrossAttention if bias else GlobalCrossAttention)(DIM, "layer")
+    state = {name: tensor for name, tensor in block.state_dict().items() if name != "bias"}
+    other.load_state_dict(state)
+    found = block(asking, answering, relatives)
+    expected = other(asking, answering, relatives) if bias else other(asking, answering)
+    with_relatives = (relatives >= 0).any(dim=1)
+    torch.testing.assert_close(
+        found[with_relatives], expected[with_relatives], atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 50, 90])
+def test_blocks_change_neither_the_answer_nor_the_gradient(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> list[Tensor]:
+        block, asking, answering, relatives = make_biased()
+        asking.requires_grad_()
+        answering.requires_grad_()
+        output = block(asking, answering, relatives)
+        output.square().sum().backward()
+        return [output, asking.grad, answering.grad, *(p.grad for p in block.parameters())]
+
+    whole = run()
+    monkeypatch.setattr("cmamil_sdk.models.attention.MAX_SCORES", limit)
+    for found, expected in zip(run(), whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nested_bias_does_not_hold_the_score_matrix_in_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cmamil_sdk.models.attention.MAX_SCORES", 20_000)
+    block = NestedBiasCrossAttention(DIM, "layer")
+    asking, answering = tiles(300, 1).requires_grad_(), tiles(4_000, 2)
+    relatives = torch.arange(1_200).reshape(300, 4)
+    held: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        held.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = block(asking, answering, relatives)
+    assert max(held) <= 4_000 * DIM  # the whole matrix would be 300 * 4,000
+    output.sum().backward()
+    assert asking.grad is not None and asking.grad.isfinite().all()
 
 
 def test_gated_attention_scores_each_tile_by_the_published_formula() -> None:

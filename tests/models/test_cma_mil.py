@@ -59,7 +59,7 @@ def test_published_settings_have_the_published_number_of_parameters() -> None:
         assert sum(p.numel() for p in model.parameters()) == 363_338
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
 def test_without_norm_training_starts_from_the_tiles_as_they_are(cross_attention: str) -> None:
     torch.manual_seed(0)
     model = CMAMIL(SCALES, DIM, 3, dim=8, cross_attention=cross_attention).eval()
@@ -72,7 +72,7 @@ def test_without_norm_training_starts_from_the_tiles_as_they_are(cross_attention
     assert all(block.value.weight.grad.abs().sum() > 0 for block in model.cross)
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global", "none"])
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias", "none"])
 @pytest.mark.parametrize("pooling", ["attention", "reference"])
 @settings(max_examples=12, deadline=None)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.integers(0, 99))
@@ -120,7 +120,7 @@ def test_forward_is_the_published_formula(pooling: str) -> None:
     torch.testing.assert_close(output.logits, logits + model.bias, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
 def test_permuting_tiles_permutes_outputs_and_leaves_the_logits(cross_attention: str) -> None:
     model = make_model(cross_attention=cross_attention)
     features, index = make_bag((4, 7, 11))
@@ -152,6 +152,32 @@ def test_dropout_acts_in_training_only_and_at_its_rate() -> None:
         with_dropout(features, index).logits, with_dropout(features, index).logits
     )
     assert with_dropout.attention.dropout.p == 0.5
+
+
+def test_the_projection_of_the_features_is_one_for_all_scales_and_comes_first() -> None:
+    features, index = make_bag((4, 7, 11))
+    model = make_model(embed_dim=5)
+    mean, std = torch.full((DIM,), 0.5), torch.full((DIM,), 2.0)
+    model.set_standardization(dict.fromkeys(SCALES, (mean, std)))
+    assert model.embed is not None and model.embed.weight.shape == (5, DIM)
+    assert [adaptor.weight.shape for adaptor in model.adaptors] == [(8, 5)] * 3
+    behind = CMAMIL(SCALES, 5, 3, dim=8, standardize=False).eval()
+    state = {
+        n: t for n, t in model.state_dict().items() if n.split(".")[0] in ("adaptors", "cross")
+    }
+    behind.load_state_dict(
+        state | {n: t for n, t in model.state_dict().items() if "." not in n}, strict=False
+    )
+    behind.attention, behind.classifier = model.attention, model.classifier
+    projected = {s: torch.relu(model.embed((x - mean) / std)) for s, x in features.items()}
+    found = model(features, index).logits
+    torch.testing.assert_close(found, behind(projected, index).logits, atol=1e-6, rtol=1e-5)
+    assert make_model().embed is None
+
+
+def test_the_width_of_the_gated_attention_is_half_of_dim_or_as_wished() -> None:
+    assert make_model().attention.value.weight.shape == (4, 8)
+    assert make_model(attention_dim=7).attention.value.weight.shape == (7, 8)
 
 
 def test_standardisation_is_part_of_the_model() -> None:
@@ -190,7 +216,7 @@ def test_reference_pooling_is_nearly_a_mean_and_attention_is_not() -> None:
     assert away["attention"] > 10 * away["reference"]
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global", "none"])
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias", "none"])
 def test_gradients_reach_every_parameter(cross_attention: str) -> None:
     model = make_model(cross_attention=cross_attention).train()
     output = model(*make_bag((3, 6, 12)))
@@ -206,7 +232,9 @@ def test_gradients_reach_every_parameter(cross_attention: str) -> None:
 
 
 def test_hyperparameters_rebuild_the_model() -> None:
-    model = make_model(2, cross_attention="global", pooling="reference", dropout=0.1)
+    model = make_model(
+        2, cross_attention="global", pooling="reference", dropout=0.1, embed_dim=5, attention_dim=3
+    )
     document = json.loads(json.dumps(model.hyperparameters))
     again = build_model(model.kind, document)
     again.load_state_dict(model.state_dict())
@@ -227,6 +255,8 @@ def test_hyperparameters_rebuild_the_model() -> None:
         ("cma-mil", {"cross_attention": "ring"}, "cross_attention"),
         ("cma-mil", {"dropout": 1.0}, "dropout"),
         ("cma-mil", {"dim": 1}, "dim"),
+        ("cma-mil", {"embed_dim": 0}, "embed_dim"),
+        ("cma-mil", {"attention_dim": 0}, "attention_dim"),
         ("cma-mil", {"feature_dim": 0}, "feature_dim"),
         ("cma-mil", {"n_classes": 1}, "n_classes"),
     ],
@@ -257,7 +287,7 @@ class _Logits(torch.nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
 def test_torch_export_with_free_bag_sizes_equals_eager_down_to_one_tile(
     cross_attention: str,
 ) -> None:

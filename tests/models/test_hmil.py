@@ -80,7 +80,20 @@ def test_forward_is_the_published_formula(head: str) -> None:
     assert output.embedding["5x"].shape == (9, 8)
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global", "none"])
+def test_a_projection_of_the_features_narrows_all_that_follows() -> None:
+    model, features = make_model(embed_dim=5), make_bag((9,))[0]
+    assert model.embed is not None and model.trunk[0].weight.shape == (8, 5)
+    behind = HMIL(["5x"], 5, 5, PARENTS, dim=8, standardize=False).eval()
+    behind.load_state_dict(
+        {n: t for n, t in model.state_dict().items() if not n.startswith(("embed", "standard"))}
+    )
+    projected = torch.relu(model.embed(features["5x"].clamp(-10, 10)))
+    found, expected = model(features, {}), behind({"5x": projected}, {})
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.coarse.logits, expected.coarse.logits)
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias", "none"])
 @pytest.mark.parametrize("head", ["shared", "per_class"])
 @settings(max_examples=12, deadline=None)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.integers(0, 99))
@@ -122,7 +135,7 @@ def test_a_head_per_class_tells_classes_apart_that_attend_alike() -> None:
     assert spread["per_class"] > 0.1
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global"])
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
 def test_several_scales_look_at_each_other_and_one_has_no_adaptor(cross_attention: str) -> None:
     assert len(make_model(1).adaptors) == len(make_model(1).cross) == 0
     model = make_model(3, cross_attention=cross_attention)
@@ -159,7 +172,9 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_hyperparameters_rebuild_the_model() -> None:
-    model = make_model(2, cross_attention="global", head="shared", dropout=0.1, fine_hidden=3)
+    model = make_model(
+        2, cross_attention="nested-bias", head="shared", dropout=0.1, fine_hidden=3, embed_dim=5
+    )
     again = build_model(model.kind, json.loads(json.dumps(model.hyperparameters)))
     again.load_state_dict(model.state_dict())
     bag = make_bag((3, 5))

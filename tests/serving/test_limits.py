@@ -87,6 +87,8 @@ def test_an_unforeseen_error_is_typed_and_tells_nothing(
     [
         ("global", (1_000, 4_000, 16_000), False),
         ("global", (10_000, 40_000, 160_000), True),
+        ("nested-bias", (1_000, 4_000, 16_000), False),
+        ("nested-bias", (10_000, 40_000, 160_000), True),
         ("nested", (10_000, 40_000, 160_000), False),
         ("global", (160_000,), False),
     ],

@@ -56,12 +56,12 @@ def test_smooth_svm_scales_with_temperature_and_margin() -> None:
     torch.testing.assert_close(direct, scaled)
 
 
-@pytest.mark.parametrize("name", ["ce", "svm"])
+@pytest.mark.parametrize(("name", "smoothing"), [("ce", 0.0), ("ce", 0.1), ("svm", 0.0)])
 @pytest.mark.parametrize("lead", [0.0, 10.0])
-def test_gradients_of_the_slide_losses(name: str, lead: float) -> None:
+def test_gradients_of_the_slide_losses(name: str, smoothing: float, lead: float) -> None:
     logits = LOGITS.clone()
     logits[0, 1] += lead
-    loss = bag_loss_function(name, 0.0)
+    loss = bag_loss_function(name, smoothing)
     assert torch.autograd.gradcheck(
         lambda x: loss(x, TARGET), logits.requires_grad_(), eps=1e-6, atol=1e-6
     )
@@ -122,9 +122,39 @@ def test_gradient_of_the_instance_loss(name: str) -> None:
     )
 
 
+def test_gradients_worked_out_by_hand() -> None:
+    """Cross-entropy: softmax less truth; smooth SVM: softmax of the slack less truth; hard: +-1."""
+    logits = LOGITS.clone().requires_grad_()
+    truth = torch.eye(3, dtype=torch.float64)[TARGET]
+    (found,) = torch.autograd.grad(cross_entropy(logits, TARGET), logits)
+    torch.testing.assert_close(found, (LOGITS.softmax(1) - truth) / 2)
+    (found,) = torch.autograd.grad(smooth_top1_svm(logits, TARGET), logits)
+    torch.testing.assert_close(found, ((LOGITS + 1 - truth).softmax(1) - truth) / 2)
+    hard = torch.tensor([[9.0, 0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(smooth_top1_svm(hard, torch.tensor([2])), hard)
+    assert found.tolist() == [[1.0, 0.0, -1.0]]
+
+
+def test_the_tile_loss_teaches_the_ends_and_nothing_else() -> None:
+    rank, logits = rank_and_logits(9)
+    logits.requires_grad_()
+    loss = instance_loss(rank, logits, 1, 2, subtyping=False, loss=instance_loss_function("svm"))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    order = rank[:, 1].argsort(descending=True).tolist()
+    ends = [*order[:2], *order[-2:]]
+    assert sorted(gradient.abs().sum((1, 2)).nonzero().flatten().tolist()) == sorted(ends)
+    assert not gradient[:, [0, 2]].any()
+    for tile in ends:  # yes grows for the top, shrinks for the bottom
+        yes = float(gradient[tile, 1, 1])
+        assert yes < 0 if tile in order[:2] else yes > 0
+
+
 def test_total_by_hand() -> None:
     bag, instance, scale = torch.tensor(2.0), torch.tensor(5.0), torch.tensor(3.0)
     total = total_loss(bag, instance, scale, bag_weight=0.7, scale_weight=0.5)
     assert total.item() == pytest.approx(0.7 * 2 + 0.3 * 5 + 0.5 * 3)
     alone = total_loss(bag, None, None, bag_weight=0.7, scale_weight=0.5)
     assert alone.item() == 2.0
+    parts = [torch.tensor(x, requires_grad=True) for x in (2.0, 5.0, 3.0)]
+    total = total_loss(*parts, bag_weight=0.7, scale_weight=0.5)
+    assert [g.item() for g in torch.autograd.grad(total, parts)] == pytest.approx([0.7, 0.3, 0.5])
