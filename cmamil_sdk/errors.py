@@ -42,6 +42,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── ServerDraining            UNAVAILABLE
     │   ├── QueueFull                 RESOURCE_EXHAUSTED
     │   ├── MessageTooLarge           RESOURCE_EXHAUSTED
+    │   ├── MemoryTooSmall            RESOURCE_EXHAUSTED
     │   └── DeadlineExceeded          DEADLINE_EXCEEDED
     └── InternalError                 exit 5   a fault of ours
         ├── DecoderCrashed            INTERNAL
@@ -245,6 +246,12 @@ class QueueFull(CapabilityError):
 
 class MessageTooLarge(CapabilityError):
     """A message is larger than the server accepts."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class MemoryTooSmall(CapabilityError):
+    """A process was killed, as systems do when memory runs out."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli import bench_training
 from cmamil_sdk.cli.options import Device, EngineName, Json, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
@@ -16,6 +17,9 @@ app = typer.Typer(help="Latency and throughput on this machine.", no_args_is_hel
 @app.callback()
 def _bench() -> None:
     """Latency and throughput on this machine."""
+
+
+app.command("training")(bench_training.run)
 
 
 @app.command("slide")

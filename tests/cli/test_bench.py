@@ -1,4 +1,4 @@
-"""``cmamil bench slide``; the measurement itself is tested in tests/benchmarks."""
+"""``cmamil bench``; the measurements themselves are tested in tests/benchmarks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from cmamil_sdk.benchmarks import training
+from cmamil_sdk.benchmarks.training_memory import measure_step
 
 SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
 
@@ -49,3 +54,35 @@ def test_too_few_windows_and_a_bad_slide(
     bad = cmamil("bench", "slide", "--bundle", tiny_bundle, "--slide", not_a_slide, *SHORT)
     assert bad.code == 3
     assert "SLIDE_FORMAT_UNSUPPORTED" in bad.err
+
+
+def test_training_prints_and_writes_its_tables(
+    cmamil: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "step_memory", measure_step)  # spares starting Python twice
+    out = tmp_path / "new"
+    answer = cmamil(
+        *("bench", "training", "--forms", "none", "--tiles", "4", "--feature-dim", "8"),
+        *("--pairs", "5", "--threads", "1", "--out", out, "--json"),
+    )
+    assert answer.code == 0
+    document = answer.document
+    assert document["settings"]["forms"] == ["none"]
+    assert json.loads((out / "training.json").read_text()) == document
+    with (out / "training.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["form"], row["threads"], row["pairs"]) == ("none", "1", "5")
+    assert float(row["ratio_low"]) <= float(row["ratio"]) <= float(row["ratio_high"])
+    with (out / "training_memory.csv").open(newline="") as file:
+        memory = list(csv.DictReader(file))
+    assert [(r["form"], r["who"]) for r in memory] == [("none", "ours"), ("global", "published")]
+    assert document["environment"]["packages"]["torch"]
+
+
+def test_training_refuses_what_is_no_number_before_it_starts(
+    cmamil: Callable[..., Any], tmp_path: Path
+) -> None:
+    answer = cmamil("bench", "training", "--threads", "two", "--out", tmp_path / "new")
+    assert answer.code == 2
+    assert "whole numbers" in answer.err
+    assert not (tmp_path / "new").exists()
