@@ -16,8 +16,8 @@ from typing import Any
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.machine import available_cores
-from cmamil_sdk.training.evaluation import csv_bytes
 from cmamil_sdk.training.runtime import reproducible
+from cmamil_sdk.training.scoring import csv_bytes
 
 from .environment import describe_machine, load_average
 from .pairs import Pairs, spread, time_in_turns

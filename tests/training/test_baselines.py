@@ -18,7 +18,7 @@ from cmamil_sdk.models.output import MILOutput
 from cmamil_sdk.runs import load_checkpoint
 from cmamil_sdk.training.config import TrainConfig, make_config
 from cmamil_sdk.training.data import TrainingBag, bag_tensors
-from cmamil_sdk.training.evaluation import evaluate
+from cmamil_sdk.training.evaluation import evaluate_run
 from cmamil_sdk.training.fit import fit, predict_logits
 from cmamil_sdk.training.losses import cross_entropy, instance_loss, smooth_top1_svm
 from cmamil_sdk.training.module import MILModule
@@ -215,7 +215,7 @@ def test_a_run_from_features_to_scores(cohort: Cohort, tmp_path: Path, kind: str
     run = tmp_path / "run"
     summary = train(config, features=cohort.features, labels=cohort.labels, run=run)
     assert summary["model"] == kind and summary["mean"]["auc"] > 0.8
-    again = evaluate(run, features=cohort.features, labels=cohort.labels)
+    again = evaluate_run(run, features=cohort.features, labels=cohort.labels).summary
     assert again["mean"] == summary["mean"]
     meta, tensors = load_checkpoint(run / "fold_0")
     assert meta.model_kind == kind and meta.hyperparameters["embed_dim"] == 5
