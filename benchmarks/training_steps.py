@@ -18,7 +18,7 @@ from cmamil_sdk.training.objective import make_objective
 
 from .published import PublishedCMAMIL, PublishedHMIL
 
-FORMS = ("nested", "global", "none", "hmil")
+FORMS = ("nested", "nested-bias", "global", "none", "hmil")
 """CMA-MIL by its cross attention, and HMIL on the finest scale alone."""
 PARENTS = (0, 0, 1)
 

@@ -14,7 +14,7 @@ from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 def run(
     forms: Annotated[
         str, typer.Option(help="Which, by commas: CMA-MIL's cross attention, and hmil.")
-    ] = "nested,global,none,hmil",
+    ] = "nested,nested-bias,global,none,hmil",
     tiles: Annotated[
         int, typer.Option(help="Tiles of a bag at 5x; 4 times as many at 10x, 16 times at 20x.")
     ] = 250,

@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cmamil_sdk.models import attention
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.models.standardize import Standardize
 from cmamil_sdk.training.config import make_config
@@ -18,7 +19,13 @@ from cmamil_sdk.training.objective import make_objective
 
 SCALES = ("5x", "10x", "20x")
 WIDTH, DIM = 64, 32
-FORMS = ("nested", "global", "none", "hmil")
+FORMS = ("nested", "nested-bias", "global", "none", "hmil")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of scores as small beside these bags as they are beside large ones."""
+    monkeypatch.setattr(attention, "MAX_SCORES", 2**17)
 
 
 class Ledger(TorchDispatchMode):
