@@ -81,15 +81,15 @@ def ledger_of_a_step(form: str, n: int) -> Ledger:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_never_holds_a_tensor_larger_than_its_features(form: str) -> None:
-    """The scores of 8,000 by 2,000 tiles alone would be 64 MB; the features are 2 MB."""
-    assert ledger_of_a_step(form, 8000).largest == 8000 * WIDTH * 4
+    """The scores of 4,000 by 1,000 tiles alone would be 16 MB; the features are 1 MB."""
+    assert ledger_of_a_step(form, 4000).largest == 4000 * WIDTH * 4
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_twice_the_tiles_take_twice_the_memory(form: str) -> None:
-    small, large = ledger_of_a_step(form, 4000).peak, ledger_of_a_step(form, 8000).peak
+    small, large = ledger_of_a_step(form, 2000).peak, ledger_of_a_step(form, 4000).peak
     assert 1.5 * small < large < 2.05 * small
-    assert large < 10 * 8000 * WIDTH * 4
+    assert large < 12 * 4000 * WIDTH * 4
 
 
 def test_standardising_holds_one_copy_of_the_features() -> None:
