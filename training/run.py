@@ -132,7 +132,7 @@ def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -
         DependencyMissing: the model's library is not installed.
     """
     hyperparameters = _hyperparameters(config, store, table)
-    with torch.device("meta"):  # costs neither memory nor random numbers
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         build_model(config.model, hyperparameters)
     return hyperparameters
 
