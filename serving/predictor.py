@@ -32,6 +32,7 @@ from .paths import SlideRef, resolve
 from .pool import Job, WorkerPool
 
 _T = TypeVar("_T")
+_TRANSFORMER_HEADS = 8
 _UNTILEABLE = (MppUnknown, MppUnusable, NoTissue, SlideTooLarge, TooManyTiles)
 
 
@@ -202,22 +203,29 @@ class Predictor:
 def check_attention(plan: TilePlan, manifest: Manifest, max_mib: int) -> None:
     """Refuse a slide on which global attention would exhaust the server's memory (TooManyTiles).
 
-    Global attention, with or without a nested bias, holds a score for each pair of tiles of two
-    scales; running it takes about 2.5 times the memory of those scores. Nested attention is linear
-    and needs no such limit.
+    Running it takes about 2.5 times the memory of the scores that it holds.
     """
-    counts = list(plan.counts().values())
-    kind = manifest.hyperparameters.get("cross_attention")
-    if kind not in ("global", "nested-bias") or len(counts) < 2:
-        return
-    pairs = max(n * m for n, m in zip(counts, counts[1:] + counts[:1], strict=True))
-    needed_mib = round(2.5 * 4 * pairs / 2**20)
+    needed_mib = round(2.5 * 4 * _scores_held(list(plan.counts().values()), manifest) / 2**20)
     if needed_mib > max_mib:
         raise TooManyTiles(
             f"{plan.facts.path} has {plan.total_tiles()} tiles, global attention between them needs "
             f"{needed_mib} MiB, the limit is {max_mib}; use a model with nested attention, or raise "
             "the server's max_attention_mib."
         )
+
+
+def _scores_held(counts: list[int], manifest: Manifest) -> int:
+    """Attention scores that a graph holds at once for a slide with so many tiles at each scale.
+
+    Global attention, with or without a nested bias, has one for each pair of tiles of two scales, a
+    transformer one for each pair of tiles and head. Nested attention is linear and counts as 0.
+    """
+    if manifest.model_kind == "torchmil:TransformerABMIL":
+        return _TRANSFORMER_HEADS * counts[0] ** 2
+    kind = manifest.hyperparameters.get("cross_attention")
+    if kind not in ("global", "nested-bias") or len(counts) < 2:
+        return 0
+    return max(n * m for n, m in zip(counts, counts[1:] + counts[:1], strict=True))
 
 
 __all__ = ["Answer", "Inspection", "Predictor", "SlideRequest", "Stage", "check_attention"]

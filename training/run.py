@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
@@ -124,7 +125,19 @@ def train(
 
 
 def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
-    """Hyper-parameters of the model that ``config`` means for these features and labels."""
+    """Hyper-parameters of the model that ``config`` means for these features and labels.
+
+    Raises:
+        ConfigInvalid: no model can be built from them.
+        DependencyMissing: the model's library is not installed.
+    """
+    hyperparameters = _hyperparameters(config, store, table)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        build_model(config.model, hyperparameters)
+    return hyperparameters
+
+
+def _hyperparameters(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
     common: dict[str, Any] = {
         "scales": list(store.scales),
         "feature_dim": store.dim,

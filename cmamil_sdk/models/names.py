@@ -22,7 +22,7 @@ _NOT_OFFERED = {
     "IIBMIL": "its tile loss knows two classes only",
     "PatchGCN": _NEEDS_GRAPH,
     "ProbSmoothABMIL": _NEEDS_GRAPH,
-    "SETMIL": "it needs a dense grid of tiles",
+    "SETMIL": "it needs the tiles' coordinates",
     "SmABMIL": _NEEDS_GRAPH,
     "SmTransformerABMIL": _NEEDS_GRAPH,
     "SmoothABMIL": _NEEDS_GRAPH,

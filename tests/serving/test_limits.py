@@ -91,6 +91,8 @@ def test_an_unforeseen_error_is_typed_and_tells_nothing(
         ("nested-bias", (10_000, 40_000, 160_000), True),
         ("nested", (10_000, 40_000, 160_000), False),
         ("global", (160_000,), False),
+        ("torchmil:TransformerABMIL", (7_000,), False),
+        ("torchmil:TransformerABMIL", (8_000,), True),
     ],
 )
 def test_global_attention_is_bounded(kind: str, counts: tuple[int, ...], refused: bool) -> None:
@@ -99,7 +101,7 @@ def test_global_attention_is_bounded(kind: str, counts: tuple[int, ...], refused
         total_tiles=lambda: sum(counts),
         facts=SimpleNamespace(path="a.svs"),
     )
-    manifest: Any = SimpleNamespace(hyperparameters={"cross_attention": kind})
+    manifest: Any = SimpleNamespace(model_kind=kind, hyperparameters={"cross_attention": kind})
     if refused:
         with pytest.raises(TooManyTiles, match="nested attention"):
             check_attention(plan, manifest, 4096)

@@ -222,12 +222,16 @@ def test_a_run_from_features_to_scores(cohort: Cohort, tmp_path: Path, kind: str
     assert tensors["embed.weight"].shape == (5, 6)
 
 
-def test_several_scales_are_refused_before_training(cohort: Cohort, tmp_path: Path) -> None:
+def test_what_no_model_can_be_built_from_is_refused_before_training(
+    cohort: Cohort, tmp_path: Path
+) -> None:
     paths = {"features": cohort.features, "labels": cohort.labels, "run": tmp_path / "run"}
     with pytest.raises(ConfigInvalid, match="the features have 10x, 20x; choose one with scales"):
         train(make_config(model="mean"), **paths)
     with pytest.raises(ConfigInvalid, match="reads one scale, scales names 2"):
         make_config(model="mean", scales=("10x", "20x"))
+    with pytest.raises(ConfigInvalid, match="multiple of its 4 heads"):
+        train(make_config(model="torchmil:TransMIL", scales=("20x",), dim=30), **paths)
     assert not paths["run"].exists()
 
 
