@@ -193,7 +193,8 @@ class TrainConfig(BaseModel):
     logit_adjust: Weight | None = Field(
         None,
         description="share of the log class frequencies added to the logits in training, which "
-        "helps rare classes; None: 1 for recipe ours, else 0",
+        "helps rare classes; None: 1 for recipe ours, but 0 "
+        "with balanced sampling, which has evened them out, and for the other recipes",
         json_schema_extra=_ONLY_HMIL,
     )
 

@@ -43,6 +43,7 @@ class Evaluation:
         folds: by number; of a bundle there is one, 0, all of whose slides are test slides.
         hierarchy: of a model with coarse labels.
         facts: on the data, for people.
+        caveat: whether the slides had a part in the training.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Evaluation:
     folds: Mapping[int, FoldAnswers]
     hierarchy: Hierarchy | None
     facts: Mapping[str, str]
+    caveat: str
 
 
 def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
@@ -93,6 +95,7 @@ def evaluate_run(run: Path, *, features: Features, labels: Path | None = None) -
         folds,
         hierarchy,
         data_facts(store, layout.place),
+        "No slide had a part in the training of the model that answered for it.",
     )
 
 
@@ -128,7 +131,13 @@ def evaluate_bundle(
     folds = {0: FoldAnswers({"test": Answers(slides, levels)}, manifest.temperature)}
     facts = data_facts(store, features) | {"engine": bundle.engine_label}
     return _evaluation(
-        f"Bundle {bundle.label}", manifest.model_kind, table, folds, manifest.hierarchy, facts
+        f"Bundle {bundle.label}",
+        manifest.model_kind,
+        table,
+        folds,
+        manifest.hierarchy,
+        facts,
+        "A bundle does not say which slides trained it: figures on those would flatter.",
     )
 
 
@@ -139,6 +148,7 @@ def _evaluation(
     folds: Mapping[int, FoldAnswers],
     hierarchy: Hierarchy | None,
     facts: Mapping[str, str],
+    caveat: str,
 ) -> Evaluation:
     documents = [
         {
@@ -148,8 +158,10 @@ def _evaluation(
         }
         for number, fold in folds.items()
     ]
-    summary = summarise(model, documents, table, folds)
-    return Evaluation(name, summary, table, folds, hierarchy, {"model": model} | dict(facts))
+    summary = summarise(model, documents, table, folds, hierarchy)
+    return Evaluation(
+        name, summary, table, folds, hierarchy, {"model": model} | dict(facts), caveat
+    )
 
 
 def data_facts(store: FeatureStore, place: Path) -> dict[str, str]:

@@ -82,7 +82,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             title=f"Evaluation: {evaluation.model}",
             introduction=(
                 f"{evaluation.model} answered for {sum(len(f.test.slides) for f in folds.values())} "
-                "slides, at the temperature that its validation slides had set."
+                f"slides, at the temperature that its validation slides had set. {evaluation.caveat}"
             ),
             facts={**evaluation.facts, **_made()},
             labels=table.labels,

@@ -64,7 +64,7 @@ def roc_png(parts: Sequence[Scored], names: Sequence[str]) -> bytes:
         if curves:
             mean = np.mean([np.interp(_GRID, *curve) for curve in curves], axis=0)
             axes.plot(np.r_[0, _GRID], np.r_[0, mean], color=_BLUE, linewidth=2.2)
-        axes.set_title(_roc_title(name, aucs[:, number]), fontsize=10)
+        axes.set_title(_roc_title(_plain(name), aucs[:, number]), fontsize=10)
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
     for axes in panels[len(names) :]:
@@ -85,8 +85,9 @@ def confusion_png(confusion: Int64, names: Sequence[str]) -> bytes:
             colour = "white" if shares[row, column] > 0.5 else "#1c1c1c"
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", c=colour)
     places = np.arange(len(names))
-    axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
+    shown = [_plain(name) for name in names]
+    axes.set_xticks(places, shown, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(places, shown)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
     axes.spines[:].set_visible(False)
@@ -127,6 +128,11 @@ def _roc(scores: Float64, positive: Any) -> tuple[Float64, Float64]:
         torch.from_numpy(np.ascontiguousarray(scores)), torch.from_numpy(positive).long()
     )
     return false_share.double().numpy(), true_share.double().numpy()
+
+
+def _plain(name: str) -> str:
+    """A label as it is spelt: matplotlib takes what stands between dollar signs for formulas."""
+    return name.replace("$", r"\$")
 
 
 def _roc_title(name: str, aucs: Float64) -> str:

@@ -80,10 +80,10 @@ def _body(report: Report, pictures: Mapping[str, bytes]) -> str:
     if report.settings:
         parts += ["<h2>Settings that differ from the defaults</h2>\n", _pairs(report.settings)]
     parts += [
-        "<h2>Metrics on slides that the model had not seen</h2>\n",
+        "<h2>Metrics</h2>\n",
         _metrics(report.summary),
-        "<p>std is the spread of the folds. The interval holds 95 % of the means that appear when "
-        "patients are drawn again, with all their slides.</p>\n",
+        "<p>The interval holds 95 % of the values that appear when patients are drawn again, with "
+        "all their slides; std is the spread over folds, if there are several.</p>\n",
         "<h2>Class by class</h2>\n",
         _per_class(report.summary, report.labels),
         "<h2>What was taken for what</h2>\n",

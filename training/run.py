@@ -109,7 +109,7 @@ def train(
             document, folds[fold] = _train_fold(run, fold, store, rows, record, on_progress)
             documents.append(document)
     write_predictions(run / "predictions.csv", table, folds, hierarchy)
-    summary = summarise(config.model, documents, table, folds)
+    summary = summarise(config.model, documents, table, folds, hierarchy)
     summary["seconds"] = sum(document["seconds"] for document in documents)
     write_run_report(
         run,

@@ -77,20 +77,14 @@ def score_levels(
     document = score(fine, table.labels)
     uncalibrated = calibration_error(softmax(answers.logits), fine.labels)
     document["ece_uncalibrated"] = finite_or_none(uncalibrated)
-    logits = answers.levels.coarse
-    if hierarchy is None or logits is None:
+    if hierarchy is None or answers.levels.coarse is None:
         return document
-    parents = np.array(hierarchy.parents, dtype=np.int64)
-    coarse = Scored(
-        softmax(logits, fold.coarse_temperature or 1.0), parents[fine.labels], fine.patients
-    )
-    levels = score(coarse, hierarchy.coarse_labels)
-    document |= {f"coarse_{name}": levels[name] for name in _COARSE_METRICS}
-    answered = parents[fine.probabilities.argmax(axis=1)]
-    return document | {
-        "parent_accuracy": float(np.mean(answered == coarse.labels)),
-        "levels_agree": float(np.mean(answered == coarse.probabilities.argmax(axis=1))),
-    }
+    levels = _levels(fold, part, table, hierarchy, answers.levels.coarse)
+    coarse = score(levels.coarse, hierarchy.coarse_labels)
+    document |= {f"coarse_{name}": coarse[name] for name in _COARSE_METRICS}
+    for name, agreement in (("parent_accuracy", levels.parent), ("levels_agree", levels.agreement)):
+        document[name] = score(agreement, hierarchy.coarse_labels)["accuracy"]
+    return document
 
 
 def summarise(
@@ -98,12 +92,9 @@ def summarise(
     documents: Sequence[Mapping[str, Any]],
     table: LabelTable,
     folds: Mapping[int, FoldAnswers],
+    hierarchy: Hierarchy | None = None,
 ) -> dict[str, Any]:
     """The document of ``metrics.json`` but for its seconds; ``documents`` are its folds."""
-    tests = [scored(fold.test, table, fold.temperature) for fold in folds.values()]
-    uncalibrated = [scored(fold.test, table, 1.0) for fold in folds.values()]
-    intervals = bootstrap_intervals(tests)
-    intervals["ece_uncalibrated"] = bootstrap_intervals(uncalibrated)["ece"]
     mean, std = across_folds([document["test"] for document in documents])
     return {
         "model": model,
@@ -111,8 +102,58 @@ def summarise(
         "folds": list(documents),
         "mean": mean,
         "std": std,
-        "ci95": intervals,
+        "ci95": _intervals(table, folds, hierarchy),
     }
+
+
+def _intervals(
+    table: LabelTable, folds: Mapping[int, FoldAnswers], hierarchy: Hierarchy | None
+) -> dict[str, list[float] | None]:
+    """Of each metric that :func:`score_levels` makes."""
+    models = list(folds.values())
+    found = bootstrap_intervals([scored(m.test, table, m.temperature) for m in models])
+    uncalibrated = bootstrap_intervals([scored(m.test, table, 1.0) for m in models])
+    found["ece_uncalibrated"] = uncalibrated["ece"]
+    levels = [
+        _levels(m, "test", table, hierarchy, m.test.levels.coarse)
+        for m in models
+        if hierarchy is not None and m.test.levels.coarse is not None
+    ]
+    if not levels:
+        return found
+    coarse = bootstrap_intervals([level.coarse for level in levels])
+    found |= {f"coarse_{name}": coarse[name] for name in _COARSE_METRICS}
+    parent = bootstrap_intervals([level.parent for level in levels])
+    agreement = bootstrap_intervals([level.agreement for level in levels])
+    return found | {
+        "parent_accuracy": parent["accuracy"],
+        "levels_agree": agreement["accuracy"],
+    }
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The coarse answer against the truth; the fine answer's parent against it; and both answers."""
+
+    coarse: Scored
+    parent: Scored
+    agreement: Scored
+
+
+def _levels(
+    fold: FoldAnswers, part: str, table: LabelTable, hierarchy: Hierarchy, logits: Float64
+) -> _Levels:
+    """Both levels of one part of a fold, whose coarse logits are ``logits [n, Cc]``."""
+    fine = scored(fold.parts[part], table, fold.temperature)
+    parents = np.array(hierarchy.parents, dtype=np.int64)
+    truth = parents[fine.labels]
+    coarse = softmax(logits, fold.coarse_temperature or 1.0)
+    answered = np.eye(coarse.shape[1])[parents[fine.probabilities.argmax(axis=1)]]
+    return _Levels(
+        Scored(coarse, truth, fine.patients),
+        Scored(answered, truth, fine.patients),
+        Scored(answered, coarse.argmax(axis=1), fine.patients),
+    )
 
 
 def write_predictions(

@@ -117,6 +117,10 @@ def test_a_run_reports_both_levels(
     again = evaluate_run(run, **paths).summary
     for name in ("auc", *COARSE_METRICS):
         assert again["mean"][name] == pytest.approx(summary["mean"][name], nan_ok=True), name
+    assert set(summary["ci95"]) == set(summary["mean"]) and again["ci95"] == summary["ci95"]
+    for name in ("coarse_accuracy", "parent_accuracy", "levels_agree"):
+        low, high = summary["ci95"][name]
+        assert low <= summary["mean"][name] <= high, name
 
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]

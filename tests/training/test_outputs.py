@@ -29,7 +29,7 @@ from cmamil_sdk.training.run import train
 
 from .conftest import Cohort, provenance, write_labels
 
-NAMES = ("benign", "in situ", "<b>rare</b>")
+NAMES = ("benign", "in $\\situ$", "<b>rare</b>")
 
 
 def drawn(n: int, seed: int, labels: tuple[int, ...] = (0, 1)) -> Scored:
@@ -67,6 +67,7 @@ def test_confusion_is_shaded_by_the_share_of_the_truth() -> None:
     rows, columns = np.nonzero(dark)
     assert len(rows) > 10_000
     assert np.mean(columns < 0.55 * pixels.shape[1]) > 0.99
+    picture(confusion_png(np.eye(3, dtype=np.int64), NAMES))
     picture(confusion_png(np.eye(20, dtype=np.int64), [f"class {i}" for i in range(20)]))
 
 
