@@ -15,7 +15,7 @@ from .splits import PART_OF_WORD, SplitRow, check_splits, fold_numbers, folds_wi
 
 Float64 = npt.NDArray[np.float64]
 
-_ATTEMPTS = 200
+_ATTEMPTS = 50
 _MOST_GROUPS_DEALT = 20_000
 """Further deals are tried up to the first number, as long as they deal no more than the second."""
 

@@ -55,10 +55,14 @@ def features_of(paths: Mapping[str, Path | None]) -> Path | dict[str, Path]:
     folder = paths.get("features")
     named = {scale: paths.get(f"data_root_{scale}") for scale in _SCALES}
     roots = {scale: root for scale, root in named.items() if root is not None}
-    if (folder is None) == (not roots):
+    if folder is None and not roots:
         raise FieldInvalid(
-            f"{'Neither' if folder is None else 'Both'} --features and --data-root-5x, -10x or -20x "
-            "given; name --features and --labels, or the data roots."
+            "No features were named; give --features and --labels, or --data-root-5x, -10x or -20x."
+        )
+    if folder is not None and roots:
+        raise FieldInvalid(
+            f"--features {folder} and --data-root-{next(iter(roots))} were both given; "
+            "leave out one of them."
         )
     return roots if folder is None else folder
 
