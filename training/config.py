@@ -20,7 +20,7 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.models.names import MODELS, SINGLE_SCALE, why_no_model
 
-from .yaml_files import read_hierarchy, read_mapping
+from .yaml_files import INPUTS, read_hierarchy, read_mapping
 
 Loss = Literal["ce", "svm"]
 Precision = Literal["fp32", "bf16-mixed", "fp16-mixed"]
@@ -357,6 +357,7 @@ def _options_of_others(model: str) -> dict[str, list[str]]:
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
     """Read a YAML configuration; ``overrides`` win over the file.
 
+    Paths of input and output in it are left to :func:`~cmamil_sdk.training.yaml_files.read_inputs`.
     A hierarchy may stand in it as a mapping, or as the name of its file, relative to ``path``.
 
     Raises:
@@ -365,8 +366,8 @@ def load_config(path: Path, **overrides: Any) -> TrainConfig:
     document = read_mapping(path)
     if isinstance(document.get("hierarchy"), str):
         document["hierarchy"] = path.parent / document["hierarchy"]
-    merged = {str(key): value for key, value in document.items()} | overrides
-    return parse_document(TrainConfig, merged, where=path, error=ConfigInvalid)
+    fields = {str(key): value for key, value in document.items() if key not in INPUTS}
+    return parse_document(TrainConfig, fields | overrides, where=path, error=ConfigInvalid)
 
 
 def make_config(**fields: Any) -> TrainConfig:

@@ -83,8 +83,8 @@ def evaluate_run(run: Path, *, features: Features, labels: Path | None = None) -
     store = open_store(record.config, layout, table)
     if store.origin.recipe_key != record.recipe_key:
         raise RecipeMismatch(
-            f"{layout.place} was made by another recipe or encoder than the features that {run} was "
-            "trained on; extract features as for the training."
+            f"{layout.place} was made by another recipe or encoder, or holds other scales, than the "
+            f"features that {run} was trained on; extract features as for the training."
         )
     folds = {fold: answers_of_fold(run, fold, store, rows, record) for fold in fold_numbers(rows)}
     hierarchy = load_checkpoint(fold_directory(run, min(folds)))[0].hierarchy

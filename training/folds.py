@@ -15,8 +15,9 @@ from .splits import PART_OF_WORD, SplitRow, check_splits, fold_numbers, folds_wi
 
 Float64 = npt.NDArray[np.float64]
 
-_ATTEMPTS = 200
-"""Deals tried where a first one leaves a label out, or where groups are as large as sites."""
+_ATTEMPTS = 50
+_MOST_GROUPS_DEALT = 20_000
+"""Further deals are tried up to the first number, as long as they deal no more than the second."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,7 @@ def _move_to_val(
     if share == 0:
         return list(rows)
     training = [row for row in rows if row.split == "train"]
-    # val comes first, so that it takes a group that would fit both parts equally well
-    val = _Deck(training, groups, [share, 1 - share]).deal(rng, required=(1,))[0]
+    val = _Deck(training, groups, [1 - share, share]).deal(rng, required=(0,))[1]
     learned = {row.label for row in training if groups.of[row.slide] not in val}
     if not val or learned != {row.label for row in training}:
         raise LabelsInvalid(
@@ -201,35 +201,45 @@ class _Deck:
         self._totals = np.sum(list(self._counts.values()), axis=0)
         holders = np.sum([count > 0 for count in self._counts.values()], axis=0)
         self._wanted = _wanted(self._totals, holders, shares)
-        self._large = groups.noun == "sites"
+        self._few = groups.noun == "sites"
 
     def deal(self, rng: np.random.Generator, *, required: Sequence[int]) -> list[set[str]]:
         """Groups of each part; the parts ``required`` get every label if any deal tried does it.
 
         The first deal takes the largest groups first, equal ones in random order. It stands unless
-        a label is missing; few large groups (sites) are dealt many times for the best fit.
+        a part lacks a label that it could have; sites, few and large, are dealt many times for the
+        best fit.
         """
-        order = [list(self._counts)[i] for i in rng.permutation(len(self._counts))]
+        order = self._shuffled(rng)
         best = self._deal_once(sorted(order, key=lambda group: -self._counts[group].sum()))
-        if not self._large and self._missing(best, required) == 0:
-            return best
-        for _ in range(_ATTEMPTS):
-            order = [list(self._counts)[i] for i in rng.permutation(len(self._counts))]
-            best = min(best, self._deal_once(order), key=lambda parts: self._cost(parts, required))
+        for _ in range(min(_ATTEMPTS, max(2, _MOST_GROUPS_DEALT // len(order)))):
+            if not self._few and self._missing(best) == 0:
+                break
+            other = self._deal_once(self._shuffled(rng), cover=True)
+            best = min(best, other, key=lambda parts: self._cost(parts, required))
         return best
 
-    def _deal_once(self, order: Sequence[str]) -> list[set[str]]:
+    def _shuffled(self, rng: np.random.Generator) -> list[str]:
+        names = list(self._counts)
+        return [names[i] for i in rng.permutation(len(names))]
+
+    def _deal_once(self, order: Sequence[str], *, cover: bool = False) -> list[set[str]]:
         """Each group goes where it takes most off the squared distance to the wanted counts.
 
-        The distance is relative to the size of the label.
+        The distance is relative to the size of the label. With ``cover`` a group goes first where
+        it brings the most labels that are still missing.
         """
         have = np.zeros_like(self._wanted)
         parts: list[set[str]] = [set() for _ in self._wanted]
         for group in order:
+            count = self._counts[group]
             gap = self._wanted - have
-            gain = ((gap**2 - (gap - self._counts[group]) ** 2) / self._totals).sum(axis=1)
+            gain = ((gap**2 - (gap - count) ** 2) / self._totals).sum(axis=1)
+            if cover:
+                brings = ((have == 0) & (self._wanted > 0) & (count > 0)).sum(axis=1)
+                gain = np.where(brings == brings.max(), gain, -np.inf)
             best = int(np.argmax(gain))
-            have[best] += self._counts[group]
+            have[best] += count
             parts[best].add(group)
         return parts
 
@@ -237,12 +247,14 @@ class _Deck:
         zero = np.zeros_like(self._totals)
         return np.array([sum((self._counts[group] for group in part), zero) for part in parts])
 
-    def _missing(self, parts: Sequence[set[str]], required: Sequence[int]) -> int:
-        return int((self._have(parts)[list(required)] == 0).sum())
+    def _missing(self, parts: Sequence[set[str]], among: Sequence[int] | None = None) -> int:
+        """Labels that parts lack and could have, over all parts or some."""
+        lacks = (self._have(parts) == 0) & (self._wanted > 0)
+        return int(lacks[list(among) if among is not None else slice(None)].sum())
 
-    def _cost(self, parts: Sequence[set[str]], required: Sequence[int]) -> tuple[int, float]:
+    def _cost(self, parts: Sequence[set[str]], required: Sequence[int]) -> tuple[int, int, float]:
         distance = (self._wanted - self._have(parts)) ** 2 / self._totals
-        return self._missing(parts, required), float(distance.sum())
+        return self._missing(parts, required), self._missing(parts), float(distance.sum())
 
 
 def _wanted(totals: Float64, holders: Float64, shares: Sequence[float]) -> Float64:

@@ -11,6 +11,17 @@ from typing import Any
 
 from cmamil_sdk.errors import ConfigInvalid
 
+INPUTS = (
+    "features",
+    "labels",
+    "splits",
+    "data_root_5x",
+    "data_root_10x",
+    "data_root_20x",
+    "results_dir",
+)
+"""What a configuration file may hold beside options of the training: what to read and write."""
+
 
 def read_mapping(path: Path) -> dict[Any, Any]:
     """Read a YAML file of ``name: value`` lines; an empty file is an empty mapping.
@@ -27,6 +38,20 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     if not isinstance(document, dict):
         raise ConfigInvalid(f"{path} must hold 'name: value' lines; mend the file.")
     return document
+
+
+def read_inputs(path: Path) -> dict[str, Path]:
+    """The paths that a YAML configuration holds, relative to the file.
+
+    Raises:
+        ConfigInvalid: unreadable, or a value is no path.
+    """
+    document = read_mapping(path)
+    found = {name: document[name] for name in INPUTS if document.get(name) is not None}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise ConfigInvalid(f"{path}: {name} {value!r} is no path; write one, or remove it.")
+    return {name: path.parent / value for name, value in found.items()}
 
 
 def read_hierarchy(path: Path) -> dict[str, str]:
@@ -57,4 +82,4 @@ def _unreadable(path: Path, problem: Exception) -> ConfigInvalid:
     return ConfigInvalid(f"{path} cannot be read ({first_line}); mend the file.")
 
 
-__all__ = ["read_hierarchy", "read_mapping"]
+__all__ = ["INPUTS", "read_hierarchy", "read_inputs", "read_mapping"]

@@ -22,6 +22,7 @@ from cmamil_sdk.cli import (
     inspect,
     predict,
     serve,
+    split,
     train,
     verify,
 )
@@ -59,6 +60,7 @@ def _program(
 app.command("doctor")(doctor.run)
 app.command("inspect")(inspect.run)
 app.command("features")(features.run)
+app.command("split")(split.run)
 app.command("train")(train.run)
 app.command("evaluate")(evaluate.run)
 app.command("export")(export.run)

@@ -11,6 +11,10 @@ _ALIASES = {
     "--label-csv": "--labels",
     "--split-csv-root": "--splits",
 }
+_ALIASES_OF_COMMAND = {
+    "split": {"--root": "--out"},
+    "train": {"--root": "--results-dir"},
+}
 _TAKES_SEVERAL = {"--slides", "--bundles", "--slides-root"}
 
 
@@ -20,6 +24,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     ``--slides a.svs b.svs`` becomes ``--slides a.svs --slides b.svs``. Everything after ``--`` is
     left alone.
     """
+    command = next((token for token in arguments if not token.startswith("-")), "")
+    aliases = _ALIASES | _ALIASES_OF_COMMAND.get(command, {})
     result: list[str] = []
     repeat: str | None = None
     values = 0
@@ -29,7 +35,7 @@ def normalise(arguments: Sequence[str]) -> list[str]:
         if token.startswith("--"):
             name, equals, value = token.partition("=")
             name = name.replace("_", "-")
-            name = _ALIASES.get(name, name)
+            name = aliases.get(name, name)
             repeat = name if name in _TAKES_SEVERAL and not equals else None
             values = 0
             result.append(name + equals + value)

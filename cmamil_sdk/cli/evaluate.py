@@ -9,22 +9,28 @@ import typer
 
 from cmamil_sdk.cli.options import Device, EngineName, Json
 from cmamil_sdk.cli.output import output_folder, say, say_json
+from cmamil_sdk.cli.sources import (
+    DataRoot5x,
+    DataRoot10x,
+    DataRoot20x,
+    FeaturesFolder,
+    Labels,
+    features_of,
+)
 
 
 def run(
-    features: Annotated[Path, typer.Option(help="Folder of feature files.")],
-    labels: Annotated[
-        Path,
-        typer.Option(
-            help="Labels CSV: the one a run was trained with; for a bundle, of any slides."
-        ),
-    ],
     run_directory: Annotated[
         Path | None, typer.Option("--run", help="A run directory, whose folds are scored again.")
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="A bundle's directory, <name>/<version>.")
     ] = None,
+    features: FeaturesFolder = None,
+    labels: Labels = None,
+    data_root_5x: DataRoot5x = None,
+    data_root_10x: DataRoot10x = None,
+    data_root_20x: DataRoot20x = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.json, predictions.csv, report.html.")
     ] = None,
@@ -34,7 +40,8 @@ def run(
 ) -> None:
     """Metrics with confidence intervals; with --out also each slide's answer, plots and a page.
 
-    --engine and --device are of a bundle; a run is scored where it was trained.
+    Features and labels are named as for training: a run's are those it was trained with, a bundle's
+    any of its making. --engine and --device are of a bundle; a run is scored where it was trained.
     """
     from cmamil_sdk.cli.train import metrics_table
     from cmamil_sdk.errors import FieldInvalid
@@ -48,13 +55,26 @@ def run(
             "--engine and --device have no effect on a run, which is scored by torch on the device "
             "of its training; leave them out, or evaluate its bundle."
         )
+    source = features_of(
+        {
+            "features": features,
+            "data_root_5x": data_root_5x,
+            "data_root_10x": data_root_10x,
+            "data_root_20x": data_root_20x,
+        }
+    )
     if out is not None:
         output_folder(out)
     if run_directory is not None:
-        evaluation = evaluate_run(run_directory, features=features, labels=labels)
-    else:
+        evaluation = evaluate_run(run_directory, features=source, labels=labels)
+    elif bundle is not None and labels is not None and isinstance(source, Path):
         evaluation = evaluate_bundle(
-            bundle or Path(), features=features, labels=labels, engine=engine, device=device
+            bundle, features=source, labels=labels, engine=engine, device=device
+        )
+    else:
+        raise FieldInvalid(
+            "A bundle is evaluated on feature files of `cmamil features`; give --features and "
+            "--labels."
         )
     if out is not None:
         write_evaluation(out, evaluation)

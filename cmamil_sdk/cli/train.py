@@ -13,32 +13,37 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
+from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, say, say_json, table
+from cmamil_sdk.cli.sources import SOURCE_OPTIONS, features_of
 from cmamil_sdk.training.config import TrainConfig
 
+_SPLITS_HELP = (
+    "Folds to use: a splits.csv, a folder with one, or a folder of CLAM's splits_<f>.csv or "
+    "CMA-MIL's fold_<f>_training.csv and fold_<f>_test.csv."
+)
+_RESULTS_HELP = "The run directory that is written (default: results)."
+_CONFIG_HELP = "YAML with any of these options; its paths are relative to the file."
 _METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "coarse_auc", "parent_accuracy")
 
 
-def run(
-    features: Path,
-    labels: Path,
-    results_dir: Path,
-    splits: Path | None,
-    config: Path | None,
-    json: bool,
-    **fields: Any,
-) -> None:
+def run(config: Path | None, json: bool, **options: Any) -> None:
     """Train a model with cross-validation; a killed run goes on when it is started again.
 
-    Options of the configuration override those in the --config file.
+    Options override those in the --config file.
     """
     from cmamil_sdk.training.config import load_config, make_config
     from cmamil_sdk.training.run import train
+    from cmamil_sdk.training.yaml_files import INPUTS, read_inputs
 
-    chosen = {name: value for name, value in fields.items() if value is not None}
-    if chosen.get("scales"):
-        chosen["scales"] = [part.strip() for part in chosen["scales"].split(",")]
-    settings = make_config(**chosen) if config is None else load_config(config, **chosen)
+    given = {name: value for name, value in options.items() if value is not None}
+    paths = {name: given.pop(name) for name in INPUTS if name in given}
+    if given.get("scales"):
+        given["scales"] = [part.strip() for part in given["scales"].split(",")]
+    settings = make_config(**given) if config is None else load_config(config, **given)
+    if config is not None:
+        paths = read_inputs(config) | paths
+    results_dir = paths.get("results_dir", Path("results"))
     with Progress("training") as progress:
 
         def report(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
@@ -47,10 +52,10 @@ def run(
 
         summary = train(
             settings,
-            features=features,
-            labels=labels,
+            features=features_of(paths),
+            labels=paths.get("labels"),
             run=results_dir,
-            splits=splits,
+            splits=paths.get("splits"),
             on_progress=report,
         )
     if json:
@@ -83,39 +88,19 @@ def _interval(bounds: list[float] | None) -> str:
 
 def _options() -> list[inspect.Parameter]:
     """The parameters that Typer reads: paths first, then one per configuration field."""
-    paths = [
-        ("features", Annotated[Path, typer.Option(help="Folder of feature files.")], None),
-        (
-            "labels",
-            Annotated[Path, typer.Option(help="CSV: slide, label; optionally patient, split.")],
-            None,
-        ),
-        (
-            "results_dir",
-            Annotated[Path, typer.Option(help="The run directory that is written.")],
-            Path("results"),
-        ),
-        (
-            "splits",
-            Annotated[Path | None, typer.Option(help="A splits.csv to use again.")],
-            None,
-        ),
-        (
-            "config",
-            Annotated[Path | None, typer.Option(help="YAML with any of the options below.")],
-            None,
-        ),
-        ("json", Annotated[bool, typer.Option("--json", help="Print metrics.json.")], False),
+    inputs: list[tuple[str, Any]] = [
+        *SOURCE_OPTIONS.items(),
+        ("splits", Annotated[Path | None, typer.Option(help=_SPLITS_HELP)]),
+        ("results_dir", Annotated[Path | None, typer.Option(help=_RESULTS_HELP)]),
+        ("config", Annotated[Path | None, typer.Option(help=_CONFIG_HELP)]),
     ]
     parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=annotation,
-            default=inspect.Parameter.empty if name in ("features", "labels") else default,
-        )
-        for name, annotation, default in paths
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+        for name, annotation in inputs
     ]
+    parameters.append(
+        inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, annotation=Json, default=False)
+    )
     for name, field in TrainConfig.model_fields.items():
         option = typer.Option(help=_help(name), show_default=False)
         parameters.append(

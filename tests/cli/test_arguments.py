@@ -27,6 +27,11 @@ OPTIONS = st.builds(lambda a, b: f"--{a}_{b}", st.text("abc", min_size=1), st.te
             "x --feature_directory F --label_csv L --split_csv_root S --folds 3",
             "x --features F --labels L --splits S --folds 3",
         ),
+        (
+            "split --feature_directory F --root D --label_csv L --split_csv_root S --folds 3",
+            "split --features F --out D --labels L --splits S --folds 3",
+        ),
+        ("train --root D --folds 3", "train --results-dir D --folds 3"),
         ("features --slides a.svs b.svs --out o", "features --slides a.svs --slides b.svs --out o"),
         ("serve --slides_root a b c", "serve --slides-root a --slides-root b --slides-root c"),
         ("features --slides=a_b.svs --out_dir=o_o", "features --slides=a_b.svs --out=o_o"),

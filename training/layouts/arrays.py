@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_array(path: Path) -> Float32:
             "code; save the features with torch.save as a tensor [N, D]."
         ) from problem
     except (*UNREADABLE, EOFError) as problem:
-        raise _refused(path, f"cannot be read ({_first_line(problem)})") from problem
+        raise _refused(path, f"cannot be read ({_first_sentence(problem)})") from problem
     if array.dtype.kind != "f":
         raise _refused(path, f"holds values of type {array.dtype}")
     if array.ndim != 2 or 0 in array.shape:
@@ -56,7 +57,9 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
 
 
 def _read_pt(path: Path) -> np.ndarray[Any, Any]:
-    tensor = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # of old pickles; what is read or refused is said here
+        warnings.simplefilter("ignore", UserWarning)
+        tensor = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"it holds a {type(tensor).__name__}, not a tensor")
     wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
@@ -80,9 +83,9 @@ def _refused(path: Path, found: str) -> FeatureFileInvalid:
     return FeatureFileInvalid(f"{path} {found}; it must hold {_READABLE}.")
 
 
-def _first_line(problem: BaseException) -> str:
-    text = str(problem.args[0]) if problem.args else type(problem).__name__
-    return text.splitlines()[0] if text else type(problem).__name__
+def _first_sentence(problem: BaseException) -> str:
+    lines = str(problem).splitlines()
+    return lines[0].split(". ")[0].rstrip(".") if lines else type(problem).__name__
 
 
 __all__ = ["SUFFIXES", "read_array"]

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmamil_sdk.errors import LabelsInvalid
+from cmamil_sdk.training.labels import read_labels
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,class\na,1\n", "no column 'label'"),
+        ("slide,label\na,1\na,2\n", "names a more than once"),
+        ("slide,label\na,1\nb,\n", "line 3: the label of slide 'b' is empty"),
+        ("slide,patient,label\na,,1\nb,p,2\n", "the patient of slide 'a' is empty"),
+        ("slide,label\na,1\nb,1\n", "1 different labels"),
+        ("", "no column 'slide'"),
+    ],
+)
+def test_bad_labels_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(LabelsInvalid, match=message):
+        read_labels(path)
+
+
+def test_labels_are_read_as_text_with_their_other_names(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("\ufeffcase_id,slide_id,label,age\nP1,007,2,80\nP2,Ünï,10,70\n".encode())
+    table = read_labels(path)
+    assert table.labels == ("10", "2")
+    assert table.by_slide["007"].patient == "P1"
+    assert table.class_of("Ünï") == 0
+    with pytest.raises(LabelsInvalid, match="cannot be read"):
+        read_labels(tmp_path / "absent.csv")
