@@ -11,7 +11,7 @@ _ALIASES = {
     "--label-csv": "--labels",
     "--split-csv-root": "--splits",
 }
-_TAKES_SEVERAL = {"--slides", "--bundles", "--slides-root"}
+_TAKES_SEVERAL = {"--slides", "--bundles", "--slides-root", "--rows", "--seeds"}
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
