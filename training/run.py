@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel

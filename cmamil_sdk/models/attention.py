@@ -77,9 +77,6 @@ class _CrossAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
-        if norm == "none":
-            nn.init.zeros_(self.value.weight)
-            nn.init.zeros_(self.value.bias)
 
 
 class GlobalCrossAttention(_CrossAttention):
