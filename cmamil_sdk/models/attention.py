@@ -68,7 +68,7 @@ class _CrossAttention(nn.Module):
 
     With ``norm="layer"`` a LayerNorm follows, as published. It makes all tiles equally strong, also
     those without a finding, and small cohorts are learned badly. With ``norm="none"`` nothing
-    follows, and values start at zero, so that training begins from the tiles as they are.
+    follows.
     """
 
     def __init__(self, dim: int, norm: str) -> None:
