@@ -105,7 +105,7 @@ class TrainConfig(BaseModel):
     )
     drop_out: Rate = Field(
         0.2,
-        description="dropout rate: in CMA-MIL's gated attention, else after the first layer",
+        description="dropout rate after the first layer, and in CMA-MIL's gated attention",
     )
     standardize: bool = Field(
         True, description="standardise features by the training tiles, inside the model"
@@ -140,9 +140,10 @@ class TrainConfig(BaseModel):
         json_schema_extra=_WITH_TILE_LOSS,
     )
     scale_loss: float = Field(
-        0.0,
+        1.0,
         ge=0.0,
-        description="weight of the slide loss on each scale's own answer, averaged",
+        description="weight of the slide loss on each scale's own answer, averaged; without effect "
+        "on a single scale",
         json_schema_extra=_ONLY_CMA,
     )
     label_smoothing: Rate = Field(0.0, description="smoothing of the cross-entropy slide loss")

@@ -106,7 +106,7 @@ class CMAObjective(Objective):
         return torch.stack(losses).mean()
 
     def _scale_loss(self, output: MILOutput, target: Tensor) -> Tensor | None:
-        if self.config.scale_loss == 0:
+        if self.config.scale_loss == 0 or len(output.embedding) == 1:
             return None
         answers = _given(output.scale_logits, "scale_logits") + _given(output.bias, "bias")
         return self.bag_loss(answers, target.expand(len(answers)))

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
-from cmamil_sdk.models.names import SINGLE_SCALE
 from cmamil_sdk.runs import (
     UNFINISHED_FIT,
     CheckpointMeta,
@@ -29,12 +27,12 @@ from .calibration import fit_temperature
 from .config import TrainConfig
 from .evaluation import answers_of, answers_of_fold, data_facts, open_store
 from .fit import FitResult, ProgressCallback, fit
+from .hyperparameters import hyperparameters_of
 from .inputs import Features, open_input, plan_folds
 from .labels import LabelTable
 from .metrics import finite_or_none
 from .outputs import CURVES, write_run_report
 from .plots import curves_png
-from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
 from .runtime import choose_device, lightning_precision, reproducible
 from .scoring import (
@@ -138,37 +136,15 @@ def resolve_model(config: TrainConfig, store: FeatureStore, table: LabelTable) -
 
 
 def _hyperparameters(config: TrainConfig, store: FeatureStore, table: LabelTable) -> dict[str, Any]:
-    common: dict[str, Any] = {
-        "scales": list(store.scales),
-        "feature_dim": store.dim,
-        "n_classes": len(table.labels),
-        "embed_dim": config.embed_dim,
-        "dim": config.dim,
-        "dropout": config.drop_out,
-        "standardize": config.standardize,
-    }
-    if config.attention_dim is not None:
-        common["attention_dim"] = config.attention_dim
-    if config.model in SINGLE_SCALE:
-        return _of_one_scale(common, config)
-    common |= {
-        "cross_attention": resolve_cross_attention(config.cross_attention, store),
-        "cross_norm": config.cross_norm,
-    }
     hierarchy = resolve_hierarchy(config, table)
-    if hierarchy is None:
-        return common | {"pooling": config.pooling}
-    return common | {"parents": list(hierarchy.parents), "head": recipe_of(config).head}
-
-
-def _of_one_scale(common: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    scales = common["scales"]
-    if len(scales) > 1:
-        raise ConfigInvalid(
-            f"Model {config.model} reads one scale, and the features have {', '.join(scales)}; "
-            f"choose one with scales, such as {scales[-1]}."
-        )
-    return common
+    return hyperparameters_of(
+        config,
+        scales=store.scales,
+        feature_dim=store.dim,
+        n_classes=len(table.labels),
+        cross_attention=resolve_cross_attention(config.cross_attention, store),
+        parents=None if hierarchy is None else hierarchy.parents,
+    )
 
 
 def resolve_hierarchy(config: TrainConfig, table: LabelTable) -> Hierarchy | None:

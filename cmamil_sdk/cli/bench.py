@@ -1,4 +1,4 @@
-"""``cmamil bench``: how long things take here, measured so that the figures can be repeated."""
+"""``cmamil bench``: how long things take here and how well models learn, repeatably measured."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli import bench_training
+from cmamil_sdk.cli import bench_accuracy, bench_training
 from cmamil_sdk.cli.options import Device, EngineName, Json, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
-app = typer.Typer(help="Latency and throughput on this machine.", no_args_is_help=True)
+_HELP = "Latency, throughput and accuracy on this machine."
+app = typer.Typer(help=_HELP, no_args_is_help=True)
+app.command("accuracy")(bench_accuracy.run)
 
 
 @app.callback()
 def _bench() -> None:
-    """Latency and throughput on this machine."""
+    """Keep the commands' names, however few there are."""
 
 
 app.command("training")(bench_training.run)

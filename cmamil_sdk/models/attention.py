@@ -68,7 +68,7 @@ class _CrossAttention(nn.Module):
 
     With ``norm="layer"`` a LayerNorm follows, as published. It makes all tiles equally strong, also
     those without a finding, and small cohorts are learned badly. With ``norm="none"`` nothing
-    follows, and values start at zero, so that training begins from the tiles as they are.
+    follows.
     """
 
     def __init__(self, dim: int, norm: str) -> None:
@@ -77,9 +77,6 @@ class _CrossAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
-        if norm == "none":
-            nn.init.zeros_(self.value.weight)
-            nn.init.zeros_(self.value.bias)
 
 
 class GlobalCrossAttention(_CrossAttention):

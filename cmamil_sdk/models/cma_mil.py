@@ -20,6 +20,12 @@ from cmamil_sdk.models.output import MILOutput
 
 PoolingKind = Literal["attention", "reference"]
 
+_FIRST_SCORES = 4.0
+"""How much larger scores start than by torch's initialisation.
+
+That makes attention so even at first that small cohorts are learned by heart before it moves.
+"""
+
 
 class CMAMIL(MultiScaleMIL):
     """CMA-MIL over ``scales``, ordered coarse to fine.
@@ -36,7 +42,7 @@ class CMAMIL(MultiScaleMIL):
             none, E is D.
         dim: width of embeddings.
         attention_dim: width of the gated attention's branches; None: half of ``dim``.
-        dropout: rate in the gated attention's branches.
+        dropout: rate after the adaptors and in the gated attention's branches.
         cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias" or
             "none".
         cross_norm: what follows the cross attention: "none", or "layer" as published.
@@ -82,6 +88,8 @@ class CMAMIL(MultiScaleMIL):
         self.pooling: PoolingKind = pooling
         self.attention_dim = dim // 2 if attention_dim is None else attention_dim
         self.attention = GatedAttention(dim, self.attention_dim, dropout)
+        with torch.no_grad():
+            self.attention.score.weight.mul_(_FIRST_SCORES)
         self.classifier = nn.Linear(dim, n_classes)
         self.fusion = nn.Parameter(torch.ones(len(self.scales)))
         self.bias = nn.Parameter(torch.zeros(n_classes))

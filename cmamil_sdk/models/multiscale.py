@@ -41,7 +41,7 @@ class MultiScaleMIL(MILModel):
         embed_dim: width E of a projection ``ReLU(Linear(D, E))``, one for all scales, in front of
             the adaptors; None: none, E is D.
         dim: width of embeddings.
-        dropout: rate, wherever the model drops.
+        dropout: rate after the adaptors, and wherever else the model drops.
         cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias"
             (global with a learned preference for the nested) or "none"; with one scale there is
             nothing to ask.
@@ -98,6 +98,7 @@ class MultiScaleMIL(MILModel):
         self.adaptors = nn.ModuleList(
             nn.Linear(embed_dim or feature_dim, dim) for _ in range(n_scales if adapt else 0)
         )
+        self.drop = nn.Dropout(dropout)
         self.cross = nn.ModuleList(self._cross_blocks())
 
     @property
@@ -143,7 +144,10 @@ class MultiScaleMIL(MILModel):
             tiles = [torch.relu(self.embed(x)) for x in tiles]
         if not self.adaptors:
             return tiles
-        return [torch.relu(adaptor(x)) for x, adaptor in zip(tiles, self.adaptors, strict=True)]
+        return [
+            self.drop(torch.relu(adaptor(x)))
+            for x, adaptor in zip(tiles, self.adaptors, strict=True)
+        ]
 
     def _attend(self, tiles: list[Tensor], index: Mapping[str, Tensor]) -> list[Tensor]:
         if not self.cross:

@@ -66,7 +66,6 @@ class SingleScaleMIL(MultiScaleMIL):
             raise ConfigInvalid(f"{self.title}: it has no attention; leave out attention_dim.")
         self._check_sizes(attention_dim=(attention_dim, 1))
         self.attention_dim = dim // 2 if attention_dim is None else attention_dim
-        self.drop = nn.Dropout(dropout)
         self.build()
 
     @abstractmethod
@@ -89,8 +88,7 @@ class SingleScaleMIL(MultiScaleMIL):
 
     def first_layer(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> Tensor:
         """Tiles ``[n, dim]`` after the dropout."""
-        tiles: Tensor = self.drop(self.look_around(features, index)[0])
-        return tiles
+        return self.look_around(features, index)[0]
 
     def additive(
         self,

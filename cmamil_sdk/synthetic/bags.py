@@ -3,12 +3,14 @@
 Benchmark A, "multi-scale conjunction": each bag has 5x tiles of two kinds of context, A and B, and
 abnormal 20x tiles inside exactly two of them. The bag is positive if one host is A and one is B,
 negative if both are B. How many tiles of each kind there are has the same law under both labels, so
-a model that sees the scales as unordered sets cannot know better than chance.
+a model that sees the scales as unordered sets cannot know better than chance. By the rule "20in10"
+the two kinds of context live on 10x tiles, which are the hosts, and 5x tiles mean nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +41,13 @@ class ConjunctionSettings:
         amplitude: length of a pattern.
         noise: standard deviation of each feature.
         abnormal_min: fewest abnormal 20x tiles.
-        abnormal_max: most abnormal 20x tiles; half of them must fit into one 5x tile.
+        abnormal_max: most abnormal 20x tiles; half of them must fit into one host, of 16 20x tiles
+            by rule "20in5", of 4 by "20in10".
         mimics: 20x tiles with a harmless pattern.
         grid: edge of the lattice that 5x tiles are placed on.
         style_dim: number of directions a region's own style may take.
         style: length of a region's own style, added to a 5x tile and all inside it.
+        rule: whether contexts and hosts are 5x tiles ("20in5") or 10x tiles ("20in10").
         prototype_seed: of the patterns, shared by all bags that are to be compared.
     """
 
@@ -57,6 +61,7 @@ class ConjunctionSettings:
     grid: int = 16
     style_dim: int = 8
     style: float = 0.0
+    rule: Literal["20in5", "20in10"] = "20in5"
     prototype_seed: int = 0
 
 
@@ -115,15 +120,18 @@ def _bag(
     n10, n20 = _CHILDREN_10X * n5, _CHILDREN_20X * n5
     parent_10x = np.repeat(np.arange(n5), _CHILDREN_10X)
     parent_20x = np.repeat(np.arange(n10), _CHILDREN_10X)
-    is_a = _contexts(rng, n5)
+    in_5x = settings.rule == "20in5"
+    is_a = _contexts(rng, n5, 1, 0) if in_5x else _contexts(rng, n10, 2, 2)
     twenty = np.zeros((n20, settings.dim))
     abnormal = _abnormal_tiles(label, rng, settings, is_a)
     twenty[abnormal] = prototypes.at_20x[0]
     others = np.setdiff1d(np.arange(n20), abnormal)
     twenty[rng.choice(others, settings.mimics, replace=False)] = prototypes.at_20x[1]
+    meaningless = rng.integers(0, 2, n10 if in_5x else n5)
+    kind = np.where(is_a, 0, 1)
     patterns = {
-        "5x": np.where(is_a[:, None], prototypes.at_5x[0], prototypes.at_5x[1]),
-        "10x": prototypes.at_10x[rng.integers(0, 2, n10)],
+        "5x": prototypes.at_5x[kind if in_5x else meaningless],
+        "10x": prototypes.at_10x[meaningless if in_5x else kind],
         "20x": twenty,
     }
     region = {"5x": np.arange(n5), "10x": parent_10x, "20x": parent_10x[parent_20x]}
@@ -145,11 +153,11 @@ def _bag(
     )
 
 
-def _contexts(rng: np.random.Generator, n5: int) -> npt.NDArray[np.bool_]:
-    """Which 5x tiles are of kind A: nearly half of them."""
-    n_a = int(rng.integers(max(1, n5 // 2 - 1), n5 // 2 + 1))
-    is_a = np.zeros(n5, dtype=np.bool_)
-    is_a[rng.choice(n5, n_a, replace=False)] = True
+def _contexts(rng: np.random.Generator, n: int, fewer: int, more: int) -> npt.NDArray[np.bool_]:
+    """Which tiles are of kind A: half of them, up to ``fewer`` less or ``more`` more."""
+    n_a = int(rng.integers(max(1, n // 2 - fewer), n // 2 + more + 1))
+    is_a = np.zeros(n, dtype=np.bool_)
+    is_a[rng.choice(n, n_a, replace=False)] = True
     return is_a
 
 
@@ -166,9 +174,10 @@ def _abnormal_tiles(
         rng.shuffle(hosts)  # else the odd cell would always lie in B
     else:
         hosts = rng.choice(kind_b, 2, replace=False)
+    inside = _CHILDREN_20X if settings.rule == "20in5" else _CHILDREN_10X
     total = int(rng.integers(settings.abnormal_min, settings.abnormal_max + 1))
     rows = [
-        host * _CHILDREN_20X + rng.choice(_CHILDREN_20X, count, replace=False)
+        host * inside + rng.choice(inside, count, replace=False)
         for host, count in zip(hosts, (total // 2, total - total // 2), strict=True)
     ]
     return np.concatenate(rows)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cmamil_sdk.benchmarks import training
+from cmamil_sdk.benchmarks.accuracy import tables
+from cmamil_sdk.benchmarks.accuracy.table import MeanTarget, Row, Table
 from cmamil_sdk.benchmarks.training_memory import measure_step
 
 SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
@@ -86,3 +88,39 @@ def test_training_refuses_what_is_no_number_before_it_starts(
     assert answer.code == 2
     assert "whole numbers" in answer.err
     assert not (tmp_path / "new").exists()
+
+
+def test_accuracy_prints_and_writes_a_table(
+    cmamil: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(options: Mapping[str, Any], seed: int) -> list[dict[str, float]]:
+        return [{"auc": options["auc"] + 0.1 * seed}]
+
+    rows = {name: Row({"auc": auc}, seeds=2) for name, auc in (("a", 0.5), ("b", 0.25))}
+    echo = Table("needle", "an echo", score, rows, {}, (MeanTarget("a", "auc", least=0.6),))
+    monkeypatch.setattr(tables, "make_table", lambda name, data: echo)
+    out = tmp_path / "new"
+    answer = cmamil("bench", "accuracy", "needle", "--out", out, "--json")
+    assert answer.code == 0
+    assert answer.document["rows"]["b"]["mean"] == {"auc": pytest.approx(0.3)}
+    assert json.loads((out / "needle.json").read_text()) == answer.document
+    assert len((out / "needle.csv").read_text().splitlines()) == 5
+    plain = cmamil("bench", "accuracy", "needle", "--rows", "a", "b", "--seeds", "1", "2").out
+    assert "a    0.650 (0.071)" in plain
+    assert "met: a: auc at least 0.6: 0.650" in plain
+    assert "NOT MET" in cmamil("bench", "accuracy", "needle", "--seeds", "0").out
+
+
+def test_accuracy_refuses_before_it_starts(cmamil: Callable[..., Any], tmp_path: Path) -> None:
+    for arguments, message in (
+        (("unheard",), "no table 'unheard'"),
+        (("musk",), "--data"),
+        (("needle", "--data", tmp_path), "leave out --data"),
+        (("needle", "--rows", "unheard"), "no row 'unheard'"),
+    ):
+        answer = cmamil("bench", "accuracy", *arguments)
+        assert answer.code == 2
+        assert message in answer.err
+    empty = cmamil("bench", "accuracy", "musk", "--data", tmp_path, "--seeds", "0")
+    assert empty.code == 3
+    assert "musk1.csv.gz" in empty.err

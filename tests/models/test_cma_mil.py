@@ -43,7 +43,7 @@ def make_model(n_scales: int = 3, seed: int = 0, **options: Any) -> CMAMIL:
         model.fusion.copy_(torch.randn(n_scales))
         model.bias.copy_(torch.randn(3))
         for block in model.cross:
-            block.value.weight.copy_(torch.randn(8, 8) / 3)  # they start at zero
+            block.value.weight.copy_(torch.randn(8, 8) / 3)
     return model.eval()
 
 
@@ -59,17 +59,31 @@ def test_published_settings_have_the_published_number_of_parameters() -> None:
         assert sum(p.numel() for p in model.parameters()) == 363_338
 
 
-@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
-def test_without_norm_training_starts_from_the_tiles_as_they_are(cross_attention: str) -> None:
+def test_first_scores_are_four_times_those_of_torch() -> None:
+    """By its initialisation weights of a layer that reads n values lie within 1 / sqrt(n)."""
     torch.manual_seed(0)
-    model = CMAMIL(SCALES, DIM, 3, dim=8, cross_attention=cross_attention).eval()
-    features, index = make_bag((4, 7, 11))
-    embedding = model(features, index).embedding
-    for s, adaptor in zip(SCALES, model.adaptors, strict=True):
-        torch.testing.assert_close(embedding[s], torch.relu(adaptor(features[s])))
-    loss = model(features, index).logits.logsumexp(-1).sum()
-    loss.backward()
-    assert all(block.value.weight.grad.abs().sum() > 0 for block in model.cross)
+    score = CMAMIL(SCALES, DIM, 3, dim=512).attention.score
+    assert score.weight.shape == (1, 256)
+    assert 3.9 / 16 < score.weight.abs().max() <= 4.0 / 16
+    assert score.bias.abs().max() <= 1.0 / 16
+
+
+@pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
+def test_every_projection_learns_from_the_first_step(cross_attention: str) -> None:
+    torch.manual_seed(0)
+    model = CMAMIL(SCALES, DIM, 3, dim=8, cross_attention=cross_attention)
+    model(*make_bag((4, 7, 11))).logits.logsumexp(-1).sum().backward()
+    for block in model.cross:
+        assert block.value.weight.grad is not None and block.value.weight.grad.abs().sum() > 0
+
+
+def test_adapted_tiles_drop_out_in_training() -> None:
+    model = make_model(1, dropout=0.5).train()
+    tiles = model(*make_bag((400,))).embedding[SCALES[0]]
+    plain = model.eval()(*make_bag((400,))).embedding[SCALES[0]]
+    kept = tiles != 0
+    torch.testing.assert_close(tiles[kept], 2.0 * plain[kept])
+    assert 0.45 < kept[plain != 0].float().mean() < 0.55
 
 
 @pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias", "none"])

@@ -20,10 +20,15 @@ def hosts(bag: SyntheticBag) -> tuple[np.ndarray, list[int]]:
     return is_a, counts.tolist()
 
 
-def _patterns() -> dict[str, np.ndarray]:
-    """A and the abnormal pattern, by the recipe: rows of Q of normal matrices, drawn in order."""
+def _patterns_by_scale() -> list[np.ndarray]:
+    """By the recipe: Q of normal matrices, drawn in order 5x, 10x, 20x."""
     rng = np.random.default_rng(0)
-    q = [np.linalg.qr(rng.standard_normal((16, 16)))[0] for _ in range(3)]
+    return [np.linalg.qr(rng.standard_normal((16, 16)))[0] for _ in range(3)]
+
+
+def _patterns() -> dict[str, np.ndarray]:
+    """A, B and the abnormal pattern."""
+    q = _patterns_by_scale()
     return {"A": 3 * q[0][0], "B": 3 * q[0][1], "abnormal": 3 * q[2][0]}
 
 
@@ -89,6 +94,26 @@ def test_bags_are_seeded_and_of_unit_noise() -> None:
     plain = np.concatenate([bag.features["20x"] for bag in noisy])
     quiet_tiles = np.linalg.norm(plain, axis=1) < 3.0
     assert plain[quiet_tiles].std() == pytest.approx(0.5, abs=0.01)
+
+
+def test_by_the_rule_20in10_the_hosts_are_10x_tiles() -> None:
+    settings = ConjunctionSettings(noise=0.0, rule="20in10", abnormal_min=4, abnormal_max=8)
+    at_5x, at_10x, at_20x = _patterns_by_scale()
+    n_a, random_kinds = set(), []
+    for bag in conjunction_bags(200, seed=8, settings=settings):
+        is_a = np.isclose(bag.features["10x"], 3 * at_10x[0], atol=1e-5).all(axis=1)
+        is_b = np.isclose(bag.features["10x"], 3 * at_10x[1], atol=1e-5).all(axis=1)
+        assert (is_a ^ is_b).all()
+        n_a.add(int(is_a.sum()))
+        random_kinds += np.isclose(bag.features["5x"], 3 * at_5x[0], atol=1e-5).all(axis=1).tolist()
+        abnormal = np.isclose(bag.features["20x"], 3 * at_20x[0], atol=1e-5).all(axis=1)
+        counts = np.bincount(bag.parent["20x"][abnormal], minlength=24)
+        hosts_10x = np.flatnonzero(counts)
+        assert len(hosts_10x) == 2 and 4 <= counts.sum() <= 8
+        assert abs(counts[hosts_10x[0]] - counts[hosts_10x[1]]) <= 1
+        assert is_a[hosts_10x].sum() == bag.label
+    assert n_a == {10, 11, 12, 13, 14}
+    assert 0.45 < np.mean(random_kinds) < 0.55
 
 
 def test_style_is_shared_by_a_region() -> None:

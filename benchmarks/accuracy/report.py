@@ -1,0 +1,48 @@
+"""A filled table as files: everything as JSON, one line per training and held-out set as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmamil_sdk.files import write_atomic, write_json
+
+
+def write_table(folder: Path, document: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Write ``<table>.json`` and ``<table>.csv`` into ``folder``, atomically; returns the paths."""
+    json_path = folder / f"{document['table']}.json"
+    csv_path = json_path.with_suffix(".csv")
+    write_json(json_path, document)
+    write_atomic(csv_path, csv_bytes(document))
+    return json_path, csv_path
+
+
+def csv_bytes(document: Mapping[str, Any]) -> bytes:
+    """Columns ``table, row, seed, part`` (the fold, where a seed has several) and the scores."""
+    rows = document["rows"]
+    text = io.StringIO()
+    columns = ["table", "row", "seed", "part", *score_names(document)]
+    lines = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    lines.writeheader()
+    for name, row in rows.items():
+        n_values = len(next(iter(row["scores"].values())))
+        parts = n_values // len(row["seeds"])
+        for position in range(n_values):
+            scores = {score: values[position] for score, values in row["scores"].items()}
+            seed = row["seeds"][position // parts]
+            lines.writerow(
+                {"table": document["table"], "row": name, "seed": seed, "part": position % parts}
+                | scores
+            )
+    return text.getvalue().encode()
+
+
+def score_names(document: Mapping[str, Any]) -> list[str]:
+    """Names of all scores of all rows, in the order of their first appearance."""
+    return list(dict.fromkeys(name for row in document["rows"].values() for name in row["scores"]))
+
+
+__all__ = ["csv_bytes", "score_names", "write_table"]

@@ -1,0 +1,66 @@
+"""From a training configuration to the hyper-parameters of the model that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.models.names import SINGLE_SCALE
+
+from .config import TrainConfig
+from .recipes import recipe_of
+
+
+def hyperparameters_of(
+    config: TrainConfig,
+    *,
+    scales: Sequence[str],
+    feature_dim: int,
+    n_classes: int,
+    cross_attention: str,
+    parents: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Arguments of ``build_model(config.model, ...)``.
+
+    Args:
+        config: what is wanted.
+        scales: of the features, coarse to fine.
+        feature_dim: width of the features.
+        n_classes: number of labels.
+        cross_attention: what ``config.cross_attention`` means for these features.
+        parents: coarse class of each label; None: no hierarchy.
+
+    Raises:
+        ConfigInvalid: a model of one scale, and several scales.
+    """
+    common: dict[str, Any] = {
+        "scales": list(scales),
+        "feature_dim": feature_dim,
+        "n_classes": n_classes,
+        "embed_dim": config.embed_dim,
+        "dim": config.dim,
+        "dropout": config.drop_out,
+        "standardize": config.standardize,
+    }
+    if config.attention_dim is not None:
+        common["attention_dim"] = config.attention_dim
+    if config.model in SINGLE_SCALE:
+        return _of_one_scale(common, config)
+    common |= {"cross_attention": cross_attention, "cross_norm": config.cross_norm}
+    if parents is None:
+        return common | {"pooling": config.pooling}
+    return common | {"parents": list(parents), "head": recipe_of(config).head}
+
+
+def _of_one_scale(common: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    scales = common["scales"]
+    if len(scales) > 1:
+        raise ConfigInvalid(
+            f"Model {config.model} reads one scale, and the features have {', '.join(scales)}; "
+            f"choose one with scales, such as {scales[-1]}."
+        )
+    return common
+
+
+__all__ = ["hyperparameters_of"]
