@@ -380,22 +380,4 @@ def make_config(**fields: Any) -> TrainConfig:
     return parse_document(TrainConfig, fields, where="training options", error=ConfigInvalid)
 
 
-def changed_settings(config: TrainConfig) -> dict[str, str]:
-    """The fields whose values are not the defaults of ``config.model``, as text."""
-    needed = {"model": config.model, "hierarchy": config.hierarchy}
-    given = {name: value for name, value in needed.items() if value is not None}
-    defaults = TrainConfig.model_validate(given).model_dump() | {"hierarchy": None}
-    return {
-        name: _as_text(value)
-        for name, value in config.model_dump().items()
-        if value != defaults[name]
-    }
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {item}" for key, item in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-__all__ = ["TrainConfig", "changed_settings", "load_config", "make_config"]
+__all__ = ["TrainConfig", "load_config", "make_config"]

@@ -14,7 +14,7 @@ from cmamil_sdk.bundle.manifest import NAME_PATTERN
 from cmamil_sdk.files import write_json
 from cmamil_sdk.runs import fold_directory
 
-from .config import TrainConfig, changed_settings
+from .config import TrainConfig
 from .evaluation import Evaluation
 from .labels import LabelTable
 from .report import Examined, Report, write_report
@@ -131,4 +131,22 @@ def _next_steps(run: Path) -> list[tuple[str, str]]:
     ]
 
 
-__all__ = ["CURVES", "write_evaluation", "write_run_report"]
+def changed_settings(config: TrainConfig) -> dict[str, str]:
+    """The fields whose values are not the defaults of ``config.model``, as text."""
+    needed = {"model": config.model, "hierarchy": config.hierarchy}
+    given = {name: value for name, value in needed.items() if value is not None}
+    defaults = TrainConfig.model_validate(given).model_dump() | {"hierarchy": None}
+    return {
+        name: _as_text(value)
+        for name, value in config.model_dump().items()
+        if value != defaults[name]
+    }
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+__all__ = ["CURVES", "changed_settings", "write_evaluation", "write_run_report"]

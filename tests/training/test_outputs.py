@@ -19,10 +19,10 @@ from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file, write_feature_file
 from cmamil_sdk.tiling.recipe import parse_scales
 from cmamil_sdk.training.bootstrap import Scored
-from cmamil_sdk.training.config import changed_settings, make_config
+from cmamil_sdk.training.config import make_config
 from cmamil_sdk.training.evaluation import evaluate_bundle
 from cmamil_sdk.training.metrics import score
-from cmamil_sdk.training.outputs import write_evaluation
+from cmamil_sdk.training.outputs import changed_settings, write_evaluation
 from cmamil_sdk.training.plots import calibration_png, confusion_png, curves_png, roc_png
 from cmamil_sdk.training.report import Examined, Report, write_report
 from cmamil_sdk.training.run import train
