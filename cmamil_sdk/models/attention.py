@@ -18,8 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 _MASKED_SCORE = -1e9
 _FIRST_BIAS = 3.0
-MAX_SCORES = 2**22
-"""Scores (16 MiB in float32) that nested-bias attention holds at once, outside of a graph."""
+MAX_SCORES = 2**24
+"""Scores (64 MiB in float32) that nested-bias attention holds at once, outside of a graph.
+
+The C library gives blocks of this size back to the system; smaller ones it keeps, and they add up.
+"""
 
 
 def linear_after(layer: nn.Linear, before: nn.Linear | None, x: Tensor) -> Tensor:
