@@ -44,7 +44,7 @@ QUICK = {"epochs": 2, "lr": 1e-3}
 
 
 def test_a_model_learns_what_there_is_to_learn() -> None:
-    model, result = train(make_config(epochs=8, lr=5e-3, schedule="onecycle"))
+    model, result = train(make_config(epochs=20, lr=5e-3, schedule="onecycle"))
     unseen = bags(60, 500)
     answers = predict_logits(model, unseen, TrainConfig()).argmax(axis=1)
     assert np.mean(answers == [bag.label for bag in unseen]) > 0.9
