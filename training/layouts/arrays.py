@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tokenize
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from cmamil_sdk.errors import FeatureFileInvalid
 from cmamil_sdk.features.file import UNREADABLE
 
 from .base import Float32
+
+_DAMAGED = (EOFError, SyntaxError, tokenize.TokenError)
+"""What numpy and torch raise on a damaged file, beside what h5py does."""
 
 _READABLE = "an array of floating-point numbers [N tiles, D]"
 
@@ -36,7 +40,7 @@ def read_array(path: Path) -> Float32:
             f"{path} is no plain tensor, and pickled objects are not loaded because they can run "
             "code; save the features with torch.save as a tensor [N, D]."
         ) from problem
-    except (*UNREADABLE, EOFError) as problem:
+    except (*UNREADABLE, *_DAMAGED) as problem:
         raise _refused(path, f"cannot be read ({_first_sentence(problem)})") from problem
     if array.dtype.kind != "f":
         raise _refused(path, f"holds values of type {array.dtype}")
