@@ -75,7 +75,7 @@ def test_every_option_changes_the_training(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("contrast", [0.0, 1.0])
 def test_two_runs_are_equal_to_the_bit_and_both_levels_learn(contrast: float) -> None:
-    settings = config(epochs=12, contrast_weight=contrast)
+    settings = config(epochs=20, contrast_weight=contrast)
     (model, one), (_, two) = fitted(settings), fitted(settings)
     assert torch.equal(one, two)
     unseen = bags(60, 500)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,13 @@ class _Killed(Exception):
 
 
 def fit_once(
-    config: TrainConfig, state: Path | None = None, *, stop_after: int | None = None
+    config: TrainConfig,
+    state: Path | None = None,
+    *,
+    stop_after: int | None = None,
+    shift: int = 0,
 ) -> tuple[torch.Tensor, FitResult]:
+    """Train on the state file; ``shift`` moves the validation labels, so that learning harms."""
     torch.manual_seed(7)
     options: dict[str, Any] = {"scales": ["10x", "20x"], "feature_dim": 6, "n_classes": 3, "dim": 8}
     if config.model == "hmil":
@@ -51,7 +57,8 @@ def fit_once(
         if epoch == stop_after:
             raise _Killed
 
-    result = fit(model, bags(18), bags(6, 100), config, seed=0, state_path=state, on_progress=kill)
+    val = [replace(bag, label=(bag.label + shift) % 3) for bag in bags(6, 100)]
+    result = fit(model, bags(18), val, config, seed=0, state_path=state, on_progress=kill)
     return weights(model), result  # type: ignore[arg-type]
 
 
@@ -91,12 +98,12 @@ def test_a_fit_may_be_killed_again_and_again(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch_may_lie_before_the_kill(tmp_path: Path) -> None:
-    config, state = make_config(**CMA | {"lr": 0.5}, epochs=6), tmp_path / "state.ckpt"
-    whole, expected = fit_once(config)
+    config, state = make_config(**CMA, epochs=6), tmp_path / "state.ckpt"
+    whole, expected = fit_once(config, shift=1)
     assert expected.best_epoch < 5
     with pytest.raises(_Killed):
-        fit_once(config, state, stop_after=5)
-    resumed, found = fit_once(config, state)
+        fit_once(config, state, stop_after=5, shift=1)
+    resumed, found = fit_once(config, state, shift=1)
     assert torch.equal(resumed, whole) and found.best_epoch == expected.best_epoch
 
 
