@@ -14,6 +14,7 @@ _TABLES = {table.name: table for table in (CONJUNCTION, NEEDLE, HIERARCHY)}
 _CHOSEN = {
     "conjunction": (
         "nested",
+        "nested-bias",
         "global",
         "late fusion",
         "nested, noise .8",

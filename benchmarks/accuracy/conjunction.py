@@ -78,6 +78,7 @@ TABLE = Table(
     settings={"training": SETTINGS, "train_bags": N_TRAIN, "test_bags": N_TEST},
     rows={
         "nested": Row({}),
+        "nested-bias": Row({"training": {"cross_attention": "nested-bias"}}),
         "global": Row({"training": {"cross_attention": "global"}}),
         "late fusion": Row({"training": {"cross_attention": "none"}}),
         "5x alone": _alone("5x"),

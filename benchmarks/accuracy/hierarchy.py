@@ -94,6 +94,7 @@ TABLE = Table(
         "ours, no bag alignment": _row(bag_align_weight=0.0),
         "ours, no instance alignment": _row(inst_align_weight=0.0),
         "ours with contrast": _row(contrast_weight=1.0),
+        "ours, dropout .2": _row(drop_out=0.2),
     },
     targets=(
         MeanTarget("ours", "balanced_accuracy", least=0.75, aim=0.80),

@@ -91,11 +91,10 @@ def test_the_classic_sets(musk_folder: Path) -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.slow
 def test_musk1_is_learned(musk_folder: Path) -> None:
-    """8 epochs instead of 40; the protocol's answer is about .95."""
+    """4 epochs instead of 40; the protocol's answer is about .95."""
     options = musk_table(musk_folder).rows["musk1, CMA-MIL"].options
-    quick = {"set": "musk1", "training": options["training"] | {"epochs": 8, "lr": 3e-3}}
+    quick = {"set": "musk1", "training": options["training"] | {"epochs": 4, "lr": 3e-3}}
     folds = musk_scores(quick, 0, data=musk_folder)
     assert len(folds) == 10
-    assert np.mean([fold["auc"] for fold in folds]) >= 0.85
+    assert np.mean([fold["auc"] for fold in folds]) >= 0.90
