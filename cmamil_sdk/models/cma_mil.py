@@ -21,9 +21,10 @@ from cmamil_sdk.models.output import MILOutput
 PoolingKind = Literal["attention", "reference"]
 
 _FIRST_SCORES = 4.0
-"""How much larger scores start than by torch's initialisation.
+"""How much larger scores start than by torch's initialisation, where scales attend to each other.
 
-That makes attention so even at first that small cohorts are learned by heart before it moves.
+That one makes attention so even at first that small cohorts are learned by heart before it moves.
+Without cross attention there is no such race, and small sets are learned better from even scores.
 """
 
 
@@ -88,8 +89,9 @@ class CMAMIL(MultiScaleMIL):
         self.pooling: PoolingKind = pooling
         self.attention_dim = dim // 2 if attention_dim is None else attention_dim
         self.attention = GatedAttention(dim, self.attention_dim, dropout)
-        with torch.no_grad():
-            self.attention.score.weight.mul_(_FIRST_SCORES)
+        if self.cross:
+            with torch.no_grad():
+                self.attention.score.weight.mul_(_FIRST_SCORES)
         self.classifier = nn.Linear(dim, n_classes)
         self.fusion = nn.Parameter(torch.ones(len(self.scales)))
         self.bias = nn.Parameter(torch.zeros(n_classes))

@@ -59,12 +59,19 @@ def test_published_settings_have_the_published_number_of_parameters() -> None:
         assert sum(p.numel() for p in model.parameters()) == 363_338
 
 
-def test_first_scores_are_four_times_those_of_torch() -> None:
-    """By its initialisation weights of a layer that reads n values lie within 1 / sqrt(n)."""
+@pytest.mark.parametrize(
+    ("n_scales", "cross_attention", "gain"),
+    [(3, "nested", 4.0), (3, "none", 1.0), (1, "nested", 1.0)],
+)
+def test_scores_start_larger_where_scales_attend(
+    n_scales: int, cross_attention: str, gain: float
+) -> None:
+    """By torch weights of a layer that reads n values lie within 1 / sqrt(n) at first."""
     torch.manual_seed(0)
-    score = CMAMIL(SCALES, DIM, 3, dim=512).attention.score
+    model = CMAMIL(SCALES[:n_scales], DIM, 3, dim=512, cross_attention=cross_attention)
+    score = model.attention.score
     assert score.weight.shape == (1, 256)
-    assert 3.9 / 16 < score.weight.abs().max() <= 4.0 / 16
+    assert 0.97 * gain / 16 < score.weight.abs().max() <= gain / 16
     assert score.bias.abs().max() <= 1.0 / 16
 
 
