@@ -20,6 +20,8 @@ Score = Callable[[Mapping[str, Any], int], Sequence[Mapping[str, float]]]
 """Trains with a row's options for one seed; returns the scores of each held-out set."""
 OnRun = Callable[[int, int, str], None]
 """``on_run(done, total, row)`` before each training and after the last."""
+OnRow = Callable[[dict[str, Any]], None]
+"""Told of the document so far whenever a row is filled."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def run_table(
     rows: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     on_run: OnRun | None = None,
+    on_row: OnRow | None = None,
 ) -> dict[str, Any]:
     """Fill a table; equal arguments on one machine's CPU give equal scores.
 
@@ -120,6 +123,7 @@ def run_table(
         rows: names of some rows; None: all.
         seeds: of data, weights, order and dropout; None: each row's own number, from 0.
         on_run: told of each training.
+        on_row: told of each row, so that what is measured can be kept as it comes.
 
     Returns:
         A JSON-able document: settings, per row ``options, seeds, seconds, scores, mean, std``, the
@@ -134,9 +138,9 @@ def run_table(
     }
     if not all(plan.values()):
         raise ConfigInvalid(f"Table {table.name} needs at least one seed; name one.")
-    started, load_before = time.perf_counter(), load_average()
+    clock = _Clock()
     total, done = sum(map(len, plan.values())), 0
-    document_rows: dict[str, Any] = {}
+    filled: dict[str, Any] = {}
     for name in chosen:
         row_started = time.perf_counter()
         found: list[Mapping[str, float]] = []
@@ -145,28 +149,42 @@ def run_table(
                 on_run(done, total, name)
             found.extend(table.score(table.rows[name].options, seed))
             done += 1
-        document_rows[name] = {
+        filled[name] = {
             "options": dict(table.rows[name].options),
             "seeds": list(plan[name]),
             "seconds": round(time.perf_counter() - row_started, 1),
             **_summary(found),
         }
+        if on_row is not None:
+            on_row(_document(table, filled, clock))
     if on_run is not None:
         on_run(done, total, "done")
-    results = {name: row["scores"] for name, row in document_rows.items()}
+    return _document(table, filled, clock)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When the table was begun, and how busy the machine was then."""
+
+    started: float = field(default_factory=time.perf_counter)
+    load: float | None = field(default_factory=load_average)
+
+
+def _document(table: Table, filled: Mapping[str, Any], clock: _Clock) -> dict[str, Any]:
+    results = {name: row["scores"] for name, row in filled.items()}
     return {
         "table": table.name,
         "title": table.title,
         "settings": dict(table.settings),
-        "rows": document_rows,
+        "rows": dict(filled),
         "targets": [
             asdict(target.judge(results))
             for target in table.targets
             if set(target.rows) <= set(results)
         ],
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - clock.started, 1),
         "environment": describe_machine()
-        | {"load_average": {"before": load_before, "after": load_average()}},
+        | {"load_average": {"before": clock.load, "after": load_average()}},
     }
 
 
@@ -200,6 +218,7 @@ def _mean(results: Results, row: str, score: str) -> float:
 
 __all__ = [
     "MeanTarget",
+    "OnRow",
     "OnRun",
     "Results",
     "Row",

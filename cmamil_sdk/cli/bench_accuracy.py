@@ -26,7 +26,9 @@ def run(
     data: Annotated[
         Path | None, typer.Option(help="Folder of musk1.csv.gz and musk2.csv.gz, for musk.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for <table>.json and .csv.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for <table>.json and .csv, written row by row.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train and score each row of a table of docs/accuracy.md, on the CPU, and judge its targets."""
@@ -37,10 +39,19 @@ def run(
     wanted = make_table(name, data)
     if out is not None:
         output_folder(out)
+
+    def keep(so_far: dict[str, Any]) -> None:
+        if out is not None:
+            write_table(out, so_far)
+
     with Progress(name) as progress:
-        document = run_table(wanted, rows=rows or None, seeds=seeds or None, on_run=progress.update)
-    if out is not None:
-        write_table(out, document)
+        document = run_table(
+            wanted,
+            rows=rows or None,
+            seeds=seeds or None,
+            on_run=progress.update,
+            on_row=keep,
+        )
     if json:
         say_json(document)
     else:

@@ -43,6 +43,13 @@ def test_rows_are_scored_for_their_own_seeds() -> None:
     assert document["environment"]["cpu"] and document["environment"]["packages"]["torch"]
 
 
+def test_rows_are_told_as_they_come() -> None:
+    kept: list[dict[str, Any]] = []
+    document = run_table(make_echo(), rows=["bad", "good"], on_row=kept.append)
+    assert [list(so_far["rows"]) for so_far in kept] == [["bad"], ["bad", "good"]]
+    assert kept[-1]["rows"] == document["rows"]
+
+
 def test_chosen_rows_and_seeds() -> None:
     document = run_table(make_echo(), rows=["bad"], seeds=[7])
     assert list(document["rows"]) == ["bad"]
