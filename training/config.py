@@ -227,7 +227,7 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         description="tiles of a slide's finest scale in a training step, at most, drawn anew each "
-        "epoch; None: all",
+        "epoch; where parents are unknown, of each scale; None: all",
     )
     gradient_clip: float | None = Field(
         None, gt=0.0, description="largest norm of the gradient; None: unlimited"
