@@ -133,6 +133,23 @@ def test_what_a_kill_left_behind_is_removed(cohort: Cohort, tmp_path: Path) -> N
     assert not any(path.exists() for path in left)
 
 
+def test_a_kill_in_the_very_first_write_does_not_bar_the_run(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    left = tmp_path / "run" / ".config.json.99.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    run_all(cohort, left.parent, QUICK)
+    assert not left.exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in (".config.json.99.tmp", "todo.txt"):
+        (other / name).write_bytes(b"x")
+    with pytest.raises(OutputExists, match="not a training run"):
+        run_all(cohort, other, QUICK)
+    assert (other / ".config.json.99.tmp").exists()
+
+
 def test_a_different_run_in_the_directory_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_all(cohort, run, QUICK)
