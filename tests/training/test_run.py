@@ -295,6 +295,19 @@ def test_bad_input_ends_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"cross_norm": "layer"}, {"scale_loss": 0.5}, {"cross_attention": "nested"}],
+)
+def test_options_of_several_scales_are_refused_on_one(
+    shared_cohort: Cohort, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = make_config(epochs=1, folds=2, dim=16, scales=("20x",), **options)
+    with pytest.raises(ConfigInvalid, match=f"{next(iter(options))}.* one scale 20x"):
+        run_all(shared_cohort, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate_gives_the_metrics_of_the_training(
     shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
 ) -> None:
