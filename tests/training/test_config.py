@@ -99,7 +99,7 @@ def test_yaml_with_overrides(tmp_path: Path) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00", "[]\n", "a: 2020-13-45\n"])
 def test_unreadable_yaml_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(text, encoding="utf-8")
