@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from cmamil_sdk.errors import (
     ConfigInvalid,
+    EngineMissing,
     LabelsInvalid,
     OutputExists,
     RecipeMismatch,
@@ -315,6 +317,23 @@ def test_evaluate_gives_the_metrics_of_the_training(
     again = evaluate_run(run, features=shared_cohort.features, labels=shared_cohort.labels).summary
     assert again["mean"] == summary["mean"] and again["ci95"] == summary["ci95"]
     assert [f["test"] for f in again["folds"]] == [f["test"] for f in summary["folds"]]
+
+
+def test_evaluate_needs_no_device_of_the_training(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, summary = tmp_path / "run", finished[1]
+    shutil.copytree(finished[0], run)
+    document = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    document["config"]["device"] = "cuda:99"
+    (run / "config.json").write_text(json.dumps(document), encoding="utf-8")
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels}
+    assert evaluate_run(run, **paths, device="cpu").summary["mean"] == summary["mean"]
+    assert evaluate_run(run, **paths).summary["mean"] == pytest.approx(summary["mean"], abs=1e-4)
+    with pytest.raises(EngineMissing, match="cuda:98"):
+        evaluate_run(run, **paths, device="cuda:98")
+    with pytest.raises(ConfigInvalid, match="device"):
+        evaluate_run(run, **paths, device="tpu")
 
 
 def test_evaluate_refuses_other_features_and_damaged_runs(cohort: Cohort, tmp_path: Path) -> None:
