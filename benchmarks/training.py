@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.files import write_atomic, write_json
+from cmamil_sdk.files import csv_text, write_atomic, write_json
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.training.runtime import reproducible
-from cmamil_sdk.training.scoring import csv_bytes
 
 from .environment import describe_machine, load_average
 from .pairs import Pairs, spread, time_in_turns
@@ -137,7 +136,7 @@ def write_training(folder: Path, document: dict[str, Any]) -> None:
         ),
     ):
         lines = ([row[column] for column in columns] for row in rows)
-        write_atomic(folder / name, csv_bytes(columns, lines))
+        write_atomic(folder / name, csv_text(columns, lines).encode())
 
 
 def _epoch_rows(bench: TrainingBench, threads: int, report: OnStep) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,15 @@ def write_json(path: Path, document: object) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
+def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A CSV table with Unix line ends."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
 def sha256_of_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal; OSError if it cannot be read."""
     with path.open("rb") as file:
@@ -58,4 +69,4 @@ def parse_document(
         raise error(f"{where}: {problem}") from problem
 
 
-__all__ = ["parse_document", "sha256_of_file", "write_atomic", "write_json"]
+__all__ = ["csv_text", "parse_document", "sha256_of_file", "write_atomic", "write_json"]

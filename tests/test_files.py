@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from cmamil_sdk.errors import BundleCorrupt, RunInvalid
-from cmamil_sdk.files import parse_document, sha256_of_file, write_atomic, write_json
+from cmamil_sdk.files import csv_text, parse_document, sha256_of_file, write_atomic, write_json
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 
@@ -69,3 +69,8 @@ def test_a_field_that_checks_itself_still_ends_in_the_error_asked_for():
     document = {"scales": [{"name": "20x", "mpp": 0.5}, {"name": "5x", "mpp": 2.0}]}
     with pytest.raises(BundleCorrupt, match=r"manifest\.json.*20x"):
         parse_document(TilingRecipe, document, where="manifest.json", error=BundleCorrupt)
+
+
+def test_a_csv_table_quotes_what_needs_it_and_has_unix_line_ends() -> None:
+    lines = [("a,b", 1), ('say "x"', 0.5), ("ü", "")]
+    assert csv_text(("name", "n"), lines) == 'name,n\n"a,b",1\n"say ""x""",0.5\nü,\n'

@@ -18,8 +18,9 @@ from pydantic import (
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
-from cmamil_sdk.models.names import MODELS, SINGLE_SCALE, why_no_model
+from cmamil_sdk.models.names import MODELS, why_no_model
 
+from .option_rules import why_inconsistent
 from .yaml_files import INPUTS, read_hierarchy, read_mapping
 
 Loss = Literal["ce", "svm"]
@@ -69,7 +70,7 @@ class TrainConfig(BaseModel):
         None,
         description="how scales attend to each other: to nested tiles, to all, or to all with a "
         "learned preference for nested ones; None: nested where the tiles' parents are known, else "
-        "global; without effect on a single scale",
+        "global; not for a single scale",
         json_schema_extra=_WITH_SCALES,
     )
     cross_norm: Literal["none", "layer"] = Field(
@@ -142,8 +143,8 @@ class TrainConfig(BaseModel):
     scale_loss: float = Field(
         1.0,
         ge=0.0,
-        description="weight of the slide loss on each scale's own answer, averaged; without effect "
-        "on a single scale",
+        description="weight of the slide loss on each scale's own answer, averaged; not for a "
+        "single scale",
         json_schema_extra=_ONLY_CMA,
     )
     label_smoothing: Rate = Field(0.0, description="smoothing of the cross-entropy slide loss")
@@ -227,7 +228,7 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         description="tiles of a slide's finest scale in a training step, at most, drawn anew each "
-        "epoch; None: all",
+        "epoch; where parents are unknown, of each scale; None: all",
     )
     gradient_clip: float | None = Field(
         None, gt=0.0, description="largest norm of the gradient; None: unlimited"
@@ -311,25 +312,9 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"{foreign[0]} is an option of model {owners} and has no effect on '{self.model}'"
             )
-        if self.model == "hmil" and self.hierarchy is None:
-            raise ValueError(
-                "model 'hmil' needs a hierarchy, a file of 'label: coarse label' lines; give one"
-            )
-        if self.model in SINGLE_SCALE and self.scales is not None and len(self.scales) > 1:
-            raise ValueError(
-                f"model {self.model!r} reads one scale, scales names {len(self.scales)}; name one"
-            )
-        if self.label_smoothing > 0 and self.bag_loss != "ce":
-            raise ValueError("label_smoothing works with bag_loss 'ce' only; set it to 0")
-        if self.patience is not None and not self.early_stopping:
-            raise ValueError("patience works with early_stopping only; switch that on")
-        if self.sampling == "balanced" and self.logit_adjust:
-            raise ValueError(
-                "logit_adjust corrects for class frequencies that sampling 'balanced' has evened "
-                "out already; leave out one of them"
-            )
-        if self.early_stopping and self.val_share == 0:
-            raise ValueError("early_stopping needs validation slides; set val_share above 0")
+        problem = why_inconsistent(self)
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
     @property

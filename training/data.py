@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -14,6 +15,7 @@ from torch import Tensor
 from cmamil_sdk.features.bag import Bag
 
 Float64 = npt.NDArray[np.float64]
+_BLOCK_ROWS = 4096
 Moments = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -59,7 +61,14 @@ class Spread:
 
     @classmethod
     def of(cls, features: npt.NDArray[np.float32]) -> Spread:
-        """Of tiles ``[n, D]``."""
+        """Of tiles ``[n >= 1, D]``, by blocks: a large bag has no room for its float64 copy."""
+        starts = range(0, len(features), _BLOCK_ROWS)
+        return functools.reduce(
+            cls.merge, (cls._of_block(features[i : i + _BLOCK_ROWS]) for i in starts)
+        )
+
+    @classmethod
+    def _of_block(cls, features: npt.NDArray[np.float32]) -> Spread:
         values = features.astype(np.float64)
         mean = values.mean(axis=0)
         return cls(len(values), mean, ((values - mean) ** 2).sum(axis=0))

@@ -17,13 +17,14 @@ from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
 
-from .config import TrainConfig
+from .config import TrainConfig, make_config
 from .fit import Logits, predict_levels
 from .inputs import Features, open_input
 from .labels import LabelTable, read_labels
 from .layouts.base import Layout
 from .layouts.folder import FeatureFolder
 from .record import RunRecord
+from .runtime import choose_device
 from .scoring import Answers, FoldAnswers, score_levels, summarise
 from .split_files import read_splits
 from .splits import SplitRow, fold_numbers, slides_of
@@ -65,14 +66,19 @@ def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
     return restore_model(meta.model_kind, meta.hyperparameters, tensors, where=folder), meta
 
 
-def evaluate_run(run: Path, *, features: Features, labels: Path | None = None) -> Evaluation:
+def evaluate_run(
+    run: Path, *, features: Features, labels: Path | None = None, device: str = "auto"
+) -> Evaluation:
     """Score a run's folds again on their test slides; the input is given as to training.
 
+    Torch computes on ``device``, wherever the training ran.
+
     Raises:
+        ConfigInvalid, EngineMissing: there is no such device, or not here.
         RunInvalid: the run is incomplete or damaged.
         LabelsInvalid, FeatureFileInvalid, RecipeMismatch: the input does not fit the run.
     """
-    record = RunRecord.read(run)
+    record = _on_device(RunRecord.read(run), device)
     layout, table = open_input(features, labels, record.config.scales)
     if table.labels != record.labels:
         raise LabelsInvalid(
@@ -97,6 +103,13 @@ def evaluate_run(run: Path, *, features: Features, labels: Path | None = None) -
         data_facts(store, layout.place),
         "No slide had a part in the training of the model that answered for it.",
     )
+
+
+def _on_device(record: RunRecord, device: str) -> RunRecord:
+    """The same record for another device."""
+    config = make_config(**(record.config.model_dump() | {"device": device}))
+    choose_device(device)
+    return record.model_copy(update={"config": config})
 
 
 def evaluate_bundle(

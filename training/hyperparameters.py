@@ -9,6 +9,7 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.names import SINGLE_SCALE
 
 from .config import TrainConfig
+from .option_rules import idle_on_one_scale
 from .recipes import recipe_of
 
 
@@ -32,7 +33,7 @@ def hyperparameters_of(
         parents: coarse class of each label; None: no hierarchy.
 
     Raises:
-        ConfigInvalid: a model of one scale, and several scales.
+        ConfigInvalid: a model of one scale, and several scales; an option of several, and one.
     """
     common: dict[str, Any] = {
         "scales": list(scales),
@@ -47,6 +48,11 @@ def hyperparameters_of(
         common["attention_dim"] = config.attention_dim
     if config.model in SINGLE_SCALE:
         return _of_one_scale(common, config)
+    idle = idle_on_one_scale(config)
+    if len(scales) == 1 and idle is not None:
+        raise ConfigInvalid(
+            f"{idle} has no effect on the one scale {scales[0]}; leave it out, or train on more."
+        )
     common |= {"cross_attention": cross_attention, "cross_norm": config.cross_norm}
     if parents is None:
         return common | {"pooling": config.pooling}

@@ -13,6 +13,7 @@ from .labels import LabelTable, read_labels
 from .layouts.base import Layout
 from .layouts.folder import FeatureFolder
 from .layouts.tree import ScaleTrees
+from .option_rules import is_set
 from .split_files import read_splits
 from .splits import SplitRow, first_folds, folds_without_val
 
@@ -69,7 +70,7 @@ def plan_folds(
             )
         return _given(config, fixed_split(table), table, str(table.path))
     folds = config.folds or DEFAULT_FOLDS
-    if folds > 1 and _is_set(config, "test_share"):
+    if folds > 1 and is_set(config, "test_share"):
         raise ConfigInvalid(
             f"test_share has no effect on {folds} folds, each of which tests its own slides; "
             "leave it out, or set folds to 1."
@@ -87,19 +88,15 @@ def _given(
     config: TrainConfig, rows: list[SplitRow], table: LabelTable, where: str
 ) -> list[SplitRow]:
     """Folds that are given: the first ``folds`` if that was set, each with a val part."""
-    if _is_set(config, "test_share"):
+    if is_set(config, "test_share"):
         raise ConfigInvalid(f"test_share has no effect on the folds of {where}; leave it out.")
     if config.folds is not None:
         rows = first_folds(rows, config.folds, where)
-    if _is_set(config, "val_share") and not folds_without_val(rows):
+    if is_set(config, "val_share") and not folds_without_val(rows):
         raise ConfigInvalid(
             f"val_share has no effect on the folds of {where}, which have a val part; leave it out."
         )
     return with_validation(rows, table, val_share=config.val_share, seed=config.seed)
-
-
-def _is_set(config: TrainConfig, name: str) -> bool:
-    return bool(getattr(config, name) != TrainConfig.model_fields[name].default)
 
 
 __all__ = ["Features", "open_input", "plan_folds"]

@@ -67,15 +67,18 @@ class EpochLoader:
 def subsample(bag: TrainingBag, max_tiles: int, generator: torch.Generator) -> TrainingBag:
     """At most ``max_tiles`` tiles of the finest scale, drawn without replacement, and their ancestors.
 
-    A coarser tile goes when it had finer tiles and none of them stays. The order of rows is kept and
-    the index arrays name the new rows. A bag that is small enough is returned as it is.
+    A coarser tile goes when it had finer tiles and none of them stays. Where no tile's parent is
+    known, every scale is drawn by itself, at most ``max_tiles`` of each. The order of rows is kept
+    and the index arrays name the new rows. A bag that is small enough is returned as it is.
     """
     names = list(bag.features)
     finest = names[-1]
+    if not any((bag.index[key] >= 0).any() for key in bag.index):
+        return _each_scale(bag, max_tiles, generator)
     n = len(bag.features[finest])
     if n <= max_tiles:
         return bag
-    kept = {finest: torch.randperm(n, generator=generator)[:max_tiles].sort().values}
+    kept = {finest: _drawn(n, max_tiles, generator)}
     index: dict[str, Tensor] = {}
     for coarse, fine in reversed(list(itertools.pairwise(names))):
         children = bag.index[f"children_{coarse}"]
@@ -83,12 +86,29 @@ def subsample(bag: TrainingBag, max_tiles: int, generator: torch.Generator) -> T
         stays = (linked >= 0).any(dim=1) | (children < 0).all(dim=1)
         kept[coarse] = stays.nonzero()[:, 0]
         index[f"children_{coarse}"] = _none_last(linked[stays])
-    if len(names) > 1:
-        coarsest = names[0]
-        rows = _renumber(kept[coarsest], len(bag.features[coarsest]))
-        index[f"ancestor_{finest}"] = rows[bag.index[f"ancestor_{finest}"][kept[finest]]]
+    coarsest = names[0]
+    rows = _renumber(kept[coarsest], len(bag.features[coarsest]))
+    index[f"ancestor_{finest}"] = rows[bag.index[f"ancestor_{finest}"][kept[finest]]]
     features: Mapping[str, Tensor] = {name: x[kept[name]] for name, x in bag.features.items()}
     return TrainingBag(bag.slide, bag.label, features, index)
+
+
+def _each_scale(bag: TrainingBag, max_tiles: int, generator: torch.Generator) -> TrainingBag:
+    """At most ``max_tiles`` tiles of each scale of a bag whose index, if any, names no row."""
+    if all(len(x) <= max_tiles for x in bag.features.values()):
+        return bag
+    kept = {name: _drawn(len(x), max_tiles, generator) for name, x in bag.features.items()}
+    return TrainingBag(
+        bag.slide,
+        bag.label,
+        {name: x[kept[name]] for name, x in bag.features.items()},
+        {key: rows[kept[key.split("_", 1)[1]]] for key, rows in bag.index.items()},
+    )
+
+
+def _drawn(n: int, max_tiles: int, generator: torch.Generator) -> Tensor:
+    """At most ``max_tiles`` of ``n`` rows, ascending."""
+    return torch.randperm(n, generator=generator)[:max_tiles].sort().values
 
 
 def _inverse_frequencies(labels: Sequence[int]) -> Tensor:

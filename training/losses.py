@@ -206,21 +206,6 @@ def supervised_contrast_as_coded(
     return -(temperature / base_temperature) * mean_share.mean()
 
 
-def alpha(epoch: int, epochs: int) -> float:
-    """The published code's curriculum, ``1 - (e / T)^2`` for epoch e of T, counted from 0."""
-    return 1.0 - (epoch / epochs) ** 2
-
-
-def beta(epoch: int, epochs: int) -> float:
-    """The paper's curriculum, ``1 - e / T`` for epoch e of T, counted from 0."""
-    return 1.0 - epoch / epochs
-
-
-def tau(epoch: int, epochs: int) -> float:
-    """The published code's temperature, from 1 down to 0.1 at half time and back."""
-    return 0.1 + 0.45 * (1.0 + math.cos(2.0 * math.pi * epoch / epochs))
-
-
 def log_prior(counts: Tensor) -> Tensor:
     """Logarithm ``[C]`` of each class's share in ``counts [C]``; an absent class counts as one.
 
@@ -238,11 +223,9 @@ def _membership(parents: Tensor, like: Tensor) -> Tensor:
 
 __all__ = [
     "LossFunction",
-    "alpha",
     "bag_alignment",
     "bag_alignment_as_coded",
     "bag_loss_function",
-    "beta",
     "cross_entropy",
     "instance_alignment",
     "instance_alignment_as_coded",
@@ -252,6 +235,5 @@ __all__ = [
     "smooth_top1_svm",
     "supervised_contrast",
     "supervised_contrast_as_coded",
-    "tau",
     "total_loss",
 ]

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from .config import TrainConfig
-from .losses import alpha, beta, tau
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 CONTRAST_TEMPERATURE = 0.1
+
+
+def alpha(epoch: int, epochs: int) -> float:
+    """The published code's curriculum, ``1 - (e / T)^2`` for epoch e of T, counted from 0."""
+    return 1.0 - (epoch / epochs) ** 2
+
+
+def beta(epoch: int, epochs: int) -> float:
+    """The paper's curriculum, ``1 - e / T`` for epoch e of T, counted from 0."""
+    return 1.0 - epoch / epochs
+
+
+def tau(epoch: int, epochs: int) -> float:
+    """The published code's temperature, from 1 down to 0.1 at half time and back."""
+    return 0.1 + 0.45 * (1.0 + math.cos(2.0 * math.pi * epoch / epochs))
 
 
 @dataclass(frozen=True)
@@ -103,4 +119,4 @@ def recipe_of(config: TrainConfig) -> Recipe:
     )
 
 
-__all__ = ["RECIPES", "Recipe", "Weights", "recipe_of"]
+__all__ = ["RECIPES", "Recipe", "Weights", "alpha", "beta", "recipe_of", "tau"]

@@ -18,6 +18,7 @@ from .split_files import splits_text, write_splits
 from .splits import SplitRow
 
 _WITHOUT_EFFECT_ON_RESULTS = {"cache_mb", "log_data"}
+_LEFTOVERS = ".*.tmp"  # of atomic writes that were killed
 
 
 class RunRecord(BaseModel):
@@ -59,9 +60,10 @@ def check_run(run: Path, config: TrainConfig) -> None:
     """
     if not run.exists():
         return
-    if not run.is_dir() or (any(run.iterdir()) and not (run / "config.json").exists()):
+    begun = (run / "config.json").exists()
+    if not begun and (not run.is_dir() or set(run.iterdir()) - set(run.glob(_LEFTOVERS))):
         raise OutputExists(f"{run} exists and is not a training run; name another directory.")
-    if (run / "config.json").exists():
+    if begun:
         _refuse_difference(
             run, RunRecord.read(run).config.model_dump(), config.model_dump(), "configuration"
         )
@@ -84,6 +86,8 @@ def open_run(run: Path, record: RunRecord, rows: Sequence[SplitRow]) -> bool:
                     "same labels and splits."
                 )
             return (run / "metrics.json").exists()
+    else:
+        _remove_leftovers(run)
     write_json(run / "config.json", record.model_dump(mode="json"))
     write_splits(run / "splits.csv", rows)
     return False
@@ -91,7 +95,7 @@ def open_run(run: Path, record: RunRecord, rows: Sequence[SplitRow]) -> bool:
 
 def _remove_leftovers(run: Path) -> None:
     """Remove what a kill between two steps of writing may have left."""
-    for temporary in run.rglob(".*.tmp"):
+    for temporary in run.rglob(_LEFTOVERS):
         temporary.unlink()
     for finished in run.glob("fold_*/metrics.json"):
         (finished.parent / UNFINISHED_FIT).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmamil_sdk.files import write_atomic, write_json
+from cmamil_sdk.files import csv_text, write_atomic, write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
@@ -39,7 +39,6 @@ from .scoring import (
     Answers,
     FoldAnswers,
     classes_of,
-    csv_bytes,
     score_levels,
     summarise,
     write_predictions,
@@ -237,7 +236,7 @@ def _write_fold(
     save_checkpoint(folder, meta, {k: v.numpy() for k, v in model.state_dict().items()})
     header = list(result.history[0])
     lines = ([row[name] for name in header] for row in result.history)
-    write_atomic(folder / "history.csv", csv_bytes(header, lines))
+    write_atomic(folder / "history.csv", csv_text(header, lines).encode())
     write_atomic(folder / CURVES, curves_png(result.history, result.best_epoch))
     write_json(folder / "metrics.json", document)
     (folder / UNFINISHED_FIT).unlink(missing_ok=True)

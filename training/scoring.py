@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cmamil_sdk.files import write_atomic
+from cmamil_sdk.files import csv_text, write_atomic
 from cmamil_sdk.hierarchy import Hierarchy
 
 from .bootstrap import Float64, Int64, Scored, bootstrap_intervals
@@ -188,7 +186,7 @@ def write_predictions(
             for slide, *cells in zip(answers.slides, *columns, strict=True):
                 values = [value for group in cells for value in group]
                 lines.append([slide, number, part, table.by_slide[slide].label, *values])
-    write_atomic(path, csv_bytes(header, lines))
+    write_atomic(path, csv_text(header, lines).encode())
 
 
 def _with_answer(
@@ -199,20 +197,10 @@ def _with_answer(
     return [[*row.tolist(), names[int(row.argmax())]] for row in probabilities]
 
 
-def csv_bytes(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
-    """A CSV table in UTF-8 with Unix line ends."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue().encode()
-
-
 __all__ = [
     "Answers",
     "FoldAnswers",
     "classes_of",
-    "csv_bytes",
     "score_levels",
     "scored",
     "summarise",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Literal
 
 from cmamil_sdk.errors import LabelsInvalid, OutputExists
-from cmamil_sdk.files import write_atomic
+from cmamil_sdk.files import csv_text, write_atomic
 
 from .labels import LabelRow, LabelTable, read_csv
 from .splits import PART_OF_WORD, PARTS, SplitRow, check_splits, fold_numbers, slides_of
@@ -46,7 +44,7 @@ def read_splits(path: Path, table: LabelTable) -> list[SplitRow]:
 def splits_text(rows: Sequence[SplitRow]) -> str:
     """The text of ``splits.csv``."""
     lines = ((row.slide, row.patient, row.label, row.fold, row.split) for row in rows)
-    return _csv_text(_COLUMNS, lines)
+    return csv_text(_COLUMNS, lines)
 
 
 def write_splits(path: Path, rows: Sequence[SplitRow]) -> None:
@@ -195,7 +193,7 @@ def _clam_files(rows: Sequence[SplitRow]) -> dict[str, str]:
     for number, fold in enumerate(fold_numbers(rows)):
         columns = [slides_of(rows, fold, part) for part in PARTS]
         lines = [(i, *slides) for i, slides in enumerate(zip_longest(*columns, fillvalue=""))]
-        files[f"splits_{number}.csv"] = _csv_text(("", *PARTS), lines)
+        files[f"splits_{number}.csv"] = csv_text(("", *PARTS), lines)
     return files
 
 
@@ -207,19 +205,11 @@ def _cma_files(rows: Sequence[SplitRow]) -> dict[str, str]:
         for kind, parts in _CMA_FILES.items():
             members = [row for row in rows if row.fold == fold and row.split in parts]
             lines = ((row.label, row.slide, row.split)[: len(header)] for row in members)
-            files[f"fold_{number}_{kind}.csv"] = _csv_text(header, lines)
+            files[f"fold_{number}_{kind}.csv"] = csv_text(header, lines)
     return files
 
 
 _WRITERS = {"cmamil": _ours_files, "clam": _clam_files, "cma-mil": _cma_files}
-
-
-def _csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 __all__ = ["SplitFormat", "read_splits", "splits_text", "write_split_files", "write_splits"]

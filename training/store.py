@@ -190,15 +190,21 @@ def resolve_cross_attention(wanted: str | None, store: FeatureStore) -> str:
     A single scale has nothing to attend to: "none".
 
     Raises:
-        ConfigInvalid: nested attention is wanted, but a slide does not know its tiles' parents.
+        ConfigInvalid: scales are to attend to each other and there is one, or to nested tiles and
+            a slide does not know its tiles' parents.
     """
+    if len(store.scales) == 1:
+        if wanted not in (None, "none"):
+            raise ConfigInvalid(
+                f"cross_attention {wanted!r} has no effect on the one scale {store.scales[0]}; "
+                "leave it out, or train on more."
+            )
+        return "none"
     if wanted in ("nested", "nested-bias") and not store.parents_known:
         raise ConfigInvalid(
             f"cross_attention {wanted!r} needs the tiles' parents, which some feature files do not "
             "hold; extract the features again with `cmamil features`, or choose 'global'."
         )
-    if len(store.scales) == 1:
-        return "none"
     return wanted or ("nested" if store.parents_known else "global")
 
 

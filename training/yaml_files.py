@@ -26,17 +26,25 @@ INPUTS = (
 def read_mapping(path: Path) -> dict[Any, Any]:
     """Read a YAML file of ``name: value`` lines; an empty file is an empty mapping.
 
+    The lines of a ``hierarchy`` in it are text as they stand.
+
     Raises:
-        ConfigInvalid: unreadable, or not a mapping.
+        ConfigInvalid: unreadable, not a mapping, or a name stands twice in one mapping.
     """
     import yaml  # noqa: PLC0415
 
+    node = _composed(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        document = yaml.SafeLoader("").construct_document(node) if node is not None else None
+    except (ValueError, yaml.YAMLError) as problem:
         raise _unreadable(path, problem) from problem
+    if document is None:
+        return {}
     if not isinstance(document, dict):
         raise ConfigInvalid(f"{path} must hold 'name: value' lines; mend the file.")
+    for name, value in node.value:
+        if name.value == "hierarchy" and isinstance(value, yaml.MappingNode):
+            document["hierarchy"] = _text_lines(value, path)
     return document
 
 
@@ -60,21 +68,50 @@ def read_hierarchy(path: Path) -> dict[str, str]:
     Raises:
         ConfigInvalid: unreadable, not such lines, or a label is named twice.
     """
+    return _text_lines(_composed(path), path)
+
+
+def _text_lines(node: Any, path: Path) -> dict[str, str]:
+    """The ``label: coarse label`` lines of a YAML node."""
     import yaml  # noqa: PLC0415
 
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise _unreadable(path, problem) from problem
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     if not pairs or not all(isinstance(n, yaml.ScalarNode) for pair in pairs for n in pair):
         raise ConfigInvalid(f"{path} must hold 'label: coarse label' lines; mend the file.")
-    parent_of: dict[str, str] = {}
-    for label, coarse in pairs:
-        if label.value in parent_of:
-            raise ConfigInvalid(f"{path} names the label {label.value!r} twice; keep one line.")
-        parent_of[label.value] = coarse.value
-    return parent_of
+    return {label.value: coarse.value for label, coarse in pairs}
+
+
+def _composed(path: Path) -> Any:
+    """The root node of a YAML file, whose scalars hold their text; None: the file is empty.
+
+    Raises:
+        ConfigInvalid: unreadable, or a name stands twice in one mapping.
+    """
+    import yaml  # noqa: PLC0415
+
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+        raise _unreadable(path, problem) from problem
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            _refuse_double_names([name.value for name, _ in node.value], path)
+            nodes += [value for _, value in node.value]
+    return root
+
+
+def _refuse_double_names(names: list[Any], path: Path) -> None:
+    """Names of one mapping, of which YAML would take the last without a word."""
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ConfigInvalid(f"{path} names {name!r} twice; keep one line.")
 
 
 def _unreadable(path: Path, problem: Exception) -> ConfigInvalid:

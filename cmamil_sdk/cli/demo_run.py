@@ -45,7 +45,6 @@ TRAINING = {
     "schedule": "onecycle",
     "label_smoothing": 0.05,
     "inst_loss": "none",
-    "bag_weight": 1.0,
     "scale_loss": 0.3,
     "epochs": 25,
 }
@@ -199,7 +198,7 @@ def _train_baselines(settings: DemoSettings, stages: Stages) -> dict[str, float]
             )
         }
         variants: dict[str, dict[str, Any]] = {
-            "cma_mil_20x_alone": {"scales": ["20x"]},
+            "cma_mil_20x_alone": {"scales": ["20x"], "scale_loss": 1.0},  # left at its default
             "cma_mil_global_attention": {"cross_attention": "global"},
         }
         for name, changes in variants.items():

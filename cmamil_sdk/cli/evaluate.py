@@ -41,7 +41,8 @@ def run(
     """Metrics with confidence intervals; with --out also each slide's answer, plots and a page.
 
     Features and labels are named as for training: a run's are those it was trained with, a bundle's
-    any of its making. --engine and --device are of a bundle; a run is scored where it was trained.
+    any of its making. --engine is of a bundle; a run is scored by torch, on --device, wherever it
+    was trained.
     """
     from cmamil_sdk.cli.train import metrics_table
     from cmamil_sdk.errors import FieldInvalid
@@ -50,10 +51,10 @@ def run(
 
     if (run_directory is None) == (bundle is None):
         raise FieldInvalid("Give either --run or --bundle, which says what is to be evaluated.")
-    if run_directory is not None and (engine, device) != ("auto", "auto"):
+    if run_directory is not None and engine != "auto":
         raise FieldInvalid(
-            "--engine and --device have no effect on a run, which is scored by torch on the device "
-            "of its training; leave them out, or evaluate its bundle."
+            "--engine has no effect on a run, which is scored by torch; leave it out, or evaluate "
+            "its bundle."
         )
     source = features_of(
         {
@@ -66,7 +67,7 @@ def run(
     if out is not None:
         output_folder(out)
     if run_directory is not None:
-        evaluation = evaluate_run(run_directory, features=source, labels=labels)
+        evaluation = evaluate_run(run_directory, features=source, labels=labels, device=device)
     elif bundle is not None and labels is not None and isinstance(source, Path):
         evaluation = evaluate_bundle(
             bundle, features=source, labels=labels, engine=engine, device=device

@@ -240,7 +240,10 @@ def test_train_evaluate_export_verify_predict(
     assert other.code == 2
     assert "OUTPUT_EXISTS" in other.err
 
-    scores = cmamil("evaluate", "--run", run, *data, "--json", "--out", tmp_path / "e")
+    absent = cmamil("evaluate", "--run", run, *data, "--device", "cuda:99")
+    assert "ENGINE_MISSING" in absent.err
+    cpu = ("--device", "cpu")
+    scores = cmamil("evaluate", "--run", run, *data, *cpu, "--json", "--out", tmp_path / "e")
     assert scores.code == 0, scores.err
     assert scores.document["mean"] == summary["mean"]
     assert json.loads((tmp_path / "e" / "metrics.json").read_text()) == scores.document

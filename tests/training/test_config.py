@@ -9,6 +9,11 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.training.config import TrainConfig, load_config, make_config
 from cmamil_sdk.training.recipes import recipe_of
 
+HMIL = {"model": "hmil", "hierarchy": {"a": "x", "b": "y"}}
+NO_WEIGHTS = dict.fromkeys(
+    ("fine_weight", "coarse_weight", "bag_align_weight", "inst_align_weight"), 0.0
+)
+
 
 def test_defaults_are_the_documented_ones() -> None:
     config = TrainConfig()
@@ -43,11 +48,40 @@ def test_every_field_is_described() -> None:
         ({"bag_loss": "svm", "label_smoothing": 0.1}, "label_smoothing"),
         ({"patience": 3}, "patience"),
         ({"early_stopping": True, "val_share": 0}, "early_stopping"),
+        ({"inst_loss": "none", "bag_weight": 0.5}, "bag_weight has no effect with inst_loss"),
+        ({"inst_loss": "none", "k_sample": 2}, "k_sample has no effect with inst_loss"),
+        ({"inst_loss": "none", "subtyping": True}, "subtyping has no effect with inst_loss"),
+        ({"bag_weight": 1, "inst_loss": "ce"}, "inst_loss has no effect with bag_weight 1"),
+        ({"bag_weight": 1, "k_sample": 2}, "k_sample has no effect with bag_weight 1"),
+        ({"model": "torchmil:CLAM_SB", "inst_loss": "none", "k_sample": 2}, "k_sample"),
+        (HMIL | {"contrast_weight": 0.5, "accumulate": 1}, "contrast_weight compares"),
+        (HMIL | {"recipe": "repo", "accumulate": 1}, "contrast_weight compares"),
+        (HMIL | NO_WEIGHTS, "nothing would be trained"),
+        (HMIL | NO_WEIGHTS | {"recipe": "paper", "contrast_weight": 0}, "nothing would be trained"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigInvalid, match=message):
         make_config(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"inst_loss": "none"},
+        {"inst_loss": "none", "bag_weight": 0.7, "k_sample": 8},
+        {"bag_weight": 1.0},
+        {"model": "abmil"},
+        HMIL | {"accumulate": 1},
+        HMIL | {"recipe": "paper", "accumulate": 1, "contrast_weight": 0},
+        HMIL | NO_WEIGHTS | {"contrast_weight": 1.0},
+        HMIL | NO_WEIGHTS | {"recipe": "paper"},
+    ],
+)
+def test_what_makes_sense_reads_back_as_it_was_written(fields: dict[str, Any]) -> None:
+    config = make_config(**fields)
+    assert make_config(**config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize(("epochs", "patience"), [(5, 2), (20, 4), (50, 10), (200, 20)])
@@ -65,7 +99,7 @@ def test_yaml_with_overrides(tmp_path: Path) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00"])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00", "[]\n", "a: 2020-13-45\n"])
 def test_unreadable_yaml_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(text, encoding="utf-8")

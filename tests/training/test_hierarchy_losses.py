@@ -10,17 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmamil_sdk.training.losses import (
-    alpha,
     bag_alignment,
     bag_alignment_as_coded,
-    beta,
     instance_alignment,
     instance_alignment_as_coded,
     log_prior,
     supervised_contrast,
     supervised_contrast_as_coded,
-    tau,
 )
+from cmamil_sdk.training.recipes import alpha, beta, tau
 
 PARENTS = torch.tensor([0, 0, 1, 2, 1])
 FINE = torch.tensor([[1.0, -0.5, 0.3, 2.0, 0.1], [0.2, 0.1, 1.5, -1.0, 0.4]], dtype=torch.float64)

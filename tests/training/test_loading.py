@@ -93,6 +93,28 @@ def test_a_bag_on_one_scale_and_a_small_one() -> None:
     assert len(part.features["20x"]) == 3 and part.index == {}
 
 
+def untied(bag: TrainingBag, *, index: bool) -> TrainingBag:
+    """The bag without parents: -1 in every index array, or no such arrays at all."""
+    absent = {key: torch.full_like(rows, -1) for key, rows in bag.index.items()}
+    return TrainingBag(bag.slide, bag.label, bag.features, absent if index else {})
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_scales_that_are_not_tied_are_drawn_by_themselves(index: bool) -> None:
+    bag = untied(bag_tensors(tree((9, 4, 30), 0), 0), index=index)
+    part = subsample(bag, 5, torch.Generator().manual_seed(2))
+    kept = kept_rows(part)
+    assert {name: len(rows) for name, rows in kept.items()} == {"5x": 5, "10x": 4, "20x": 5}
+    assert all(rows == sorted(set(rows)) for rows in kept.values())
+    assert kept == kept_rows(subsample(bag, 5, torch.Generator().manual_seed(2)))
+    assert kept != kept_rows(subsample(bag, 5, torch.Generator().manual_seed(3)))
+    assert set(part.index) == set(bag.index)
+    for key, rows in part.index.items():
+        assert len(rows) == len(kept[key.split("_")[1]]) and (rows == -1).all()
+    assert len(subsample(bag, 8, torch.Generator()).features["5x"]) == 8
+    assert subsample(bag, 30, torch.Generator()) is bag
+
+
 def test_balanced_draws_every_class_as_often() -> None:
     loader = EpochLoader(cohort(2, 6, 12), torch.Generator().manual_seed(0), sampling="balanced")
     drawn = [bag for _ in range(150) for bag in loader]

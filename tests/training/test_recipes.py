@@ -95,10 +95,36 @@ def test_a_configuration_file_names_the_hierarchy_beside_it_or_holds_it(tmp_path
         assert load_config(file).hierarchy == HIERARCHY
 
 
+def test_names_in_an_inline_hierarchy_are_text_as_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: hmil\nhierarchy: {N: 1, no: 0, '007': yes, 3: 1.50}\n", "utf-8")
+    assert load_config(file).hierarchy == {"N": "1", "no": "0", "007": "yes", "3": "1.50"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("hierarchy: {a: x, b: y, a: y}\n", "a"),
+        ("hierarchy:\n  1: x\n  2: y\n  1: y\n", "1"),
+        ("epochs: 3\nhierarchy: {a: x, b: y}\nepochs: 4\n", "epochs"),
+        ("features: here\nfeatures: there\n", "features"),
+        ("scales: [{a: 1, a: 2}]\n", "a"),
+    ],
+)
+def test_a_name_that_stands_twice_in_a_configuration_is_refused(
+    tmp_path: Path, text: str, name: str
+) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: hmil\n" + text, encoding="utf-8")
+    with pytest.raises(ConfigInvalid, match=rf"train\.yaml names '{name}' twice"):
+        load_config(file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: x\nb: y\na: y\n", "'a' twice"),
+        ("a: &a {b: *a}\n", "label: coarse label"),
         ("- a\n- b\n", "label: coarse label"),
         ("", "label: coarse label"),
         ("a: [x, y]\n", "label: coarse label"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from cmamil_sdk.errors import (
     ConfigInvalid,
+    EngineMissing,
     LabelsInvalid,
     OutputExists,
     RecipeMismatch,
@@ -131,6 +133,23 @@ def test_what_a_kill_left_behind_is_removed(cohort: Cohort, tmp_path: Path) -> N
         path.write_bytes(b"half")
     assert run_all(cohort, run, QUICK) == first
     assert not any(path.exists() for path in left)
+
+
+def test_a_kill_in_the_very_first_write_does_not_bar_the_run(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    left = tmp_path / "run" / ".config.json.99.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    run_all(cohort, left.parent, QUICK)
+    assert not left.exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in (".config.json.99.tmp", "todo.txt"):
+        (other / name).write_bytes(b"x")
+    with pytest.raises(OutputExists, match="not a training run"):
+        run_all(cohort, other, QUICK)
+    assert (other / ".config.json.99.tmp").exists()
 
 
 def test_a_different_run_in_the_directory_is_refused(cohort: Cohort, tmp_path: Path) -> None:
@@ -278,6 +297,19 @@ def test_bad_input_ends_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"cross_norm": "layer"}, {"scale_loss": 0.5}, {"cross_attention": "nested"}],
+)
+def test_options_of_several_scales_are_refused_on_one(
+    shared_cohort: Cohort, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = make_config(epochs=1, folds=2, dim=16, scales=("20x",), **options)
+    with pytest.raises(ConfigInvalid, match=f"{next(iter(options))}.* one scale 20x"):
+        run_all(shared_cohort, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate_gives_the_metrics_of_the_training(
     shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]]
 ) -> None:
@@ -285,6 +317,23 @@ def test_evaluate_gives_the_metrics_of_the_training(
     again = evaluate_run(run, features=shared_cohort.features, labels=shared_cohort.labels).summary
     assert again["mean"] == summary["mean"] and again["ci95"] == summary["ci95"]
     assert [f["test"] for f in again["folds"]] == [f["test"] for f in summary["folds"]]
+
+
+def test_evaluate_needs_no_device_of_the_training(
+    shared_cohort: Cohort, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, summary = tmp_path / "run", finished[1]
+    shutil.copytree(finished[0], run)
+    document = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    document["config"]["device"] = "cuda:99"
+    (run / "config.json").write_text(json.dumps(document), encoding="utf-8")
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels}
+    assert evaluate_run(run, **paths, device="cpu").summary["mean"] == summary["mean"]
+    assert evaluate_run(run, **paths).summary["mean"] == pytest.approx(summary["mean"], abs=1e-4)
+    with pytest.raises(EngineMissing, match="cuda:98"):
+        evaluate_run(run, **paths, device="cuda:98")
+    with pytest.raises(ConfigInvalid, match="device"):
+        evaluate_run(run, **paths, device="tpu")
 
 
 def test_evaluate_refuses_other_features_and_damaged_runs(cohort: Cohort, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cmamil_sdk.errors import (
     ScaleMismatch,
 )
 from cmamil_sdk.features.file import read_feature_file, write_feature_file
-from cmamil_sdk.training.data import bag_tensors, moments_of
+from cmamil_sdk.training.data import Spread, bag_tensors, moments_of
 from cmamil_sdk.training.labels import read_labels
 from cmamil_sdk.training.layouts.folder import FeatureFolder
 from cmamil_sdk.training.store import FeatureStore, resolve_cross_attention
@@ -88,7 +89,10 @@ def test_scales_can_be_chosen_but_not_without_the_finest(cohort: Cohort) -> None
     store = open_store(cohort, scales=("20x",))
     assert store.scales == ("20x",)
     assert set(store.bag("slide_00").features) == {"20x"}
-    assert resolve_cross_attention(None, store) == "none"
+    assert resolve_cross_attention(None, store) == resolve_cross_attention("none", store) == "none"
+    for wanted in ("nested", "global"):
+        with pytest.raises(ConfigInvalid, match=f"{wanted}' has no effect on the one scale 20x"):
+            resolve_cross_attention(wanted, store)
     with pytest.raises(ScaleMismatch, match="leave out 20x"):
         open_store(cohort, scales=("10x",))
     with pytest.raises(ScaleMismatch, match="no features at 40x"):
@@ -113,6 +117,20 @@ def test_moments_are_those_of_all_tiles_together(cohort: Cohort) -> None:
         mean, std = moments["20x"]
         torch.testing.assert_close(mean.double(), tiles.mean(0), atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(std.double(), tiles.std(0, correction=0), atol=1e-6, rtol=1e-6)
+
+
+def test_a_spread_by_blocks_is_that_of_the_whole_and_needs_no_copy() -> None:
+    rng = np.random.default_rng(0)
+    tiles = (rng.standard_normal((30_001, 16)) * 3.0 + 500.0).astype(np.float32)
+    tracemalloc.start()
+    spread = Spread.of(tiles)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = tiles.astype(np.float64)
+    assert spread.n == 30_001
+    np.testing.assert_allclose(spread.mean, whole.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(spread.squares / spread.n, whole.var(axis=0), rtol=1e-11)
+    assert peak_bytes < tiles.nbytes  # two float64 copies are four times as much
 
 
 def test_moments_do_not_cancel_far_from_zero() -> None:

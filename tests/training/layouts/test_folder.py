@@ -69,7 +69,7 @@ def test_arrays_become_bags_of_one_scale_without_invented_origin(
     np.testing.assert_allclose(mean.numpy(), together.mean(0), atol=1e-6)
     np.testing.assert_allclose(std.numpy(), together.std(0), atol=1e-6)
     assert resolve_cross_attention(None, store) == "none"
-    with pytest.raises(ConfigInvalid, match="parents"):
+    with pytest.raises(ConfigInvalid, match="one scale"):
         resolve_cross_attention("nested", store)
 
 

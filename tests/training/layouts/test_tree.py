@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.errors import FeatureFileInvalid, LabelsInvalid, ScaleMismatch
+from cmamil_sdk.training.config import make_config
 from cmamil_sdk.training.layouts.tree import ScaleTrees
+from cmamil_sdk.training.run import train
 from cmamil_sdk.training.splits import slides_of
 from cmamil_sdk.training.store import FeatureStore, resolve_cross_attention
 
@@ -45,6 +47,13 @@ def test_each_slide_has_its_own_features_at_every_scale(roots: dict[str, Path]) 
         for scale in roots:
             np.testing.assert_array_equal(bag.features[scale].numpy(), features_of(slide, scale))
     assert resolve_cross_attention(None, store) == "global"
+
+
+def test_a_tree_trains_on_some_of_its_tiles(roots: dict[str, Path], tmp_path: Path) -> None:
+    config = make_config(max_tiles=3, epochs=1, dim=8, k_sample=1)
+    run = tmp_path / "run"
+    assert train(config, features=roots, run=run)["folds"]
+    assert (run / "fold_2" / "checkpoint.safetensors").exists()
 
 
 def test_scales_can_be_chosen_among_the_roots(roots: dict[str, Path]) -> None:
