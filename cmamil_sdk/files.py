@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 import json
@@ -61,12 +62,24 @@ def parse_document(
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "document"
-        raise error(f"{where}: {field}: {first['msg']}; mend or remove this entry.") from problem
+        raise error(f"{where}: {_sentence(model, problem)}") from problem
     except CmamilError as problem:
         # Some fields check themselves and raise a leaf of their own, which knows no file.
         raise error(f"{where}: {problem}") from problem
+
+
+def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
+    """What is wrong first, in words for a user."""
+    first = problem.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error" and not field:
+        return f"{first['ctx']['error']}."  # a check of the whole, which says how to mend it
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(field, list(model.model_fields), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "; remove it."
+        return f"{field} is no entry known here{hint}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{field or 'document'}: {said}; mend or remove this entry."
 
 
 __all__ = ["csv_text", "parse_document", "sha256_of_file", "write_atomic", "write_json"]

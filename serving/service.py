@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import Message
@@ -126,7 +127,7 @@ class Services:
         message = parse(kind, data, self._config.max_request_bytes).request
         request, identity = prediction_request(message, self.models), request_id(message)
         predictor = self._ready_predictor()
-        with _logged(identity, request.model), predictor.admission.enter() as ticket:
+        with _logged(identity, request.model) as log, predictor.admission.enter() as ticket:
 
             async def predict(
                 report: Callable[[Stage], None],
@@ -138,6 +139,7 @@ class Services:
                     self._answer, answer, request.model, message, identity
                 )
                 ticket.release()  # a client that takes its answer slowly keeps no place
+                log.outcome = "done"  # it may hang up on the answer, before the stream's end
                 return written
 
             accepted = prediction_pb2.Accepted(
@@ -218,23 +220,31 @@ class Services:
         )
 
 
+@dataclass
+class _Request:
+    """How a request ended, as the log says it."""
+
+    outcome: str = "cancelled"
+
+
 @contextmanager
-def _logged(identity: str, model: LoadedModel) -> Iterator[None]:
+def _logged(identity: str, model: LoadedModel) -> Iterator[_Request]:
     """Log how a request ended, without the slide's name: it may be a patient's."""
     started_s = time.monotonic()
-    outcome = "cancelled"
+    request = _Request()
     try:
-        yield
-        outcome = "done"
+        yield request
+        request.outcome = "done"
     except CmamilError as problem:
-        outcome = problem.reason
+        request.outcome = problem.reason
         raise
     except Exception:
-        outcome = "failed"
+        request.outcome = "failed"
         raise
     finally:
         took_s = time.monotonic() - started_s
-        LOG.info("request %s to %s: %s after %.2f s", identity, model.resource, outcome, took_s)
+        name = model.resource
+        LOG.info("request %s to %s: %s after %.2f s", identity, name, request.outcome, took_s)
 
 
 def _packages() -> list[server_pb2.PackageVersion]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from typing import Self
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cmamil_sdk.errors import BundleCorrupt, RunInvalid
 from cmamil_sdk.files import csv_text, parse_document, sha256_of_file, write_atomic, write_json
@@ -74,3 +75,29 @@ def test_a_field_that_checks_itself_still_ends_in_the_error_asked_for():
 def test_a_csv_table_quotes_what_needs_it_and_has_unix_line_ends() -> None:
     lines = [("a,b", 1), ('say "x"', 0.5), ("ü", "")]
     assert csv_text(("name", "n"), lines) == 'name,n\n"a,b",1\n"say ""x""",0.5\nü,\n'
+
+
+class Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int = 1
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if self.epochs % 2 == 0:
+            raise ValueError("epochs is even; give an odd number")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        ({"epoch": 3}, "epoch is no entry known here; did you mean 'epochs'?"),
+        ({"colour": 3}, "colour is no entry known here; remove it."),
+        ({"epochs": 2}, "epochs is even; give an odd number."),
+    ],
+)
+def test_problems_are_said_in_plain_words(document, sentence):
+    with pytest.raises(RunInvalid) as caught:
+        parse_document(Checked, document, where="file.yaml", error=RunInvalid)
+    assert str(caught.value) == f"file.yaml: {sentence}"

@@ -293,6 +293,11 @@ class TrainConfig(BaseModel):
             raise ValueError(problem)
         return value
 
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
     @field_validator("hierarchy", mode="before")
     @classmethod
     def _from_file(cls, value: Any) -> Any:

@@ -45,7 +45,7 @@ def run(
     was trained.
     """
     from cmamil_sdk.cli.train import metrics_table
-    from cmamil_sdk.errors import FieldInvalid
+    from cmamil_sdk.errors import FieldInvalid, OutputExists
     from cmamil_sdk.training.evaluation import evaluate_bundle, evaluate_run
     from cmamil_sdk.training.outputs import write_evaluation
 
@@ -65,6 +65,10 @@ def run(
         }
     )
     if out is not None:
+        if (out / "metrics.json").exists() or (out / "config.json").exists():
+            raise OutputExists(
+                f"{out} holds a training run or an evaluation already; name another folder."
+            )
         output_folder(out)
     if run_directory is not None:
         evaluation = evaluate_run(run_directory, features=source, labels=labels, device=device)

@@ -33,22 +33,21 @@ def run(config: Path | None, json: bool, **options: Any) -> None:
     Options override those in the --config file.
     """
     from cmamil_sdk.training.config import load_config, make_config
-    from cmamil_sdk.training.run import train
     from cmamil_sdk.training.yaml_files import INPUTS, read_inputs
 
     given = {name: value for name, value in options.items() if value is not None}
     paths = {name: given.pop(name) for name in INPUTS if name in given}
-    if given.get("scales"):
-        given["scales"] = [part.strip() for part in given["scales"].split(",")]
     settings = make_config(**given) if config is None else load_config(config, **given)
     if config is not None:
         paths = read_inputs(config) | paths
     results_dir = paths.get("results_dir", Path("results"))
+    from cmamil_sdk.training.run import train  # takes seconds: wrong options are refused before
+
     with Progress("training") as progress:
 
         def report(fold: int, epoch: int, epochs: int, metrics: Mapping[str, float]) -> None:
-            figures = " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-            progress.update(epoch, epochs, f"fold {fold} {figures}")
+            figures = " ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+            progress.update(epoch, epochs, f"fold {fold} {figures}, epoch")
 
         summary = train(
             settings,

@@ -256,6 +256,11 @@ def test_train_evaluate_export_verify_predict(
     assert "parity with the eager model" in exported.out
     assert str(bundles / "tiny" / "1") in exported.out
     assert cmamil("verify", bundles / "tiny" / "1").code == 0
+    for taken in (run, tmp_path / "e"):
+        kept = (taken / "metrics.json").read_bytes()
+        over = cmamil("evaluate", "--bundle", bundles / "tiny" / "1", *data, "--out", taken)
+        assert over.code == 2 and "OUTPUT_EXISTS" in over.err
+        assert (taken / "metrics.json").read_bytes() == kept
     scores = cmamil("evaluate", "--bundle", bundles / "tiny" / "1", *data, "--json")
     assert scores.code == 0, scores.err
     assert scores.document["folds"][0]["test"]["slides"] == 12

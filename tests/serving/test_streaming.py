@@ -60,6 +60,22 @@ def test_events_are_accepted_progress_and_one_result(address: str) -> None:
     assert events[-1].result.request_id == events[0].request_id
 
 
+def test_who_hangs_up_on_the_answer_has_been_answered(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="cmamil_sdk"), grpc.insecure_channel(address) as channel:
+        for _ in range(5):
+            call = stream(channel, "a.svs")
+            for event in call:
+                if event.WhichOneof("event") == "result":
+                    call.cancel()
+                    break
+        with Client(address) as client:
+            wait_until_idle(client)
+    ends = [record.getMessage() for record in caplog.records if "request " in record.getMessage()]
+    assert len(ends) == 5 and all(": done after" in end for end in ends)
+
+
 @pytest.fixture(scope="module")
 def with_big_slide(
     slides_root: Path, big_slide: Path, config: ServerConfig, odd_worker: tuple[str, ...]

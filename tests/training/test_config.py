@@ -99,6 +99,12 @@ def test_yaml_with_overrides(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_scales_may_be_one_string(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("scales: 10x, 20x\n")
+    assert load_config(path).scales == make_config(scales=("10x", "20x")).scales == ("10x", "20x")
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [\n", "\x00", "[]\n", "a: 2020-13-45\n"])
 def test_unreadable_yaml_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "train.yaml"
