@@ -231,7 +231,11 @@ FLAT = ("--features", "f", "--labels", "LABEL_CSV")
         ((*TREE, "--test-share", "0.3"), "CONFIG_INVALID", "test_share has no effect"),
         ((*TREE, "--scales", "10x"), "SCALE_MISMATCH", "no data root for scale 10x"),
         ((*TREE, "--cross-attention", "nested"), "CONFIG_INVALID", "needs the tiles' parents"),
-        ((*FLAT, "--cross-attention", "nested"), "CONFIG_INVALID", "no effect on the one scale tiles"),
+        (
+            (*FLAT, "--cross-attention", "nested"),
+            "CONFIG_INVALID",
+            "no effect on the one scale tiles",
+        ),
         ((*FLAT, "--scales", "5x,20x"), "SCALE_MISMATCH", "tiles of one scale"),
         ((*FLAT, "--test-share", "0.3"), "CONFIG_INVALID", "test_share has no effect"),
         (("--config", "c.yaml"), "CONFIG_INVALID", "features 7 is no path"),
