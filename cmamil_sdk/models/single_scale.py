@@ -118,40 +118,46 @@ class SingleScaleMIL(MultiScaleMIL):
         )
 
 
-class MeanPooling(SingleScaleMIL):
+class _ScorePooling(SingleScaleMIL):
+    """A classifier on each tile, and a fixed rule for what its scores count."""
+
+    has_attention = False
+
+    def build(self) -> None:
+        """One classifier."""
+        self.classifier = nn.Linear(self.dim, self.n_classes)
+
+    @abstractmethod
+    def share(self, scores: Tensor) -> Tensor:
+        """Each tile's share in the answer, of ``scores [n, C]``."""
+
+    def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
+        """Answer for one bag, see :meth:`MILModel.forward`."""
+        tiles = self.first_layer(features, index)
+        scores = F.linear(tiles, self.classifier.weight).float()
+        return self.additive(tiles, self.share(scores), self.classifier.bias)
+
+
+class MeanPooling(_ScorePooling):
     """The mean of the tiles' scores, which is the score of their mean."""
 
     kind = "mean"
     title = "Mean pooling"
-    has_attention = False
 
-    def build(self) -> None:
-        """One classifier."""
-        self.classifier = nn.Linear(self.dim, self.n_classes)
-
-    def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
-        """Answer for one bag, see :meth:`MILModel.forward`."""
-        tiles = self.first_layer(features, index)
-        scores = F.linear(tiles, self.classifier.weight).float()
-        return self.additive(tiles, scores / tiles.shape[0], self.classifier.bias)
+    def share(self, scores: Tensor) -> Tensor:
+        """An equal part of each."""
+        return scores / scores.shape[0]
 
 
-class MaxPooling(SingleScaleMIL):
+class MaxPooling(_ScorePooling):
     """The largest of the tiles' scores, class by class; its tile has the whole share."""
 
     kind = "max"
     title = "Max pooling"
-    has_attention = False
 
-    def build(self) -> None:
-        """One classifier."""
-        self.classifier = nn.Linear(self.dim, self.n_classes)
-
-    def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
-        """Answer for one bag, see :meth:`MILModel.forward`."""
-        tiles = self.first_layer(features, index)
-        scores = F.linear(tiles, self.classifier.weight).float()
-        return self.additive(tiles, only_largest(scores), self.classifier.bias)
+    def share(self, scores: Tensor) -> Tensor:
+        """The largest of each class."""
+        return only_largest(scores)
 
 
 class GatedABMIL(SingleScaleMIL):
