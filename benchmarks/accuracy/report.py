@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmamil_sdk.benchmarks.environment import describe_machine
+from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
+
+from .table import Table
 
 
 def write_table(folder: Path, document: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -18,6 +23,36 @@ def write_table(folder: Path, document: Mapping[str, Any]) -> tuple[Path, Path]:
     write_json(json_path, document)
     write_atomic(csv_path, csv_bytes(document))
     return json_path, csv_path
+
+
+def rows_to_keep(folder: Path, table: Table) -> dict[str, Any]:
+    """Rows of ``<table>.json`` in ``folder``, to go on from; empty if there is none.
+
+    Raises:
+        ConfigInvalid: it is no such document, or its figures were made with other settings, on
+            another machine or with other versions, and do not belong beside new ones.
+    """
+    path = folder / f"{table.name}.json"
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_bytes())
+        made_with = {"settings": document["settings"], **_where(document["environment"])}
+        rows: dict[str, Any] = document["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigInvalid(f"{path} is no table of this benchmark; move it away.") from error
+    now = {"settings": json.loads(json.dumps(table.settings)), **_where(describe_machine())}
+    differ = [name for name in now if now[name] != made_with[name]]
+    if differ:
+        raise ConfigInvalid(
+            f"{path} was made with other {' and '.join(differ)}; its rows cannot be kept. Choose "
+            "another --out, or leave out --resume to write it anew."
+        )
+    return {name: row for name, row in rows.items() if name in table.rows}
+
+
+def _where(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: environment[name] for name in ("cpu", "system", "python", "packages")}
 
 
 def csv_bytes(document: Mapping[str, Any]) -> bytes:
@@ -45,4 +80,4 @@ def score_names(document: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for row in document["rows"].values() for name in row["scores"]))
 
 
-__all__ = ["csv_bytes", "score_names", "write_table"]
+__all__ = ["csv_bytes", "rows_to_keep", "score_names", "write_table"]

@@ -113,6 +113,7 @@ def run_table(
     *,
     rows: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    kept: Mapping[str, Any] | None = None,
     on_run: OnRun | None = None,
     on_row: OnRow | None = None,
 ) -> dict[str, Any]:
@@ -122,6 +123,8 @@ def run_table(
         table: what to run.
         rows: names of some rows; None: all.
         seeds: of data, weights, order and dropout; None: each row's own number, from 0.
+        kept: rows of an earlier document of this table, which stay in the new one; those that would
+            be run with the same options and seeds are not run again.
         on_run: told of each training.
         on_row: told of each row, so that what is measured can be kept as it comes.
 
@@ -139,9 +142,12 @@ def run_table(
     if not all(plan.values()):
         raise ConfigInvalid(f"Table {table.name} needs at least one seed; name one.")
     clock = _Clock()
-    total, done = sum(map(len, plan.values())), 0
-    filled: dict[str, Any] = {}
-    for name in chosen:
+    filled: dict[str, Any] = dict(kept or {})
+    missing = [
+        name for name in chosen if not _holds(filled.get(name), table.rows[name], plan[name])
+    ]
+    total, done = sum(len(plan[name]) for name in missing), 0
+    for name in missing:
         row_started = time.perf_counter()
         found: list[Mapping[str, float]] = []
         for seed in plan[name]:
@@ -186,6 +192,12 @@ def _document(table: Table, filled: Mapping[str, Any], clock: _Clock) -> dict[st
         "environment": describe_machine()
         | {"load_average": {"before": clock.load, "after": load_average()}},
     }
+
+
+def _holds(filled: Mapping[str, Any] | None, row: Row, seeds: Sequence[int]) -> bool:
+    if filled is None:
+        return False
+    return bool(filled["options"] == dict(row.options) and filled["seeds"] == list(seeds))
 
 
 def _choose(table: Table, rows: Sequence[str] | None) -> list[str]:

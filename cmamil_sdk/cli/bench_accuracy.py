@@ -9,6 +9,7 @@ import typer
 
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.errors import ConfigInvalid
 
 
 def run(
@@ -29,16 +30,22 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for <table>.json and .csv, written row by row.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Keep the rows that stand in --out already, and run the others.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train and score each row of a table of docs/accuracy.md, on the CPU, and judge its targets."""
-    from cmamil_sdk.benchmarks.accuracy.report import write_table
+    from cmamil_sdk.benchmarks.accuracy.report import rows_to_keep, write_table
     from cmamil_sdk.benchmarks.accuracy.table import run_table
     from cmamil_sdk.benchmarks.accuracy.tables import make_table
 
     wanted = make_table(name, data)
+    if resume and out is None:
+        raise ConfigInvalid("--resume goes on from the tables in --out; name the folder.")
     if out is not None:
         output_folder(out)
+    kept = rows_to_keep(out, wanted) if resume and out is not None else None
 
     def keep(so_far: dict[str, Any]) -> None:
         if out is not None:
@@ -49,6 +56,7 @@ def run(
             wanted,
             rows=rows or None,
             seeds=seeds or None,
+            kept=kept,
             on_run=progress.update,
             on_row=keep,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cmamil_sdk.benchmarks.accuracy.report import csv_bytes, write_table
+from cmamil_sdk.benchmarks.accuracy.report import csv_bytes, rows_to_keep, write_table
 from cmamil_sdk.benchmarks.accuracy.table import MeanTarget, Row, Table, run_table
 from cmamil_sdk.benchmarks.accuracy.tables import TABLES, make_table
 from cmamil_sdk.errors import ConfigInvalid
@@ -55,6 +56,47 @@ def test_chosen_rows_and_seeds() -> None:
     assert list(document["rows"]) == ["bad"]
     assert document["rows"]["bad"]["scores"]["auc"] == pytest.approx([0.57])
     assert document["rows"]["bad"]["std"]["auc"] is None, "one value has no spread"
+
+
+def test_kept_rows_stay_and_are_not_run_again(tmp_path: Path) -> None:
+    table = make_echo(MeanTarget("good", "auc", least=0.9))
+    write_table(tmp_path, run_table(table, rows=["bad", "good"], seeds=[0]))
+    seen: list[str] = []
+    document = run_table(
+        table,
+        rows=["bad", "folded"],
+        seeds=[0],
+        kept=rows_to_keep(tmp_path, table),
+        on_run=lambda done, total, row: seen.append(row),
+    )
+    assert seen == ["folded", "done"]
+    assert list(document["rows"]) == ["bad", "good", "folded"]
+    assert [verdict["met"] for verdict in document["targets"]] == [True]
+
+
+def test_a_kept_row_with_other_seeds_is_run_again(tmp_path: Path) -> None:
+    table = make_echo()
+    write_table(tmp_path, run_table(table, rows=["bad"], seeds=[0]))
+    document = run_table(table, rows=["bad"], kept=rows_to_keep(tmp_path, table))
+    assert document["rows"]["bad"]["seeds"] == [0, 1]
+
+
+def test_rows_of_other_settings_or_machines_are_not_kept(tmp_path: Path) -> None:
+    table = make_echo()
+    assert rows_to_keep(tmp_path, table) == {}
+    write_table(tmp_path, run_table(table, rows=["bad"]))
+    other = dataclasses.replace(table, settings={"folds": 3})
+    with pytest.raises(ConfigInvalid, match="other settings"):
+        rows_to_keep(tmp_path, other)
+    path = tmp_path / "echo.json"
+    document = json.loads(path.read_text())
+    document["environment"]["cpu"] = "abacus"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigInvalid, match="other cpu"):
+        rows_to_keep(tmp_path, table)
+    path.write_text("[]")
+    with pytest.raises(ConfigInvalid, match="no table"):
+        rows_to_keep(tmp_path, table)
 
 
 def test_targets_are_judged_where_their_rows_ran() -> None:
