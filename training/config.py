@@ -104,6 +104,14 @@ class TrainConfig(BaseModel):
         description="width of the hidden layer that weighs the tiles; None: half of dim",
         json_schema_extra=_WITH_ATTENTION,
     )
+    heads: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="attentions over the tiles, each with a tile classifier of its own, whose mean "
+        "is the answer; published: 1",
+        json_schema_extra=_ONLY_CMA,
+    )
     drop_out: Rate = Field(
         0.2,
         description="dropout rate after the first layer, and in CMA-MIL's gated attention",

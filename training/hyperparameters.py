@@ -55,7 +55,7 @@ def hyperparameters_of(
         )
     common |= {"cross_attention": cross_attention, "cross_norm": config.cross_norm}
     if parents is None:
-        return common | {"pooling": config.pooling}
+        return common | {"pooling": config.pooling, "heads": config.heads}
     return common | {"parents": list(parents), "head": recipe_of(config).head}
 
 

@@ -43,6 +43,8 @@ class CMAMIL(MultiScaleMIL):
             none, E is D.
         dim: width of embeddings.
         attention_dim: width of the gated attention's branches; None: half of ``dim``.
+        heads: number H of attentions over the tiles, each with a tile classifier of its own; the
+            answer is their mean. 1 as published.
         dropout: rate after the adaptors and in the gated attention's branches.
         cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias" or
             "none".
@@ -67,6 +69,7 @@ class CMAMIL(MultiScaleMIL):
         embed_dim: int | None = None,
         dim: int = 128,
         attention_dim: int | None = None,
+        heads: int = 1,
         dropout: float = 0.25,
         cross_attention: CrossAttentionKind = "nested",
         cross_norm: NormKind = "none",
@@ -85,14 +88,15 @@ class CMAMIL(MultiScaleMIL):
             standardize=standardize,
         )
         self._check_choice("pooling", pooling, get_args(PoolingKind))
-        self._check_sizes(attention_dim=(attention_dim, 1))
+        self._check_sizes(attention_dim=(attention_dim, 1), heads=(heads, 1))
         self.pooling: PoolingKind = pooling
         self.attention_dim = dim // 2 if attention_dim is None else attention_dim
-        self.attention = GatedAttention(dim, self.attention_dim, dropout)
+        self.heads = heads
+        self.attention = GatedAttention(dim, self.attention_dim, dropout, heads)
         if self.cross:
             with torch.no_grad():
                 self.attention.score.weight.mul_(_FIRST_SCORES)
-        self.classifier = nn.Linear(dim, n_classes)
+        self.classifier = nn.Linear(dim, heads * n_classes)
         self.fusion = nn.Parameter(torch.ones(len(self.scales)))
         self.bias = nn.Parameter(torch.zeros(n_classes))
 
@@ -106,6 +110,7 @@ class CMAMIL(MultiScaleMIL):
             "embed_dim": self.embed_dim,
             "dim": self.dim,
             "attention_dim": self.attention_dim,
+            "heads": self.heads,
             "dropout": self.dropout,
             "cross_attention": self.cross_attention,
             "cross_norm": self.cross_norm,
@@ -117,15 +122,16 @@ class CMAMIL(MultiScaleMIL):
         """Answer for one bag, see :meth:`MILModel.forward`."""
         embedding = self.look_around(features, index)
         fusion = torch.softmax(self.fusion, dim=0)
-        attention, contribution, instance_logits, scale_logits = {}, {}, {}, []
+        attention, contribution, scale_logits = {}, {}, []
         for position, (name, tiles) in enumerate(zip(self.scales, embedding, strict=True)):
             # float32 also under autocast: softmax weights of large bags underflow in fp16
-            attention[name] = torch.softmax(self.attention(tiles).float(), dim=-1)
-            weights = self._pooling_weights(attention[name])
-            instance_logits[name] = self.classifier(tiles)
-            scale_logits.append(weights @ instance_logits[name].float())
-            share = weights.transpose(0, 1) * instance_logits[name]
-            contribution[name] = fusion[position] * share
+            weights = torch.softmax(self.attention(tiles).float(), dim=-1)
+            answers = self.classifier(tiles).float().unflatten(1, (self.heads, self.n_classes))
+            attention[name] = weights.mean(dim=0, keepdim=True)
+            pooling = self._pooling_weights(weights).transpose(0, 1)
+            shares = (pooling[:, :, None] * answers).mean(dim=1)
+            scale_logits.append(shares.sum(dim=0, keepdim=True))
+            contribution[name] = fusion[position] * shares
         stacked = torch.cat(scale_logits, dim=0)
         bias = self.bias[None, :]
         return MILOutput(
@@ -133,7 +139,6 @@ class CMAMIL(MultiScaleMIL):
             bias=bias,
             attention=attention,
             contribution=contribution,
-            instance_logits=instance_logits,
             embedding=dict(zip(self.scales, embedding, strict=True)),
             scale_weights=fusion,
             scale_logits=stacked,

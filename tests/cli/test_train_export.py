@@ -41,6 +41,7 @@ OTHER_VALUES: dict[str, tuple[list[str], Any]] = {
     "embed_dim": (["9"], 9),
     "dim": (["64"], 64),
     "attention_dim": (["5"], 5),
+    "heads": (["2"], 2),
     "drop_out": (["0.5"], 0.5),
     "standardize": ([], False),
     "bag_loss": (["svm"], "svm"),

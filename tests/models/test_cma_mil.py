@@ -108,7 +108,7 @@ def test_contributions_and_bias_add_up_to_the_logits(
     for name, n in zip(SCALES, counts, strict=False):
         assert output.attention[name].shape == (1, n)
         torch.testing.assert_close(output.attention[name].sum(), torch.tensor(1.0))
-        assert output.contribution[name].shape == output.instance_logits[name].shape == (n, 3)
+        assert output.contribution[name].shape == (n, 3)
         assert output.embedding[name].shape == (n, 8)
     assert output.scale_logits.shape == (len(counts), 3)
     torch.testing.assert_close(output.scale_weights.sum(), torch.tensor(1.0))
@@ -139,6 +139,27 @@ def test_forward_is_the_published_formula(pooling: str) -> None:
         scores = tiles @ model.classifier.weight.T + model.classifier.bias
         logits = logits + weights[position] * (omega * scores).sum(0, keepdim=True)
     torch.testing.assert_close(output.logits, logits + model.bias, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "reference"])
+def test_several_heads_answer_their_mean(pooling: str) -> None:
+    model = make_model(1, heads=3, pooling=pooling)
+    output = run(model, (7,))
+    tiles = output.embedding["5x"]
+    raw = model.attention(tiles)
+    assert raw.shape == (3, 7) and model.classifier.weight.shape == (9, 8)
+    logits, shares, attention = torch.zeros(3), torch.zeros(7, 3), torch.zeros(7)
+    for head in range(3):
+        a = torch.softmax(raw[head], dim=0)
+        omega = a if pooling == "attention" else torch.exp(a) / torch.exp(a).sum()
+        mine = slice(3 * head, 3 * head + 3)
+        answers = tiles @ model.classifier.weight[mine].T + model.classifier.bias[mine]
+        logits += (omega[:, None] * answers).sum(0) / 3
+        shares += omega[:, None] * answers / 3
+        attention += a / 3
+    torch.testing.assert_close(output.logits[0], logits + model.bias, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(output.contribution["5x"], shares, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(output.attention["5x"][0], attention)
 
 
 @pytest.mark.parametrize("cross_attention", ["nested", "global", "nested-bias"])
@@ -231,8 +252,8 @@ def test_reference_pooling_is_nearly_a_mean_and_attention_is_not() -> None:
     away = {}
     for name, model in (("reference", reference), ("attention", attention)):
         output = run(model, (50, 200, 800))
-        mean = output.instance_logits["20x"].mean(0)
-        away[name] = float((output.scale_logits[2] - mean).abs().max())
+        mean = model.classifier(output.embedding["20x"]).mean(0)
+        away[name] = (output.scale_logits[2] - mean).abs().max().item()
     assert away["reference"] < 0.02
     assert away["attention"] > 10 * away["reference"]
 
@@ -278,6 +299,7 @@ def test_hyperparameters_rebuild_the_model() -> None:
         ("cma-mil", {"dim": 1}, "dim"),
         ("cma-mil", {"embed_dim": 0}, "embed_dim"),
         ("cma-mil", {"attention_dim": 0}, "attention_dim"),
+        ("cma-mil", {"heads": 0}, "heads"),
         ("cma-mil", {"feature_dim": 0}, "feature_dim"),
         ("cma-mil", {"n_classes": 1}, "n_classes"),
     ],
