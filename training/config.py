@@ -105,7 +105,7 @@ class TrainConfig(BaseModel):
         json_schema_extra=_WITH_ATTENTION,
     )
     heads: int = Field(
-        4,
+        8,
         ge=1,
         le=64,
         description="attentions over the tiles, each with a tile classifier of its own, whose mean "

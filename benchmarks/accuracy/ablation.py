@@ -18,6 +18,7 @@ _CHOSEN = {
         "global",
         "late fusion",
         "nested, noise .8",
+        "nested, noise .8, one head",
         "nested, noise .8, no loss per scale",
         "nested, noise .8, LayerNorm",
     ),

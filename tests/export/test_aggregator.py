@@ -53,10 +53,10 @@ def make_model(scales: tuple[Scale, ...], **options: object) -> MILModel:
 
 
 VARIANTS = {
-    "nested": ("5x,10x,20x", {"cross_attention": "nested"}),
+    "nested": ("5x,10x,20x", {"cross_attention": "nested", "heads": 3}),
     "global": ("2.5x,10x", {"cross_attention": "global"}),
     "nested-bias": ("5x,10x,20x", {"cross_attention": "nested-bias", "embed_dim": 4}),
-    "reference": ("5x,20x", {"cross_attention": "none", "pooling": "reference"}),
+    "reference": ("5x,20x", {"cross_attention": "none", "pooling": "reference", "heads": 2}),
     "one scale": ("20x", {}),
 }
 
