@@ -149,7 +149,7 @@ class TrainConfig(BaseModel):
         json_schema_extra=_WITH_TILE_LOSS,
     )
     scale_loss: float = Field(
-        1.0,
+        0.0,
         ge=0.0,
         description="weight of the slide loss on each scale's own answer, averaged; not for a "
         "single scale",

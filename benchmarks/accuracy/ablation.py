@@ -19,7 +19,7 @@ _CHOSEN = {
         "late fusion",
         "nested, noise .8",
         "nested, noise .8, one head",
-        "nested, noise .8, no loss per scale",
+        "nested, noise .8, loss per scale",
         "nested, noise .8, LayerNorm",
     ),
     "needle": (

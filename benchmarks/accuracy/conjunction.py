@@ -86,8 +86,8 @@ TABLE = Table(
         "20x alone": _alone("20x"),
         "nested, noise .8": Row({"data": _NOISY}, seeds=5),
         "nested, noise .8, one head": Row({"data": _NOISY, "training": {"heads": 1}}, seeds=5),
-        "nested, noise .8, no loss per scale": Row(
-            {"data": _NOISY, "training": {"scale_loss": 0.0}}, seeds=5
+        "nested, noise .8, loss per scale": Row(
+            {"data": _NOISY, "training": {"scale_loss": 1.0}}, seeds=5
         ),
         "nested, noise .8, LayerNorm": Row(
             {"data": _NOISY, "training": {"cross_norm": "layer"}}, seeds=5
