@@ -45,7 +45,6 @@ TRAINING = {
     "schedule": "onecycle",
     "label_smoothing": 0.05,
     "inst_loss": "none",
-    "scale_loss": 0.3,
     "epochs": 25,
 }
 VAL_SHARE = 0.2  # of the first training; what it is compared with trains on the same folds
@@ -198,7 +197,7 @@ def _train_baselines(settings: DemoSettings, stages: Stages) -> dict[str, float]
             )
         }
         variants: dict[str, dict[str, Any]] = {
-            "cma_mil_20x_alone": {"scales": ["20x"], "scale_loss": 1.0},  # left at its default
+            "cma_mil_20x_alone": {"scales": ["20x"]},
             "cma_mil_global_attention": {"cross_attention": "global"},
         }
         for name, changes in variants.items():
