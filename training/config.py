@@ -104,12 +104,12 @@ class TrainConfig(BaseModel):
         description="width of the hidden layer that weighs the tiles; None: half of dim",
         json_schema_extra=_WITH_ATTENTION,
     )
-    heads: int = Field(
-        8,
+    heads: int | None = Field(
+        None,
         ge=1,
         le=64,
-        description="attentions over the tiles, each with a tile classifier of its own, whose mean "
-        "is the answer; published: 1",
+        description="attentions over the tiles, each with a tile classifier of its own, that answer "
+        "together; None: 8 where scales attend to each other, else 1; published: 1",
         json_schema_extra=_ONLY_CMA,
     )
     drop_out: Rate = Field(

@@ -12,6 +12,12 @@ from .config import TrainConfig
 from .option_rules import idle_on_one_scale
 from .recipes import recipe_of
 
+_HEADS = 8
+"""Of CMA-MIL where scales attend to each other: with one, its first weights may keep it from learning.
+
+On one scale there is no such trap, and more heads only learn more by heart.
+"""
+
 
 def hyperparameters_of(
     config: TrainConfig,
@@ -55,7 +61,9 @@ def hyperparameters_of(
         )
     common |= {"cross_attention": cross_attention, "cross_norm": config.cross_norm}
     if parents is None:
-        return common | {"pooling": config.pooling, "heads": config.heads}
+        attend = len(scales) > 1 and cross_attention != "none"
+        heads = config.heads or (_HEADS if attend else 1)
+        return common | {"pooling": config.pooling, "heads": heads}
     return common | {"parents": list(parents), "head": recipe_of(config).head}
 
 

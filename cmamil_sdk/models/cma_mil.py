@@ -8,6 +8,7 @@ number of scales from one, cross attention may follow the nested grid, and no La
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
@@ -44,7 +45,7 @@ class CMAMIL(MultiScaleMIL):
         dim: width of embeddings.
         attention_dim: width of the gated attention's branches; None: half of ``dim``.
         heads: number H of attentions over the tiles, each with a tile classifier of its own; the
-            answer is their mean. 1 as published.
+            answer is their sum over the square root of H. 1 as published.
         dropout: rate after the adaptors and in the gated attention's branches.
         cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias" or
             "none".
@@ -129,7 +130,8 @@ class CMAMIL(MultiScaleMIL):
             answers = self.classifier(tiles).float().unflatten(1, (self.heads, self.n_classes))
             attention[name] = weights.mean(dim=0, keepdim=True)
             pooling = self._pooling_weights(weights).transpose(0, 1)
-            shares = (pooling[:, :, None] * answers).mean(dim=1)
+            # over sqrt(H), not H: untrained, the answer is as large as that of one head
+            shares = (pooling[:, :, None] * answers).sum(dim=1) / math.sqrt(self.heads)
             scale_logits.append(shares.sum(dim=0, keepdim=True))
             contribution[name] = fusion[position] * shares
         stacked = torch.cat(scale_logits, dim=0)

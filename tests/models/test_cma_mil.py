@@ -142,7 +142,7 @@ def test_forward_is_the_published_formula(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["attention", "reference"])
-def test_several_heads_answer_their_mean(pooling: str) -> None:
+def test_several_heads_answer_their_sum_over_the_root_of_their_number(pooling: str) -> None:
     model = make_model(1, heads=3, pooling=pooling)
     output = run(model, (7,))
     tiles = output.embedding["5x"]
@@ -154,8 +154,8 @@ def test_several_heads_answer_their_mean(pooling: str) -> None:
         omega = a if pooling == "attention" else torch.exp(a) / torch.exp(a).sum()
         mine = slice(3 * head, 3 * head + 3)
         answers = tiles @ model.classifier.weight[mine].T + model.classifier.bias[mine]
-        logits += (omega[:, None] * answers).sum(0) / 3
-        shares += omega[:, None] * answers / 3
+        logits += (omega[:, None] * answers).sum(0) / 3**0.5
+        shares += omega[:, None] * answers / 3**0.5
         attention += a / 3
     torch.testing.assert_close(output.logits[0], logits + model.bias, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(output.contribution["5x"], shares, atol=1e-6, rtol=1e-5)
