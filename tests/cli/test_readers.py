@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,18 @@ def test_bench_names_the_reader(
     document = cmamil(*command, "--reader", "openslide", "--out", tmp_path, "--json").document
     assert document["settings"]["reader"] == document["slide"]["reader"] == "openslide"
     assert ",openslide," in (tmp_path / "slide.csv").read_text()
+
+
+def test_bench_readers_prints_and_writes(
+    cmamil: Callable[..., Any], tiny_bundle: Path, small_slide: Path, tmp_path: Path
+) -> None:
+    command = ("bench", "readers", "--slide", small_slide, "--pairs", "5")
+    out = cmamil(*command).out
+    assert "direct" in out and "95 %" in out
+    assert "the pixels of all tiles are the same" in out
+    answer = cmamil(*command, "--bundle", tiny_bundle, "--out", tmp_path / "new", "--json")
+    assert [row["what"] for row in answer.document["rows"]] == ["read", "predict"]
+    assert json.loads((tmp_path / "new" / "readers.json").read_text()) == answer.document
 
 
 def test_serve_hands_the_reader_on(
