@@ -31,6 +31,7 @@ CSV_COLUMNS = (
     "engine",
     "workers",
     "slide",
+    "reader",
     "bundle",
     "bundle_sha256",
     "cpu",
@@ -80,6 +81,7 @@ def _shared_columns(document: Mapping[str, Any]) -> dict[str, Any]:
         **{name: environment[name] for name in names},
         "workers": document["settings"]["workers"],
         "slide": document["slide"]["name"],
+        "reader": document["slide"]["reader"],
     }
 
 

@@ -19,7 +19,7 @@ from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import ReaderName, open_slide
 
 from .environment import describe_machine, load_average, peak_rss_mb
 from .windows import (
@@ -44,6 +44,7 @@ class SlideBench:
         bundle: a bundle's directory.
         slide: the slide file.
         mpp: microns per pixel of level 0, overriding the file.
+        reader: as :func:`~cmamil_sdk.slides.open_slide`.
         windows: how many, at least three.
         duration_s: shortest length of a window, seconds.
         min_samples: fewest predictions of a window; it goes on beyond ``duration_s`` until it has
@@ -57,6 +58,7 @@ class SlideBench:
     bundle: Path
     slide: Path
     mpp: float | None = None
+    reader: ReaderName = "auto"
     windows: int = MIN_WINDOWS
     duration_s: float = 5.0
     min_samples: int = SAMPLES_FOR_P95
@@ -103,7 +105,7 @@ def measure_slide(
     ready_s = time.perf_counter() - started
     try:
         for done in range(bench.warmup):
-            answer = predictor.predict(bench.slide, mpp=bench.mpp)
+            answer = predictor.predict(bench.slide, mpp=bench.mpp, reader=bench.reader)
             report("warm-up", done + 1)
         windows: list[Window] = []
         stages: list[dict[str, float]] = []
@@ -142,7 +144,7 @@ def _run_window(
     ended = started
     while ended - started < bench.duration_s or len(latencies) < bench.min_samples:
         begun = time.perf_counter()
-        answer = predictor.predict(bench.slide, mpp=bench.mpp)
+        answer = predictor.predict(bench.slide, mpp=bench.mpp, reader=bench.reader)
         ended = time.perf_counter()
         latencies.append(ended - begun)
         stages.append(answer.seconds)
@@ -204,7 +206,7 @@ def _window_row(window: Window) -> dict[str, Any]:
 
 
 def _slide_facts(bench: SlideBench, prediction: Prediction) -> dict[str, Any]:
-    with open_slide(bench.slide, mpp=bench.mpp) as reader:
+    with open_slide(bench.slide, mpp=bench.mpp, reader=bench.reader) as reader:
         facts = reader.facts
     return {
         "name": bench.slide.name,

@@ -19,7 +19,7 @@ from cmamil_sdk.machine import available_cores
 from cmamil_sdk.training.runtime import reproducible
 
 from .environment import describe_machine, load_average
-from .pairs import Pairs, spread, time_in_turns
+from .pairs import MIN_PAIRS, Pairs, spread, time_in_turns
 from .training_memory import Who, step_memory
 from .training_steps import FORMS, draw_bag, our_step, published_step
 
@@ -28,7 +28,6 @@ LARGE_TILES = 64_000
 
 _EPOCH_BAGS = 1000
 _BAGS = 4
-_MIN_PAIRS = 5
 
 _EPOCH_COLUMNS = (
     *("form", "threads", "pairs", "ours_s", "published_s"),
@@ -74,9 +73,9 @@ class TrainingBench:
             raise FieldInvalid(
                 f"--tiles {self.tiles} and --feature-dim {self.feature_dim} must be 1 or more."
             )
-        if self.pairs < _MIN_PAIRS:
+        if self.pairs < MIN_PAIRS:
             raise FieldInvalid(
-                f"--pairs {self.pairs} are too few for an interval; give at least {_MIN_PAIRS}."
+                f"--pairs {self.pairs} are too few for an interval; give at least {MIN_PAIRS}."
             )
         cores = available_cores()
         if not self.threads or min(self.threads) < 1 or max(self.threads) > cores:

@@ -17,7 +17,7 @@ from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.machine import available_cores
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
 
 Float32 = npt.NDArray[np.float32]
@@ -135,6 +135,7 @@ class LocalPredictor:
         path: Path,
         *,
         mpp: float | None = None,
+        reader: ReaderName = "auto",
         top_k: int = 16,
         cancel: threading.Event | None = None,
         on_progress: Callable[[ProgressEvent], None] | None = None,
@@ -144,6 +145,7 @@ class LocalPredictor:
         Args:
             path: the slide file.
             mpp: microns per pixel of level 0, overriding the file.
+            reader: as :func:`~cmamil_sdk.slides.open_slide`.
             top_k: how many telling tiles to name.
             cancel: checked between batches.
             on_progress: called in this thread.
@@ -158,10 +160,10 @@ class LocalPredictor:
         report = on_progress or (lambda _event: None)
         started = time.perf_counter()
         seconds: dict[str, float] = {}
-        with open_slide(path, mpp=mpp) as reader:
+        with open_slide(path, mpp=mpp, reader=reader) as slide:
             report(ProgressEvent("open", 1, 1))
             seconds["open"] = time.perf_counter() - started
-            plan = make_plan(reader, self.bundle.manifest.recipe)
+            plan = make_plan(slide, self.bundle.manifest.recipe)
         report(ProgressEvent("tissue", 1, 1))
         seconds["tissue"] = time.perf_counter() - started - seconds["open"]
         builder = extract_bag(

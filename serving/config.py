@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.machine import available_cores
+from cmamil_sdk.slides import ReaderName
 
 
 class ServerConfig(BaseModel):
@@ -27,6 +28,7 @@ class ServerConfig(BaseModel):
     )
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
+    reader: ReaderName = "auto"
     engine: Literal["auto", "onnxruntime"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 

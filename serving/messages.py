@@ -17,6 +17,7 @@ from typing import Any
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.features.extract import EncodedBatch
 from cmamil_sdk.slides.base import Level, SlideFacts
+from cmamil_sdk.slides.open import ReaderName
 from cmamil_sdk.tiling.geometry import ReadGeometry
 from cmamil_sdk.tiling.plan import PlannedScale, TileBatch, TilePlan
 from cmamil_sdk.tiling.recipe import Scale, TilingRecipe, TissueRecipe
@@ -44,6 +45,7 @@ class WorkerSetup:
 
     parent_pid: int
     encoders: tuple[EncoderSpec, ...]
+    reader: ReaderName
     engine: str
     device: str
     memory_mib: int

@@ -135,6 +135,7 @@ class Server:
         setup = WorkerSetup(
             parent_pid=os.getpid(),
             encoders=tuple(model.encoder_spec() for model in models),
+            reader=config.reader,
             engine=config.engine,
             device=config.device,
             memory_mib=config.worker_memory_mib,

@@ -30,7 +30,7 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.features.extract import EncodedBatch, encode_batch
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.slides import SlideFacts, SlideReader, open_slide
+from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
@@ -144,7 +144,7 @@ class Worker:
         if known is None:
             while len(self._slides) >= self._setup.open_slides:
                 _close(self._slides.popitem(last=False)[1])
-            known = self._slides[key] = _open(ref, mpp)
+            known = self._slides[key] = _open(ref, mpp, self._setup.reader)
         self._slides.move_to_end(key)
         now = os.fstat(known.fd)
         if (now.st_size, now.st_mtime_ns) != (ref.size, ref.mtime_ns):
@@ -178,13 +178,13 @@ def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
     return load_engine(path, engine=setup.engine, device=setup.device, threads=1)
 
 
-def _open(ref: SlideRef, mpp: float | None) -> _OpenSlide:
+def _open(ref: SlideRef, mpp: float | None, name: ReaderName) -> _OpenSlide:
     fd = open_slide_file(ref)
     # Opened through the checked descriptor, nobody can put another file in its place.
     alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
     try:
         _refuse_several_files(fd, alias, ref)
-        reader = open_slide(Path(alias), mpp=mpp)
+        reader = open_slide(Path(alias), mpp=mpp, reader=name)
     except CmamilError as problem:
         os.close(fd)
         raise type(problem)(str(problem).replace(alias, ref.shown)) from problem

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli import bench_accuracy, bench_training
-from cmamil_sdk.cli.options import Device, EngineName, Json, Workers
+from cmamil_sdk.cli import bench_accuracy, bench_readers, bench_training
+from cmamil_sdk.cli.options import Device, EngineName, Json, Reader, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
 _HELP = "Latency, throughput and accuracy on this machine."
 app = typer.Typer(help=_HELP, no_args_is_help=True)
 app.command("accuracy")(bench_accuracy.run)
+app.command("readers")(bench_readers.run)
 
 
 @app.callback()
@@ -31,6 +32,7 @@ def run_slide(
     mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of level 0, if the file is silent.")
     ] = None,
+    reader: Reader = "auto",
     windows: Annotated[int, typer.Option(help="Windows, at least 3.")] = 3,
     duration: Annotated[float, typer.Option(help="Shortest length of a window, seconds.")] = 5.0,
     min_samples: Annotated[
@@ -54,6 +56,7 @@ def run_slide(
         bundle=bundle,
         slide=slide,
         mpp=mpp,
+        reader=reader,
         windows=windows,
         duration_s=duration,
         min_samples=min_samples,
@@ -84,8 +87,8 @@ def _say_plainly(document: dict[str, Any]) -> None:
     say(
         f"{slide['name']}, {slide['width']} x {slide['height']} px, "
         + ", ".join(f"{name}: {count}" for name, count in slide["tiles"].items())
-        + f" tiles; {environment['engine']}, {document['settings']['workers']} workers, "
-        f"page cache {environment['page_cache']}"
+        + f" tiles; reader {slide['reader']}, {environment['engine']}, "
+        f"{document['settings']['workers']} workers, page cache {environment['page_cache']}"
     )
     say(f"{environment['cpu']}, {environment['cores']} cores; load {_load(environment)}\n")
     header = ["window", "n", "seconds", "tiles/s", "p50 s", "p90 s", "p95 s", "p99 s"]

@@ -15,6 +15,7 @@ _PACKAGES = {
     "numpy": "base",
     "openslide-python": "base",
     "openslide-bin": "base",
+    "simplejpeg": "base",
     "tifffile": "base",
     "imagecodecs": "base",
     "h5py": "base",
@@ -43,7 +44,7 @@ def run(
             "system": f"{platform.system()} {platform.machine()}",
             "cores": available_cores(),
         },
-        "readers": {"openslide": _openslide()},
+        "readers": {"direct": _direct(), "openslide": _openslide()},
         "engines": engines,
         "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines["onnxruntime"])},
         "packages": {name: _package(name, extra) for name, extra in _PACKAGES.items()},
@@ -67,6 +68,14 @@ def _found(version: str, why: str) -> dict[str, str | bool]:
 
 def _missing(why: str, fix: str) -> dict[str, str | bool]:
     return {"available": False, "version": "", "why": why, "fix": fix}
+
+
+def _direct() -> dict[str, str | bool]:
+    try:
+        import simplejpeg
+    except ImportError as problem:
+        return _missing(str(problem), "pip install simplejpeg")
+    return _found(str(simplejpeg.__version__), "installed, for tiled JPEG TIFF and SVS")
 
 
 def _openslide() -> dict[str, str | bool]:

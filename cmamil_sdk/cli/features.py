@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, RunMpp, Workers
+from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 
 
@@ -28,6 +28,7 @@ def run(
     device: Device = "auto",
     workers: Workers = None,
     mpp: RunMpp = None,
+    reader: Reader = "auto",
     on_error: OnError = "skip",
     resume: Annotated[
         bool, typer.Option(help="Keep complete files of the same slide and recipe.")
@@ -64,6 +65,7 @@ def run(
             encoder=exported.info,
             engine=loaded,
             mpp=mpp,
+            reader=reader,
             workers=workers,
             resume=resume,
             on_progress=progress.update,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.options import Json
+from cmamil_sdk.cli.options import Json, Reader
 from cmamil_sdk.cli.output import note, output_folder, say, say_json, table
 
 
@@ -17,6 +17,7 @@ def run(
         float | None, typer.Option(help="Microns per pixel of level 0, if the file is silent.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Scales to count tiles for.")] = "5x,10x,20x",
+    reader: Reader = "auto",
     json: Json = False,
     thumbnail: Annotated[
         Path | None, typer.Option(help="Write a PNG with the tiles that would be read.")
@@ -35,17 +36,17 @@ def run(
     recipe = TilingRecipe(scales=parse_scales(scales))
     plan: TilePlan | None = None
     problems: list[str] = []
-    with open_slide(slide, mpp=mpp) as reader:
+    with open_slide(slide, mpp=mpp, reader=reader) as opened:
         try:
-            plan = make_plan(reader, recipe)
+            plan = make_plan(opened, recipe)
         except (MppUnknown, MppUnusable, NoTissue) as problem:
             problems.append(str(problem))
-        facts = reader.facts
+        facts = opened.facts
         if thumbnail is not None:
             from cmamil_sdk.explain.overview import write_overview
 
             output_folder(thumbnail.parent)
-            write_overview(thumbnail, reader, plan)
+            write_overview(thumbnail, opened, plan)
             note(f"wrote {thumbnail}")
     document: dict[str, Any] = {
         "slide": str(slide),

@@ -13,6 +13,10 @@ RunMpp = Annotated[
     float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
 ]
 OnError = Annotated[Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")]
+Reader = Annotated[
+    Literal["auto", "direct", "openslide"],
+    typer.Option(help="What reads the slides; auto decides by file, docs/reading.md."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-__all__ = ["Device", "EngineName", "Json", "OnError", "RunMpp", "Workers"]
+__all__ = ["Device", "EngineName", "Json", "OnError", "Reader", "RunMpp", "Workers"]

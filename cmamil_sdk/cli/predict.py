@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, RunMpp, Workers
+from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 
 HEATMAP_PX = 768
@@ -20,6 +20,7 @@ def run(
         Path | None, typer.Option(help="Folder for predictions.json and heatmaps.")
     ] = None,
     mpp: RunMpp = None,
+    reader: Reader = "auto",
     heatmap: Annotated[bool, typer.Option(help="Write <out>/<slide>.heatmap.png.")] = False,
     top_k: Annotated[int, typer.Option(min=0, help="How many telling tiles to name.")] = 16,
     engine: EngineName = "auto",
@@ -57,6 +58,7 @@ def run(
         prediction = predictor.predict(
             slide,
             mpp=mpp,
+            reader=reader,
             top_k=top_k,
             on_progress=lambda event: progress.update(event.done, event.total, event.stage),
         )
@@ -66,7 +68,7 @@ def run(
             write_json(out / "predictions.json", _document(predictions, []))
         if heatmap and out is not None:
             picture = out / f"{prediction.slide}.heatmap.png"
-            save_heatmap(slide, picture, prediction, max_px=HEATMAP_PX)
+            save_heatmap(slide, picture, prediction, max_px=HEATMAP_PX, reader=reader)
 
     failures = each_slide(files, predict, stop_on_error=on_error == "stop")
     document = _document(predictions, failures.slides)

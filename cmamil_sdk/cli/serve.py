@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName
+from cmamil_sdk.cli.options import Device, EngineName, Reader
 from cmamil_sdk.cli.output import say
 
 
@@ -18,6 +18,7 @@ def run(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
+    reader: Reader = "auto",
     engine: EngineName = "auto",
     device: Device = "auto",
     workers: Annotated[
@@ -38,6 +39,7 @@ def run(
         "slides_roots": slides_root,
         "host": host,
         "port": port,
+        "reader": reader,
         "engine": engine,
         "device": device,
         "max_active_slides": max_active_slides,

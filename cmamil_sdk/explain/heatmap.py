@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.predict import Prediction, evidence
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import ReaderName, open_slide
 
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
@@ -86,14 +86,23 @@ def draw_heatmap(
     return canvas
 
 
-def save_heatmap(slide: Path, target: Path, prediction: Prediction, *, max_px: int) -> None:
+def save_heatmap(
+    slide: Path,
+    target: Path,
+    prediction: Prediction,
+    *,
+    max_px: int,
+    reader: ReaderName = "auto",
+) -> None:
     """Draw the heatmap of ``slide`` and write it to ``target`` (PNG), atomically.
+
+    ``reader`` is that of :func:`~cmamil_sdk.slides.open_slide`.
 
     Raises:
         InputError: the slide cannot be opened or its overview cannot be decoded.
     """
-    with open_slide(slide) as reader:
-        picture = draw_heatmap(reader.thumbnail(max_px), reader.facts.bounds, prediction)
+    with open_slide(slide, reader=reader) as opened:
+        picture = draw_heatmap(opened.thumbnail(max_px), opened.facts.bounds, prediction)
     png = io.BytesIO()
     picture.save(png, format="PNG")
     write_atomic(target, png.getvalue())

@@ -201,7 +201,7 @@ def extract_bag(
 
 def _work(plan: TilePlan, engine: Engine, shared: _Shared) -> None:
     try:
-        with open_slide(Path(plan.facts.path)) as reader:
+        with open_slide(Path(plan.facts.path), reader=plan.facts.reader) as reader:
             while not shared.stop.is_set():
                 try:
                     batch = shared.todo.get_nowait()

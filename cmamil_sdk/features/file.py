@@ -45,7 +45,7 @@ class FeatureProvenance(BaseModel):
     height: int = Field(gt=0, description="level-0 pixels")
     mpp: float = Field(gt=0, description="of level 0, microns per pixel")
     mpp_source: str = Field(description="metadata or override")
-    reader: str
+    reader: str = Field(description="which one, and why")
     recipe: TilingRecipe
     encoder: EncoderInfo
     engine: str

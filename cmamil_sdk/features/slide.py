@@ -21,7 +21,7 @@ from cmamil_sdk.features.file import (
     write_feature_file,
 )
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
@@ -50,6 +50,7 @@ def extract_slide(
     encoder: EncoderInfo,
     engine: Engine,
     mpp: float | None = None,
+    reader: ReaderName = "auto",
     workers: int | None = None,
     resume: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
@@ -63,6 +64,7 @@ def extract_slide(
         encoder: identity of the encoder in ``engine``.
         engine: the encoder.
         mpp: microns per pixel of level 0, overriding the file.
+        reader: as :func:`~cmamil_sdk.slides.open_slide`; it changes no feature.
         workers: threads, one per core by default.
         resume: keep a complete file of the same slide, microns per pixel, recipe and encoder.
         on_progress: called with tiles done and tiles in all.
@@ -78,13 +80,13 @@ def extract_slide(
         )
     started = time.perf_counter()
     target = feature_path(folder, slide)
-    with open_slide(slide, mpp=mpp) as reader:
+    with open_slide(slide, mpp=mpp, reader=reader) as opened:
         digest = sha256_of_file(slide)
-        done = _already_done(target, digest, recipe, encoder, reader.facts.mpp) if resume else None
+        done = _already_done(target, digest, recipe, encoder, opened.facts.mpp) if resume else None
         if done is not None:
             return done
-        plan = make_plan(reader, recipe)
-        facts = reader.facts
+        plan = make_plan(opened, recipe)
+        facts = opened.facts
     builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
     bag = builder.finish()
     provenance = FeatureProvenance(
@@ -94,7 +96,7 @@ def extract_slide(
         height=facts.height,
         mpp=facts.require_mpp(),
         mpp_source=facts.mpp_source,
-        reader=facts.reader,
+        reader=f"{facts.reader}: {facts.reader_reason}",
         recipe=recipe,
         encoder=encoder,
         engine=engine.info.label,

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from cmamil_sdk.slides.base import Level, SlideFacts, SlideReader
-from cmamil_sdk.slides.open import open_slide
+from cmamil_sdk.slides.open import ReaderName, open_slide
 
-__all__ = ["Level", "SlideFacts", "SlideReader", "open_slide"]
+__all__ = ["Level", "ReaderName", "SlideFacts", "SlideReader", "open_slide"]

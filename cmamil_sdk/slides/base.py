@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.errors import MppUnknown, MppUnusable
+from cmamil_sdk.errors import MppUnknown, MppUnusable, SlideCorrupt
 from cmamil_sdk.units import MicronsPerPixel
 
 UInt8 = npt.NDArray[np.uint8]
@@ -58,7 +59,7 @@ class SlideFacts:
     objective_power: float | None
     vendor: str
     compression: str | None
-    reader: str
+    reader: Literal["direct", "openslide"]
     reader_reason: str
     warnings: tuple[str, ...] = ()
 
@@ -119,4 +120,12 @@ class SlideReader(Protocol):
         ...
 
 
-__all__ = ["PLAUSIBLE_MPP", "Level", "SlideFacts", "SlideReader"]
+def undecodable(path: Path, x: int, y: int, level: int, problem: Exception) -> SlideCorrupt:
+    """The error of a region that cannot be decoded; ``x, y`` in level-0 pixels."""
+    return SlideCorrupt(
+        f"{path}: the region at ({x}, {y}), level {level}, cannot be decoded ({problem}); "
+        "copy the file again from its source."
+    )
+
+
+__all__ = ["PLAUSIBLE_MPP", "Level", "SlideFacts", "SlideReader", "undecodable"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from cmamil_sdk.errors import (
     FieldInvalid,
@@ -13,26 +15,50 @@ from cmamil_sdk.errors import (
     SlideUnreadable,
 )
 from cmamil_sdk.slides.base import PLAUSIBLE_MPP, SlideReader
+from cmamil_sdk.slides.direct_reader import DirectReader
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
+from cmamil_sdk.slides.tiff_grids import LayoutUnknown
+
+ReaderName = Literal["auto", "direct", "openslide"]
+"""Readers that may be asked for; ``auto`` takes the fastest that reads the file right."""
 
 
-def open_slide(path: Path, *, mpp: float | None = None) -> SlideReader:
-    """Open a slide.
+def open_slide(path: Path, *, mpp: float | None = None, reader: ReaderName = "auto") -> SlideReader:
+    """Open a slide; its facts name the reader that was chosen, and say why.
+
+    Every reader gives the same pixels.
 
     Args:
         path: the slide file.
         mpp: microns per pixel of level 0, overriding what the file says.
+        reader: which reader to take.
 
     Raises:
-        FieldInvalid: ``mpp`` is not a plausible number.
+        FieldInvalid: ``mpp`` is not a plausible number, or there is no such reader.
         SlideNotFound: nothing is there.
         SlideUnreadable: the operating system refuses.
-        SlideFormatUnsupported: no reader knows the format.
+        SlideFormatUnsupported: no reader knows the format, or not the one that was asked for.
         SlideCorrupt: the format is known, but the file cannot be opened.
     """
+    if reader not in get_args(ReaderName):
+        raise FieldInvalid(
+            f"There is no reader {reader!r}; choose among {', '.join(get_args(ReaderName))}."
+        )
     check_mpp(mpp)
     _check_file(path)
-    return OpenSlideReader(path, mpp=mpp, reason="OpenSlide reads this format")
+    slide = OpenSlideReader(path, mpp=mpp, reason="asked for")
+    if reader == "openslide":
+        return slide
+    try:
+        return DirectReader(slide)
+    except LayoutUnknown as problem:
+        if reader == "direct":
+            slide.close()
+            raise SlideFormatUnsupported(
+                f"{path} cannot be read directly: {problem}; leave --reader out, or choose openslide."
+            ) from problem
+        slide.facts = replace(slide.facts, reader_reason=f"not read directly, because {problem}")
+        return slide
 
 
 def check_mpp(mpp: float | None) -> None:
@@ -62,4 +88,4 @@ def _check_file(path: Path) -> None:
         raise SlideNotFound(f"{str(path)!r} cannot be opened ({problem}); check it.") from problem
 
 
-__all__ = ["check_mpp", "open_slide"]
+__all__ = ["ReaderName", "check_mpp", "open_slide"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,8 +13,9 @@ import openslide
 import tifffile
 
 from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported
-from cmamil_sdk.slides.base import PLAUSIBLE_MPP, Level, SlideFacts
-from cmamil_sdk.slides.resample import area_average
+from cmamil_sdk.slides.base import PLAUSIBLE_MPP, Level, SlideFacts, undecodable
+from cmamil_sdk.slides.thumbnail import bounds_thumbnail
+from cmamil_sdk.slides.tiff_grids import UNPARSABLE
 from cmamil_sdk.units import MicronsPerPixel
 
 UInt8 = npt.NDArray[np.uint8]
@@ -23,19 +23,7 @@ UInt8 = npt.NDArray[np.uint8]
 _CACHE_BYTES = 16 * 2**20
 _MAX_ANISOTROPY = 0.02
 _OVERRIDE_CONFLICT = 0.05
-_STRIP_PX = 2_000_000
 _MAX_TILE_PX = 2**26
-# What tifffile raises depends on where in a damaged directory it stumbles.
-_UNPARSABLE = (
-    tifffile.TiffFileError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 
 
 class OpenSlideReader:
@@ -65,33 +53,12 @@ class OpenSlideReader:
             # An OpenSlide handle refuses every call after its first error.
             self._slide.close()
             self._slide = _open(self._path)
-            raise SlideCorrupt(
-                f"{self._path}: the region at ({corner[0]}, {corner[1]}), level {level}, cannot be "
-                f"decoded ({problem}); copy the file again from its source."
-            ) from problem
+            raise undecodable(self._path, *corner, level, problem) from problem
         return _on_white(rgba)
 
     def thumbnail(self, max_px: int) -> UInt8:
         """The bounds of the slide, ``[h, w, 3]``, neither edge longer than ``max_px``."""
-        shrink = max(1.0, max(self.facts.bounds[2:]) / max_px)
-        fitting = [i for i, lv in enumerate(self.facts.levels) if lv.downsample <= shrink]
-        level = fitting[-1]
-        scale = self.facts.levels[level].downsample
-        x, y, width, height = (int(edge / scale) for edge in self.facts.bounds)
-        width, height = max(1, width), max(1, height)
-        shrink = max(1.0, max(width, height) / max_px)
-        out_w, out_h = max(1, int(width / shrink)), max(1, int(height / shrink))
-        out = np.empty((out_h, out_w, 3), dtype=np.uint8)
-        # In strips: a slide without a pyramid need not fit into memory.
-        strip = max(1, int(_STRIP_PX / (width * shrink)))
-        for first in range(0, out_h, strip):
-            last = min(out_h, first + strip)
-            top, bottom = first * height / out_h, last * height / out_h
-            start = math.floor(top)
-            region = self.read_region(level, x, y + start, width, math.ceil(bottom) - start)
-            box = (0.0, top - start, float(width), bottom - start)
-            out[first:last] = area_average(region, box, out_w, last - first)
-        return out
+        return bounds_thumbnail(self, max_px)
 
     def close(self) -> None:
         """Release the file."""
@@ -159,7 +126,7 @@ def _is_whole_tiff(path: Path, size: int) -> bool:
                 if isinstance(page, tifffile.TiffPage)
                 for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True)
             ]
-    except _UNPARSABLE:
+    except UNPARSABLE:
         return False
     return bool(ends) and max(ends) <= size
 
@@ -249,7 +216,7 @@ def _tiff_compression(path: Path) -> str | None:
             pages = [page.keyframe for page in file.pages]
             largest_px = max(page.tilewidth * page.tilelength for page in pages if page)
             compression = str(tifffile.COMPRESSION(file.pages.first.compression).name).lower()
-    except _UNPARSABLE:
+    except UNPARSABLE:
         # Not a TIFF container (DICOM, MRXS, VMS), or one that only its vendor's reader parses.
         return None
     if largest_px > _MAX_TILE_PX:

@@ -27,6 +27,12 @@ def test_who_goes_first_alternates(number: int, order: str) -> None:
     assert min(times) >= 0
 
 
+def test_the_clock_can_be_chosen() -> None:
+    ticks = iter([0.0, 1.0, 5.0, 7.0])
+    times = time_in_turns(0, lambda: None, lambda: None, clock=lambda: next(ticks))
+    assert times == (1.0, 2.0)
+
+
 def test_spread() -> None:
     assert spread([1.0] * 11) == 1.0
     assert spread([float(n) for n in range(1, 12)]) == pytest.approx(10.0 / 2.0)

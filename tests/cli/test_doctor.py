@@ -19,7 +19,8 @@ def test_json(cmamil: Callable[..., Any]) -> None:
         for entry in document[section].values():
             assert {"available", "version", "why", "fix"} <= set(entry)
             assert entry["available"] or entry["fix"], "what is missing says how to get it"
-    assert document["readers"]["openslide"]["available"] is True
+    for name in ("direct", "openslide"):
+        assert document["readers"][name]["available"] is True
     assert document["engines"]["onnxruntime"]["version"] == onnxruntime.__version__
     assert document["packages"]["numpy"]["version"] == importlib.metadata.version("numpy")
     assert document["devices"]["cpu"]["available"] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cmamil_sdk.encoders.info import EncoderInfo
@@ -40,6 +41,45 @@ def test_the_file_says_where_its_features_come_from(extract, synthetic_slide, tm
     assert (provenance.width, provenance.height) == (2000, 1500)
     assert (provenance.recipe, provenance.encoder) == (RECIPE, ENCODER)
     assert provenance.engine == "mean-cpu-fp32"
+    assert provenance.reader.startswith("direct: JPEG tiles, the same as OpenSlide's at")
+
+
+def assert_equal_features(one: Path, other: Path) -> None:
+    (first, told), (second, retold) = read_feature_file(one), read_feature_file(other)
+    assert told.recipe_key() == retold.recipe_key()
+    for name in first.counts():
+        for part in ("features", "coords", "tissue", "parent"):
+            np.testing.assert_array_equal(getattr(first, part)[name], getattr(second, part)[name])
+
+
+def test_the_reader_changes_no_feature(extract):
+    direct = extract(reader="direct").path
+    kept = direct.rename(direct.with_suffix(".direct"))
+    asked = extract(reader="openslide")
+    assert_equal_features(kept, asked.path)
+    assert read_feature_file(asked.path)[1].reader == "openslide: asked for"
+    assert extract(reader="direct").resumed, "a complete file stands for either reader"
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("mpp", [None, 0.23, 0.41])
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "CMU-1-Small-Region.pyramid.svs"])
+def test_the_reader_changes_no_feature_of_real_slides(extract, real_data, name, mpp):
+    """Read at level 0 one to one, averaged two by two, and averaged by fractions of a pixel."""
+    slide = real_data / "slides" / name
+    direct = extract(slide, reader="direct", mpp=mpp).path
+    kept = direct.rename(direct.with_suffix(".direct"))
+    assert_equal_features(kept, extract(slide, reader="openslide", mpp=mpp).path)
+
+
+@pytest.mark.realdata
+def test_the_file_says_why_it_was_not_read_directly(extract, real_data):
+    slide = real_data / "slides" / "tcga-cr-7395-01a-01-ts1.svs"
+    _, provenance = read_feature_file(extract(slide, mpp=0.5).path)
+    reason = "not read directly, because level 0 is stored as aperio_jp2000_rgb, not jpeg"
+    assert provenance.reader == f"openslide: {reason}"
+    with pytest.raises(SlideFormatUnsupported, match="cannot be read directly"):
+        extract(slide, mpp=0.5, reader="direct", resume=False)
 
 
 def test_a_complete_file_is_kept(extract, engine):

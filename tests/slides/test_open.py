@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +23,14 @@ from cmamil_sdk.errors import (
     SlideNotFound,
     SlideUnreadable,
 )
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import SlideReader, open_slide
 from cmamil_sdk.slides.openslide_reader import _bounds
-from cmamil_sdk.synthetic.svs import write_svs
 
 
-@pytest.fixture(scope="module")
-def noisy_slide(tmp_path_factory) -> Path:
-    """700 x 500 px of noise with blocks, levels 1, 4, 16, stored tiles of 112 px."""
-    rng = np.random.default_rng(3)
-    blocks = rng.integers(60, 220, (10, 14, 3)).repeat(50, 0).repeat(50, 1)
-    pixels = np.clip(blocks + rng.normal(0, 10, blocks.shape), 0, 255).astype(np.uint8)
-    path = tmp_path_factory.mktemp("noisy") / "noisy.svs"
-    write_svs(pixels, path, mpp=0.25, objective_power=40.0, tile_px=112)
-    return path
+@pytest.fixture(params=["direct", "openslide"])
+def opened(request) -> Callable[[Path], SlideReader]:
+    """Open a slide with a certain reader: each keeps the same contract."""
+    return partial(open_slide, reader=request.param)
 
 
 def zero_stored_tile(path: Path, number: int) -> None:
@@ -75,7 +71,7 @@ def test_facts_of_a_generated_slide(synthetic_slide):
     ]
     assert facts.levels[1].downsample == pytest.approx(4.0)
     assert (facts.mpp, facts.mpp_source, facts.objective_power) == (0.5, "metadata", 20.0)
-    assert (facts.vendor, facts.compression, facts.reader) == ("aperio", "jpeg", "openslide")
+    assert (facts.vendor, facts.compression, facts.reader) == ("aperio", "jpeg", "direct")
     assert (facts.slide_id, facts.warnings) == ("synthetic", ())
 
 
@@ -220,16 +216,16 @@ def test_pixels_that_are_not_square_or_absurd(tmp_path):
             assert reader.facts.require_mpp() == 0.5
 
 
-def test_level_0_pixels_are_openslides(noisy_slide):
-    with openslide.OpenSlide(noisy_slide) as truth, open_slide(noisy_slide) as reader:
+def test_level_0_pixels_are_openslides(noisy_slide, opened):
+    with openslide.OpenSlide(noisy_slide) as truth, opened(noisy_slide) as reader:
         expected = np.asarray(truth.read_region((130, 77), 0, (301, 203)).convert("RGB"))
         assert (reader.read_region(0, 130, 77, 301, 203) == expected).all()
 
 
-def test_coarser_levels_are_the_stored_pixels(noisy_slide):
+def test_coarser_levels_are_the_stored_pixels(noisy_slide, opened):
     with tifffile.TiffFile(noisy_slide) as file:
         stored = [page.asarray() for page in file.pages if page.is_tiled]
-    with open_slide(noisy_slide) as reader:
+    with opened(noisy_slide) as reader:
         for level, pixels in enumerate(stored):
             got = reader.read_region(level, 3, 5, 20, 15).astype(int)
             assert np.abs(got - pixels[5:20, 3:23]).mean() < 2.0, f"level {level} is shifted"
@@ -237,7 +233,7 @@ def test_coarser_levels_are_the_stored_pixels(noisy_slide):
 
 def test_a_level_pixel_is_found_at_the_nearest_pixel_of_level_0(noisy_slide, monkeypatch):
     """Cutting off instead would read up to a whole level-0 pixel too far left."""
-    with open_slide(noisy_slide) as reader:
+    with open_slide(noisy_slide, reader="openslide") as reader:
         levels = tuple(replace(lv, downsample=lv.downsample * 1.0007) for lv in reader.facts.levels)
         reader.facts = replace(reader.facts, levels=levels)
         asked = []
@@ -256,8 +252,8 @@ def test_a_level_pixel_is_found_at_the_nearest_pixel_of_level_0(noisy_slide, mon
         assert int(190 * ds) != round(190 * ds), "else this test shows nothing"
 
 
-def test_the_outside_is_white(noisy_slide):
-    with open_slide(noisy_slide) as reader:
+def test_the_outside_is_white(noisy_slide, opened):
+    with opened(noisy_slide) as reader:
         inside = reader.read_region(0, 0, 0, 20, 20)
         around = reader.read_region(0, -10, -10, 30, 30)
         beyond = reader.read_region(0, 690, 490, 40, 40)
@@ -272,11 +268,11 @@ def test_the_outside_is_white(noisy_slide):
     assert (far == 255).all()
 
 
-def test_a_corrupt_tile_fails_alone_and_the_reader_lives_on(noisy_slide, tmp_path):
+def test_a_corrupt_tile_fails_alone_and_the_reader_lives_on(noisy_slide, opened, tmp_path):
     path = tmp_path / "zeroed.svs"
     path.write_bytes(noisy_slide.read_bytes())
     zero_stored_tile(path, 2)  # x 224..336, y 0..112
-    with open_slide(noisy_slide) as whole, open_slide(path) as reader:
+    with opened(noisy_slide) as whole, opened(path) as reader:
         for _ in range(2):
             with pytest.raises(SlideCorrupt, match=r"\(230, 10\), level 0"):
                 reader.read_region(0, 230, 10, 20, 20)
@@ -285,8 +281,8 @@ def test_a_corrupt_tile_fails_alone_and_the_reader_lives_on(noisy_slide, tmp_pat
                 assert (reader.read_region(0, x, y, 112, 112) == expected).all()
 
 
-def test_thumbnail_shows_the_bounds(noisy_slide):
-    with open_slide(noisy_slide) as reader:
+def test_thumbnail_shows_the_bounds(noisy_slide, opened):
+    with opened(noisy_slide) as reader:
         small = reader.thumbnail(70)
         assert small.shape == (50, 70, 3)
         mean = reader.read_region(0, 0, 0, 700, 500).mean(axis=(0, 1))
@@ -297,10 +293,10 @@ def test_thumbnail_shows_the_bounds(noisy_slide):
         assert (part == reader.read_region(0, 100, 200, 300, 100)).all()
 
 
-def test_thumbnail_in_strips_is_the_same(noisy_slide, monkeypatch):
-    with open_slide(noisy_slide) as reader:
+def test_thumbnail_in_strips_is_the_same(noisy_slide, opened, monkeypatch):
+    with opened(noisy_slide) as reader:
         whole = reader.thumbnail(90)
-        monkeypatch.setattr("cmamil_sdk.slides.openslide_reader._STRIP_PX", 3000)
+        monkeypatch.setattr("cmamil_sdk.slides.thumbnail._STRIP_PX", 3000)
         assert np.abs(whole.astype(int) - reader.thumbnail(90)).max() <= 1
 
 
@@ -327,5 +323,8 @@ def test_a_claimed_tile_that_no_memory_holds_is_refused(noisy_slide, tmp_path):
 
 
 def test_repr_makes_the_reader_again(noisy_slide):
+    shown = f"OpenSlideReader({str(noisy_slide)!r})"
+    with open_slide(noisy_slide, reader="openslide") as reader:
+        assert repr(reader) == shown
     with open_slide(noisy_slide) as reader:
-        assert repr(reader) == f"OpenSlideReader({str(noisy_slide)!r})"
+        assert repr(reader) == f"DirectReader({shown})"

@@ -1,0 +1,80 @@
+"""The readers' benchmark: the same work in turns, in processor time, and a check of the pixels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmamil_sdk.benchmarks import readers
+from cmamil_sdk.benchmarks.readers import ReadersBench, measure_readers
+from cmamil_sdk.errors import FieldInvalid, SlideFormatUnsupported
+from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides.direct_reader import DirectReader
+from cmamil_sdk.slides.openslide_reader import OpenSlideReader
+
+
+def test_each_reader_reads_every_tile_in_each_pair(
+    synthetic_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, read = readers.read_tiles, []
+
+    def counted(reader: Any, batch: Any) -> Any:
+        read.append((type(reader), len(batch)))
+        return real(reader, batch)
+
+    monkeypatch.setattr(readers, "read_tiles", counted)
+    document = measure_readers(ReadersBench(slide=synthetic_slide, pairs=5))
+    for kind in (DirectReader, OpenSlideReader):
+        tiles = sum(count for reader, count in read if reader is kind)
+        assert tiles == (4 + 12 + 36) * (1 + 1 + 5), "compared, warmed up, five pairs"
+    assert document["slide"]["tiles"] == {"5x": 4, "10x": 12, "20x": 36}
+    assert document["slide"]["pixels_equal"] is True
+    (row,) = document["rows"]
+    assert (row["what"], row["pairs"]) == ("read", 5)
+    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    ratios = np.divide(row["openslide_cpu_s"], row["direct_cpu_s"])
+    assert row["ratio"] == pytest.approx(float(np.median(ratios)))
+    assert row["direct_cpu_ms_per_tile"] == pytest.approx(
+        1000 * np.median(row["direct_cpu_s"]) / 52
+    )
+
+
+def test_other_pixels_are_told_and_sleeping_is_no_processor_time(
+    synthetic_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_other(*arguments: Any, **options: Any) -> Any:
+        reader = open_slide(*arguments, **options)
+        if options["reader"] == "openslide":
+            monkeypatch.setattr(reader, "read_region", partial(slow_and_wrong, reader.read_region))
+        return reader
+
+    def slow_and_wrong(real: Callable[..., Any], *box: int) -> Any:
+        time.sleep(0.2)
+        return real(*box) ^ 1
+
+    monkeypatch.setattr(readers, "open_slide", open_other)
+    document = measure_readers(ReadersBench(slide=synthetic_slide, pairs=5))
+    assert document["slide"]["pixels_equal"] is False
+    blocks = 4
+    assert min(document["rows"][0]["openslide_cpu_s"]) < blocks * 0.2
+
+
+def test_predictions_are_timed_with_a_bundle(tiny_bundle: Path, synthetic_slide: Path) -> None:
+    bench = ReadersBench(slide=synthetic_slide, bundle=tiny_bundle, pairs=5, workers=1)
+    rows = measure_readers(bench)["rows"]
+    assert [row["what"] for row in rows] == ["read", "predict"]
+    assert rows[1]["direct_cpu_ms_per_tile"] > rows[0]["direct_cpu_ms_per_tile"]
+
+
+def test_what_cannot_be_compared_is_refused(synthetic_slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(FieldInvalid, match="--pairs 4"):
+        ReadersBench(slide=synthetic_slide, pairs=4)
+    (tmp_path / "text.svs").write_text("no slide")
+    with pytest.raises(SlideFormatUnsupported):
+        measure_readers(ReadersBench(slide=tmp_path / "text.svs"))
