@@ -147,6 +147,7 @@ def run_table(
         name for name in chosen if not _holds(filled.get(name), table.rows[name], plan[name])
     ]
     total, done = sum(len(plan[name]) for name in missing), 0
+    document = _document(table, filled, clock)
     for name in missing:
         row_started = time.perf_counter()
         found: list[Mapping[str, float]] = []
@@ -161,11 +162,12 @@ def run_table(
             "seconds": round(time.perf_counter() - row_started, 1),
             **_summary(found),
         }
+        document = _document(table, filled, clock)
         if on_row is not None:
-            on_row(_document(table, filled, clock))
+            on_row(document)
     if on_run is not None:
         on_run(done, total, "done")
-    return _document(table, filled, clock)
+    return document
 
 
 @dataclass(frozen=True)
