@@ -136,12 +136,14 @@ def evaluate_bundle(
     slides = tuple(row.slide for row in table.rows)
     found = [bundle.aggregate(read_feature_file(layout.file(s))[0]) for s in slides]
     coarse = [x.coarse_probabilities for x in found if x.coarse_probabilities is not None]
+    own = manifest.has_coarse_level
     levels = Logits(
         np.stack([answer.logits for answer in found]).astype(np.float64),
         # the graph gives these at their temperature, and no logits
-        np.log(np.maximum(np.stack(coarse).astype(np.float64), 1e-30)) if coarse else None,
+        np.log(np.maximum(np.stack(coarse).astype(np.float64), 1e-30)) if own else None,
     )
-    folds = {0: FoldAnswers({"test": Answers(slides, levels)}, manifest.temperature)}
+    parts = {"test": Answers(slides, levels)}
+    folds = {0: FoldAnswers(parts, manifest.temperature, 1.0 if own else None)}
     facts = data_facts(store, features) | {"engine": bundle.engine_label}
     return _evaluation(
         f"Bundle {bundle.label}",

@@ -33,6 +33,7 @@ from .labels import LabelTable
 from .metrics import finite_or_none
 from .outputs import CURVES, write_run_report
 from .plots import curves_png
+from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
 from .runtime import choose_device, lightning_precision, reproducible
 from .scoring import (
@@ -187,7 +188,7 @@ def _train_fold(
     hierarchy = resolve_hierarchy(config, store.table)
     val_labels = classes_of(store.table, parts["val"].slides)
     temperature = fit_temperature(parts["val"].logits, val_labels)
-    coarse_temperature = _coarse_temperature(parts["val"], val_labels, hierarchy)
+    coarse_temperature = _coarse_temperature(config, parts["val"], val_labels, hierarchy)
     answers = FoldAnswers(parts, temperature, coarse_temperature)
     document = {
         "fold": fold,
@@ -204,8 +205,11 @@ def _train_fold(
     return document, answers
 
 
-def _coarse_temperature(val: Answers, labels: Int64, hierarchy: Hierarchy | None) -> float | None:
-    if hierarchy is None or val.levels.coarse is None:
+def _coarse_temperature(
+    config: TrainConfig, val: Answers, labels: Int64, hierarchy: Hierarchy | None
+) -> float | None:
+    """None: there is no coarse answer, or nothing has taught the model to give one of its own."""
+    if hierarchy is None or val.levels.coarse is None or recipe_of(config).weights.coarse == 0:
         return None
     return fit_temperature(val.levels.coarse, np.array(hierarchy.parents, dtype=np.int64)[labels])
 
