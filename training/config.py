@@ -221,16 +221,18 @@ class TrainConfig(BaseModel):
         json_schema_extra=_hmil(1e-4),
     )
     weight_decay: float = Field(1e-5, ge=0.0, description="decoupled weight decay of AdamW")
-    schedule: Literal["constant", "onecycle", "cosine"] = Field(
-        "constant", description="learning rate over the steps"
+    schedule: Literal["constant", "onecycle", "cosine", "plateau"] = Field(
+        "constant",
+        description="learning rate over the steps; plateau: a tenth after 6 epochs without a lower "
+        "validation loss",
     )
     accumulate: int = Field(
         1, ge=1, description="slides per optimiser step", json_schema_extra=_hmil(64)
     )
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle",
-        description="slides of an epoch: each once, or as many draws with replacement in which "
-        "every class is equally likely",
+        description="slides of an epoch: each once, or as many, with all labels equally often in "
+        "every step",
     )
     max_tiles: int | None = Field(
         None,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
+from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.base import MILModel
 
 from .config import TrainConfig
@@ -61,9 +62,14 @@ def fit(
     Raises:
         NonFiniteOutput: the training loss became NaN or infinite.
         EngineMissing: the device is not there.
-        ConfigInvalid: the device cannot train in this precision.
+        ConfigInvalid: the device cannot train in this precision, or the schedule lacks ``val``.
         RunInvalid: the file at ``state_path`` is damaged.
     """
+    if config.schedule == "plateau" and not len(val):
+        raise ConfigInvalid(
+            "schedule 'plateau' follows the validation loss, and there are no validation slides; "
+            "give some, or choose another schedule."
+        )
     device = choose_device(config.device)
     precision = lightning_precision(config.precision, device)
     with reproducible(seed, config.threads), quiet_lightning():
@@ -72,7 +78,13 @@ def fit(
         objective = make_objective(model, config, labels_of(train))
         module = MILModule(model, objective, config)
         generator = torch.Generator().manual_seed(seed)
-        loader = EpochLoader(train, generator, sampling=config.sampling, max_tiles=config.max_tiles)
+        loader = EpochLoader(
+            train,
+            generator,
+            sampling=config.sampling,
+            step_size=config.accumulate,
+            max_tiles=config.max_tiles,
+        )
         logger = None if log_directory is None else TensorBoardLogger(log_directory, "", "")
         keeper = Keeper(
             module,

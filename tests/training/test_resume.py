@@ -107,6 +107,25 @@ def test_the_best_epoch_may_lie_before_the_kill(tmp_path: Path) -> None:
     assert torch.equal(resumed, whole) and found.best_epoch == expected.best_epoch
 
 
+def test_a_plateau_is_waited_for_across_a_kill(tmp_path: Path) -> None:
+    """The rate falls where torch's own scheduler would let it, given the same losses."""
+    config, state = make_config(**CMA, epochs=16, schedule="plateau"), tmp_path / "state.ckpt"
+    whole, expected = fit_once(config, shift=1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.lr)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
+    rates = []
+    for row in expected.history:
+        scheduler.step(row["val_loss"])
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert [row["lr"] for row in expected.history] == pytest.approx(rates)
+    assert rates[4] == config.lr > rates[8] > rates[15]
+    for epoch in (4, 9):
+        with pytest.raises(_Killed):
+            fit_once(config, state, stop_after=epoch, shift=1)
+    resumed, found = fit_once(config, state, shift=1)
+    assert torch.equal(resumed, whole) and found.history == expected.history
+
+
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
 def test_a_damaged_state_is_a_clear_error(damage: bytes | None, tmp_path: Path) -> None:
     config, state = make_config(**CMA, epochs=3), tmp_path / "state.ckpt"
