@@ -16,6 +16,7 @@ Layout of a run directory::
     roc.png, confusion.png, calibration.png
     report.html            all of it for people, with the pictures inside
     metrics.json           the run's summary, written last
+    .lock                  while it is written: by which process
 """
 
 from __future__ import annotations
