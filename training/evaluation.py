@@ -182,10 +182,12 @@ def _evaluation(
 def data_facts(store: FeatureStore, place: Path) -> dict[str, str]:
     """What is evaluated or trained on, for people; ``place`` is where the features lie."""
     table, recipe, encoder = store.table, store.recipe, store.encoder
-    patients = {row.patient for row in table.rows}
+    patients = f"of {len({row.patient for row in table.rows})} patients"
+    if not table.has_patients:
+        patients = "whose patients are not known: each slide counts as one, in intervals too"
     counts = {label: sum(row.label == label for row in table.rows) for label in table.labels}
     return {
-        "slides": f"{len(table.rows)} of {len(patients)} patients",
+        "slides": f"{len(table.rows)} {patients}",
         "labels": ", ".join(f"{label} ({count})" for label, count in counts.items()),
         "label source": str(table.path),
         "features": f"{place}, {store.dim} wide",

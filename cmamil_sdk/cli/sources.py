@@ -21,7 +21,9 @@ FeaturesFolder = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(help="CSV: slide, label; optionally patient, site, split. Not with data roots."),
+    typer.Option(
+        help="CSV: slide, label; optionally patient, site, split. With data roots: for the patients."
+    ),
 ]
 DataRoot5x = Annotated[
     Path | None,
