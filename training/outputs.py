@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def write_run_report(
             facts={
                 **facts,
                 **_coarse_answer(summary),
+                "slides per step": _distinct(fold["slides_per_step"] for fold in summary["folds"]),
                 "training time": f"{summary['seconds']:.0f} s",
                 **_made(),
             },
@@ -115,6 +116,10 @@ def _coarse_answer(summary: Mapping[str, Any]) -> dict[str, str]:
     return (
         {"coarse answer": origins[summary["coarse_answer"]]} if "coarse_answer" in summary else {}
     )
+
+
+def _distinct(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(numbers))))
 
 
 def _made() -> dict[str, str]:

@@ -209,6 +209,7 @@ def _train_fold(
         "temperature": temperature,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
+        "slides_per_step": config.slides_per_step(len(train_slides)),
         "seconds": result.seconds_before + time.perf_counter() - started,
     }
     if coarse_temperature is not None:

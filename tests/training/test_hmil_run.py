@@ -104,6 +104,7 @@ def test_a_run_reports_both_levels(
     assert (summary["model"], summary["coarse_answer"]) == ("hmil", "own")
     assert set(summary["mean"]) >= COARSE_METRICS and summary["mean"]["coarse_auc"] > 0.8
     assert train(settings, run=run, **paths) == summary
+    assert [fold["slides_per_step"] for fold in summary["folds"]] == [4, 4]
 
     model, meta = load_model(run / "fold_1")
     assert isinstance(model, HMIL)

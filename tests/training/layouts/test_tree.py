@@ -66,7 +66,8 @@ def test_scales_can_be_chosen_among_the_roots(roots: dict[str, Path]) -> None:
 def test_a_fold_may_be_called_fold(roots: dict[str, Path]) -> None:
     for root in roots.values():
         (root / "2").rename(root / "fold_2")
-    assert sorted({row.fold for row in ScaleTrees(roots).rows}) == [1, 2]
+    trees = ScaleTrees(roots)
+    assert sorted({row.fold for row in trees.rows(trees.table)}) == [1, 2]
 
 
 def move(source: Path, target: Path) -> None:
