@@ -194,7 +194,7 @@ class TrainConfig(BaseModel):
     )
     logit_adjust: Weight | None = Field(
         None,
-        description="share of log class frequencies in training logits; None: with ours 1, or 0",
+        description="share of log class frequencies in training logits; None: with ours 1, balanced 0",
         json_schema_extra=_ONLY_HMIL,
     )
 

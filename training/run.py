@@ -88,7 +88,7 @@ def train(
     lightning_precision(config.precision, choose_device(config.device))
     check_run(run, config)
     layout, table = open_input(features, labels, config.scales)
-    resolve_hierarchy(config, table)
+    resolve_hierarchy(config, table)  # refused before any feature is read
     rows = plan_folds(config, layout, table, splits)
     store = open_store(config, layout, table)
     record = RunRecord(
