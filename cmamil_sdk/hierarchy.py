@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cmamil_sdk.errors import ConfigInvalid
+
+_Float = TypeVar("_Float", bound=np.floating[Any])
 
 
 class Hierarchy(BaseModel):
@@ -74,6 +78,12 @@ class Hierarchy(BaseModel):
     def parent_label(self, fine_class: int) -> str:
         """Name of the coarse label that a fine class belongs to."""
         return self.coarse_labels[self.parents[fine_class]]
+
+    def summed(self, probabilities: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
+        """Probabilities ``[..., Cc]``: each coarse class has those of its fine classes ``[..., Cf]``."""
+        membership = np.eye(len(self.coarse_labels), dtype=probabilities.dtype)[list(self.parents)]
+        found: npt.NDArray[_Float] = probabilities @ membership
+        return found
 
 
 __all__ = ["Hierarchy"]

@@ -223,7 +223,7 @@ def build_prediction(
     )
     warnings = list(plan.facts.warnings)
     coarse = _coarse_answer(aggregated, bundle)
-    warnings += _disagreement(coarse, winner, bundle)
+    warnings += _on_the_coarse_answer(coarse, winner, bundle)
     if top_k and contribution is None:
         warnings.append(
             f"Model {bundle.manifest.model_kind} does not say which tiles its answer comes from; "
@@ -259,18 +259,25 @@ def _coarse_answer(aggregated: Aggregated, bundle: Bundle) -> dict[str, float] |
     return {name: float(p) for name, p in zip(hierarchy.coarse_labels, values, strict=True)}
 
 
-def _disagreement(coarse: dict[str, float] | None, winner: int, bundle: Bundle) -> list[str]:
-    """A warning if the coarse answer is not the parent of the fine one."""
+def _on_the_coarse_answer(
+    coarse: dict[str, float] | None, winner: int, bundle: Bundle
+) -> list[str]:
+    """Warnings if the coarse answer is not the model's own, and if it is not the fine one's parent."""
     hierarchy = bundle.manifest.hierarchy
     if coarse is None or hierarchy is None:
         return []
+    warnings = []
+    if not bundle.manifest.has_coarse_level:
+        warnings.append(
+            "The coarse probabilities are sums of the labels' own: no coarse loss trained this model."
+        )
     answer, parent = max(coarse, key=coarse.__getitem__), hierarchy.parent_label(winner)
-    if answer == parent:
-        return []
-    return [
-        f"The two levels disagree: {bundle.manifest.labels[winner]} belongs to {parent}, the coarse "
-        f"answer is {answer}."
-    ]
+    if answer != parent:
+        warnings.append(
+            f"The two levels disagree: {bundle.manifest.labels[winner]} belongs to {parent}, the "
+            f"coarse answer is {answer}."
+        )
+    return warnings
 
 
 def evidence(scale_map: ScaleMap, class_index: int) -> Float32:

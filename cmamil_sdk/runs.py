@@ -16,6 +16,7 @@ Layout of a run directory::
     roc.png, confusion.png, calibration.png
     report.html            all of it for people, with the pictures inside
     metrics.json           the run's summary, written last
+    .lock                  while it is written: by which process
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class CheckpointMeta(BaseModel):
     fold: int = Field(ge=0)
     seed: int
     temperature: float = Field(1.0, gt=0.0)
-    coarse_temperature: float | None = Field(None, gt=0.0, description="of the coarse logits")
+    coarse_temperature: float | None = Field(
+        None, gt=0.0, description="of the coarse logits; None: those were not trained to answer"
+    )
     metrics: dict[str, float] = {}
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 

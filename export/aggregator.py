@@ -31,7 +31,7 @@ PARITY_FINEST_TILES = (1, 7, 513, 4096)
 class AggregatorGraph(nn.Module):
     """A model with positional tensors: features per scale, then the index arrays it reads.
 
-    ``coarse_temperature`` is that of the coarse logits, of a model that has them.
+    ``coarse_temperature`` is that of the coarse logits; without it they are left out.
     """
 
     def __init__(
@@ -40,26 +40,28 @@ class AggregatorGraph(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.coarse_temperature = 1.0 if coarse_temperature is None else coarse_temperature
+        self.coarse_temperature = coarse_temperature
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return aggregator_outputs(
+            self.model.scales,
+            explanations_of(self.model),
+            coarse=self.coarse_temperature is not None,
+        )
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Outputs in the order of :func:`output_names`."""
+        """Outputs in the order of :attr:`output_names`."""
         scales, names = self.model.scales, self.model.index_names
         features = dict(zip(scales, tensors, strict=False))
         index = dict(zip(names, tensors[len(scales) :], strict=False))
         answer = self.model(features, index)
         outputs = _level(answer, self.temperature)
-        if answer.coarse is not None:
+        if answer.coarse is not None and self.coarse_temperature is not None:
             coarse = _level(answer.coarse, self.coarse_temperature)
             outputs |= {f"coarse_{name}": tensor for name, tensor in coarse.items()}
-        return tuple(outputs[name] for name in output_names(self.model))
-
-
-def output_names(model: MILModel) -> list[str]:
-    """Names of the graph's outputs, in order."""
-    return aggregator_outputs(
-        model.scales, explanations_of(model), coarse=model.n_coarse is not None
-    )
+        return tuple(outputs[name] for name in self.output_names)
 
 
 def explanations_of(model: MILModel) -> tuple[Explanation, ...]:
@@ -98,7 +100,7 @@ def export_aggregator(
         tuple(torch.from_numpy(example[name]) for name in names),
         path,
         inputs={name: {0: dims[name.partition("_")[2]]} for name in names},
-        outputs=output_names(model),
+        outputs=module.output_names,
         argument="tensors",
     )
     engine = load_engine(path, engine="onnxruntime", device="cpu")
@@ -115,8 +117,8 @@ def eager_outputs(module: AggregatorGraph, inputs: Mapping[str, npt.NDArray[Any]
     """Named outputs of the eager module, the reference."""
     with torch.inference_mode():
         outputs = module(*(torch.from_numpy(array) for array in inputs.values()))
-    names = output_names(module.model)
-    return {name: tensor.detach().numpy() for name, tensor in zip(names, outputs, strict=True)}
+    named = zip(module.output_names, outputs, strict=True)
+    return {name: tensor.detach().numpy() for name, tensor in named}
 
 
 def _level(answer: MILOutput | CoarseOutput, temperature: float) -> dict[str, Tensor]:
@@ -160,6 +162,5 @@ __all__ = [
     "eager_outputs",
     "explanations_of",
     "export_aggregator",
-    "output_names",
     "probe_bag",
 ]

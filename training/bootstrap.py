@@ -9,8 +9,9 @@ out of averages.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
+
+Metrics = Callable[[Float64], Mapping[str, Float64]]
+"""Each metric ``[B]`` of n slides for ``weights [B, n]``."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,31 @@ def bootstrap_intervals(
     Patients are drawn with replacement within each part, all slides of a patient together. None
     where a metric is defined in no sample.
     """
+    return intervals_of(
+        [part.patients for part in parts],
+        [partial(weighted_metrics, part.probabilities, part.labels) for part in parts],
+        samples=samples,
+        level=level,
+        seed=seed,
+    )
+
+
+def intervals_of(
+    patients: Sequence[Sequence[str]],
+    metrics: Sequence[Metrics],
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, list[float] | None]:
+    """As :func:`bootstrap_intervals`, of any ``metrics``; both arguments have one for each part."""
     rng = np.random.default_rng(seed)
     sampled: dict[str, list[Float64]] = {}
-    for part in parts:
-        _, patient_of = np.unique(np.asarray(part.patients), return_inverse=True)
+    for owners, metrics_of in zip(patients, metrics, strict=True):
+        _, patient_of = np.unique(np.asarray(owners), return_inverse=True)
         n = int(patient_of.max()) + 1
         counts = rng.multinomial(n, np.full(n, 1.0 / n), size=samples).astype(np.float64)
-        weights = counts[:, patient_of]
-        for name, values in weighted_metrics(part.probabilities, part.labels, weights).items():
+        for name, values in metrics_of(counts[:, patient_of]).items():
             sampled.setdefault(name, []).append(values)
     tail = (1.0 - level) / 2.0
     intervals: dict[str, list[float] | None] = {}
@@ -82,7 +103,7 @@ def weighted_metrics(probabilities: Float64, labels: Int64, weights: Float64) ->
     ranked = _one_vs_rest(probabilities, labels, weights)
     metrics["auc"], metrics["average_precision"] = (mean_of_known(values) for values in ranked)
     metrics["quadratic_kappa"] = _quadratic_kappa(confusion)
-    metrics["ece"] = _calibration_error(probabilities, labels, weights)
+    metrics["ece"] = weighted_calibration_error(probabilities, labels, weights)
     return metrics
 
 
@@ -145,7 +166,13 @@ def _quadratic_kappa(confusion: Float64) -> Float64:
     return np.where(expected > 0, 1.0 - _ratio(seen, expected), np.nan)
 
 
-def _calibration_error(probabilities: Float64, labels: Int64, weights: Float64) -> Float64:
+def weighted_share(hits: npt.NDArray[np.bool_], weights: Float64) -> Float64:
+    """Share ``[B]`` of slides that ``hits [n]``."""
+    share: Float64 = (weights @ hits) / weights.sum(axis=1)
+    return share
+
+
+def weighted_calibration_error(probabilities: Float64, labels: Int64, weights: Float64) -> Float64:
     """Mean gap ``[B]`` between top probability and accuracy over equal bins of the former."""
     top = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
@@ -177,7 +204,10 @@ __all__ = [
     "Int64",
     "Scored",
     "bootstrap_intervals",
+    "intervals_of",
     "mean_of_known",
     "weighted_auc",
+    "weighted_calibration_error",
     "weighted_metrics",
+    "weighted_share",
 ]

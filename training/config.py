@@ -29,6 +29,9 @@ Weight = Annotated[float, Field(ge=0.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
+_MOST_PER_STEP = 64
+_LEAST_STEPS = 6
+
 
 def _only(*models: str) -> dict[str, JsonValue]:
     return {"only": list(models)}
@@ -49,7 +52,7 @@ _WITH_ATTENTION = _only(
 )
 
 
-def _hmil(default: float) -> dict[str, JsonValue]:
+def _hmil(default: float | None) -> dict[str, JsonValue]:
     return {"defaults": {"hmil": default}}
 
 
@@ -64,31 +67,28 @@ class TrainConfig(BaseModel):
 
     model: str = Field("cma-mil", description=f"which model is trained: {', '.join(MODELS)}")
     scales: tuple[str, ...] | None = Field(
-        None, min_length=1, description="scales to train on, among those of the features; None: all"
+        None, min_length=1, description="scales to train on; None: all that the features have"
     )
     cross_attention: Literal["nested", "global", "nested-bias", "none"] | None = Field(
         None,
-        description="how scales attend to each other: to nested tiles, to all, or to all with a "
-        "learned preference for nested ones; None: nested where the tiles' parents are known, else "
-        "global; not for a single scale",
+        description="whom a tile asks at the next scale; None: nested, or global where that is unknown",
         json_schema_extra=_WITH_SCALES,
     )
     cross_norm: Literal["none", "layer"] = Field(
         "none",
-        description="what follows the cross attention: nothing, or a LayerNorm as published",
+        description="what follows the cross attention; layer: LayerNorm, as published",
         json_schema_extra=_WITH_SCALES,
     )
     pooling: Literal["attention", "reference"] = Field(
         "attention",
-        description="softmax attention, or exp(softmax) as published",
+        description="weights of the tiles: softmax, or exp(softmax) as published",
         json_schema_extra=_ONLY_CMA,
     )
     embed_dim: int | None = Field(
         None,
         ge=1,
         le=4096,
-        description="width of a learned projection of the features, one for all scales, in front of "
-        "all else; None: the features are taken as they are",
+        description="width of a learned projection in front of all else; None: no projection",
     )
     dim: int = Field(
         128,
@@ -101,7 +101,7 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         le=4096,
-        description="width of the hidden layer that weighs the tiles; None: half of dim",
+        description="width of the layer that weighs the tiles; None: half of dim",
         json_schema_extra=_WITH_ATTENTION,
     )
     heads: int | None = Field(
@@ -114,11 +114,9 @@ class TrainConfig(BaseModel):
     )
     drop_out: Rate = Field(
         0.2,
-        description="dropout rate after the first layer, and in CMA-MIL's gated attention",
+        description="dropout after the first layer, and in CMA-MIL's gated attention",
     )
-    standardize: bool = Field(
-        True, description="standardise features by the training tiles, inside the model"
-    )
+    standardize: bool = Field(True, description="standardise features by the training tiles")
 
     bag_loss: Loss = Field(
         "ce",
@@ -127,7 +125,7 @@ class TrainConfig(BaseModel):
     )
     inst_loss: Literal["ce", "svm", "none"] = Field(
         "svm",
-        description="loss on the most and least telling tiles of each scale",
+        description="tile loss, on the most and least telling tiles",
         json_schema_extra=_WITH_TILE_LOSS,
     )
     bag_weight: float = Field(
@@ -140,19 +138,18 @@ class TrainConfig(BaseModel):
     k_sample: int = Field(
         8,
         ge=1,
-        description="tiles at each end of the ranking for inst_loss",
+        description="tiles at each end of the ranking",
         json_schema_extra=_WITH_TILE_LOSS,
     )
     subtyping: bool = Field(
         False,
-        description="tile loss also teaches that top tiles of other classes are not theirs",
+        description="tile loss teaches other classes, too",
         json_schema_extra=_WITH_TILE_LOSS,
     )
     scale_loss: float = Field(
         0.0,
         ge=0.0,
-        description="weight of the slide loss on each scale's own answer, averaged; not for a "
-        "single scale",
+        description="weight of the slide loss on each scale's own answer",
         json_schema_extra=_ONLY_CMA,
     )
     label_smoothing: Rate = Field(0.0, description="smoothing of the cross-entropy slide loss")
@@ -164,47 +161,40 @@ class TrainConfig(BaseModel):
     )
     recipe: Literal["ours", "paper", "repo"] = Field(
         "ours",
-        description="form and default weight of the losses below: repaired, as the paper says, or "
-        "as the published code runs",
+        description="form of the losses: repaired, as in the paper, or as published code runs",
         json_schema_extra=_ONLY_HMIL,
     )
     head: Literal["per_class", "shared"] | None = Field(
         None,
-        description="a weight vector per class, or one for all classes as published; None: "
-        "per_class for recipe ours, else shared",
+        description="weights of each class or of all; None: per_class with ours, or shared",
         json_schema_extra=_ONLY_HMIL,
     )
     fine_weight: Weight = Field(
-        1.0, description="weight of the slide loss on the labels", json_schema_extra=_ONLY_HMIL
+        1.0, description="of the slide loss on the labels", json_schema_extra=_ONLY_HMIL
     )
     coarse_weight: Weight | None = Field(
         None,
-        description="weight of the slide loss on the coarse labels, which alone trains the coarse "
-        "answer; None: 1",
+        description="of that on coarse labels; 0: their answer is summed; None: 1",
         json_schema_extra=_ONLY_HMIL,
     )
     bag_align_weight: Weight | None = Field(
         None,
-        description="weight of the loss on a fine answer outside the true coarse label; None: 1",
+        description="of the loss on fine answers outside the coarse label; None: 1",
         json_schema_extra=_ONLY_HMIL,
     )
     inst_align_weight: Weight | None = Field(
         None,
-        description="weight of the loss on fine attention that strays from the coarse one; None: "
-        "1, for recipe repo 0",
+        description="of the loss on fine attention off the coarse one; None: 1, with repo 0",
         json_schema_extra=_ONLY_HMIL,
     )
     contrast_weight: Weight | None = Field(
         None,
-        description="weight of the supervised contrastive loss over the slides of a step; None: 0 "
-        "for recipe ours, else 1",
+        description="of the contrast of a step's slides; None: with ours 0, or 1",
         json_schema_extra=_ONLY_HMIL,
     )
     logit_adjust: Weight | None = Field(
         None,
-        description="share of the log class frequencies added to the logits in training, which "
-        "helps rare classes; None: 1 for recipe ours, but 0 "
-        "with balanced sampling, which has evened them out, and for the other recipes",
+        description="share of log class frequencies in training logits; None: with ours 1, balanced 0",
         json_schema_extra=_ONLY_HMIL,
     )
 
@@ -221,52 +211,50 @@ class TrainConfig(BaseModel):
         json_schema_extra=_hmil(1e-4),
     )
     weight_decay: float = Field(1e-5, ge=0.0, description="decoupled weight decay of AdamW")
-    schedule: Literal["constant", "onecycle", "cosine"] = Field(
-        "constant", description="learning rate over the steps"
+    schedule: Literal["constant", "onecycle", "cosine", "plateau"] = Field(
+        "constant",
+        description="learning rate over time; plateau: a tenth after 6 epochs without a lower val_loss",
     )
-    accumulate: int = Field(
-        1, ge=1, description="slides per optimiser step", json_schema_extra=_hmil(64)
+    accumulate: int | None = Field(
+        1,
+        ge=1,
+        description="slides per optimiser step; None: a sixth of them, at most 64",
+        json_schema_extra=_hmil(None),
     )
     sampling: Literal["shuffle", "balanced"] = Field(
         "shuffle",
-        description="slides of an epoch: each once, or as many draws with replacement in which "
-        "every class is equally likely",
+        description="slides of an epoch: each once, or all labels equally often in each step",
     )
     max_tiles: int | None = Field(
         None,
         ge=1,
-        description="tiles of a slide's finest scale in a training step, at most, drawn anew each "
-        "epoch; where parents are unknown, of each scale; None: all",
+        description="tiles of a slide in a step, drawn anew each epoch; None: all",
     )
     gradient_clip: float | None = Field(
         None, gt=0.0, description="largest norm of the gradient; None: unlimited"
     )
     early_stopping: bool = Field(
-        False, description="stop when the validation has not improved for patience epochs"
+        False, description="stop after patience epochs without a better one"
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="epochs without improvement; None: a fifth of the epochs, between 2 and 20",
+        description="None: a fifth of the epochs, between 2 and 20",
     )
 
     folds: int | None = Field(
         None,
         ge=1,
-        description="cross-validation folds; 1: one split; of given folds, the first so many; None: "
-        "5, or all that are given",
+        description="cross-validation folds; None: 5, or all that are given",
     )
     val_share: float = Field(
         0.15,
         ge=0.0,
         lt=1.0,
-        description="share of a fold's non-test patients that select the epoch and set the "
-        "temperature; 0: the last epoch is kept, uncalibrated",
+        description="share of the other patients to select the epoch; 0: the last is kept, uncalibrated",
     )
     test_share: Share = Field(0.2, description="share of patients for test when folds is 1")
-    ignore_unlabelled: bool = Field(
-        False, description="leave out feature files that the labels table does not name"
-    )
+    ignore_unlabelled: bool = Field(False, description="leave out features without label")
 
     seed: int = Field(1, ge=0, le=2**31 - 1, description="of splits, weights, order and dropout")
     device: str = Field(
@@ -274,15 +262,13 @@ class TrainConfig(BaseModel):
     )
     precision: Precision = Field(
         "fp32",
-        description="of training steps: float32, or mixed with bfloat16 or (CUDA only) float16; "
-        "all else is float32",
+        description="of training steps; fp16-mixed on CUDA only",
     )
-    log_data: bool = Field(False, description="write TensorBoard events into the run directory")
+    log_data: bool = Field(False, description="write TensorBoard events")
     threads: int = Field(
         1,
         ge=1,
-        description="CPU threads of torch; a step is small, and more threads than idle cores slow "
-        "it down a hundredfold",
+        description="CPU threads of torch; more than idle cores make it a hundred times slower",
     )
     cache_mb: int = Field(2048, ge=0, description="memory for features kept between epochs, MB")
 
@@ -330,6 +316,13 @@ class TrainConfig(BaseModel):
             raise ValueError(problem)
         return self
 
+    def slides_per_step(self, n_train: int) -> int:
+        """Slides that make an optimiser step, of ``n_train`` to train on.
+
+        Where ``accumulate`` does not say it, an epoch has at least six steps of at least two.
+        """
+        return self.accumulate or max(2, min(_MOST_PER_STEP, n_train // _LEAST_STEPS))
+
     @property
     def effective_patience(self) -> int:
         """Epochs without improvement after which early stopping ends the training."""
@@ -351,6 +344,16 @@ def _options_of_others(model: str) -> dict[str, list[str]]:
     """Fields without effect on a model, with the models that they belong to."""
     found = {name: _extra(name).get("only", [model]) for name in TrainConfig.model_fields}
     return {name: only for name, only in found.items() if model not in only}
+
+
+def owners_of(name: str) -> str:
+    """The models that have a field, as ``only ...`` or ``not ...``, which is shorter; "": all."""
+    only = _extra(name).get("only", MODELS)
+    others = [model for model in MODELS if model not in only]
+    if not others:
+        return ""
+    few = only if len(only) <= len(others) else others
+    return f"{'only' if few is only else 'not'} {', '.join(few)}"
 
 
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
@@ -378,4 +381,4 @@ def make_config(**fields: Any) -> TrainConfig:
     return parse_document(TrainConfig, fields, where="training options", error=ConfigInvalid)
 
 
-__all__ = ["TrainConfig", "load_config", "make_config"]
+__all__ = ["TrainConfig", "load_config", "make_config", "owners_of"]

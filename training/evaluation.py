@@ -136,12 +136,14 @@ def evaluate_bundle(
     slides = tuple(row.slide for row in table.rows)
     found = [bundle.aggregate(read_feature_file(layout.file(s))[0]) for s in slides]
     coarse = [x.coarse_probabilities for x in found if x.coarse_probabilities is not None]
+    own = manifest.has_coarse_level
     levels = Logits(
         np.stack([answer.logits for answer in found]).astype(np.float64),
         # the graph gives these at their temperature, and no logits
-        np.log(np.maximum(np.stack(coarse).astype(np.float64), 1e-30)) if coarse else None,
+        np.log(np.maximum(np.stack(coarse).astype(np.float64), 1e-30)) if own else None,
     )
-    folds = {0: FoldAnswers({"test": Answers(slides, levels)}, manifest.temperature)}
+    parts = {"test": Answers(slides, levels)}
+    folds = {0: FoldAnswers(parts, manifest.temperature, 1.0 if own else None)}
     facts = data_facts(store, features) | {"engine": bundle.engine_label}
     return _evaluation(
         f"Bundle {bundle.label}",
@@ -180,10 +182,12 @@ def _evaluation(
 def data_facts(store: FeatureStore, place: Path) -> dict[str, str]:
     """What is evaluated or trained on, for people; ``place`` is where the features lie."""
     table, recipe, encoder = store.table, store.recipe, store.encoder
-    patients = {row.patient for row in table.rows}
+    patients = f"of {len({row.patient for row in table.rows})} patients"
+    if not table.has_patients:
+        patients = "whose patients are not known: each slide counts as one, in intervals too"
     counts = {label: sum(row.label == label for row in table.rows) for label in table.labels}
     return {
-        "slides": f"{len(table.rows)} of {len(patients)} patients",
+        "slides": f"{len(table.rows)} {patients}",
         "labels": ", ".join(f"{label} ({count})" for label, count in counts.items()),
         "label source": str(table.path),
         "features": f"{place}, {store.dim} wide",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
+from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.base import MILModel
 
 from .config import TrainConfig
@@ -47,7 +48,7 @@ def fit(
 
     Args:
         model: freshly built; its standardisation is set here.
-        train: bags with labels, one optimiser step each (``config.accumulate``: each so many).
+        train: bags with labels; so many make a step as ``config.slides_per_step`` says.
         val: bags that select the epoch; may be empty.
         config: only the fields on losses, optimisation and device are read.
         seed: of order and dropout.
@@ -61,9 +62,14 @@ def fit(
     Raises:
         NonFiniteOutput: the training loss became NaN or infinite.
         EngineMissing: the device is not there.
-        ConfigInvalid: the device cannot train in this precision.
+        ConfigInvalid: the device cannot train in this precision, or the schedule lacks ``val``.
         RunInvalid: the file at ``state_path`` is damaged.
     """
+    if config.schedule == "plateau" and not len(val):
+        raise ConfigInvalid(
+            "schedule 'plateau' follows the validation loss, and there are no validation slides; "
+            "give some, or choose another schedule."
+        )
     device = choose_device(config.device)
     precision = lightning_precision(config.precision, device)
     with reproducible(seed, config.threads), quiet_lightning():
@@ -72,7 +78,14 @@ def fit(
         objective = make_objective(model, config, labels_of(train))
         module = MILModule(model, objective, config)
         generator = torch.Generator().manual_seed(seed)
-        loader = EpochLoader(train, generator, sampling=config.sampling, max_tiles=config.max_tiles)
+        step_size = config.slides_per_step(len(train))
+        loader = EpochLoader(
+            train,
+            generator,
+            sampling=config.sampling,
+            step_size=step_size,
+            max_tiles=config.max_tiles,
+        )
         logger = None if log_directory is None else TensorBoardLogger(log_directory, "", "")
         keeper = Keeper(
             module,
@@ -87,7 +100,7 @@ def fit(
             devices=1 if device.type == "cpu" else [device.index],
             precision=precision,
             max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate,
+            accumulate_grad_batches=step_size,
             gradient_clip_val=config.gradient_clip,
             num_sanity_val_steps=0,
             callbacks=[keeper],
@@ -99,7 +112,7 @@ def fit(
         )
         trainer.fit(
             module,
-            train_dataloaders=Steps(loader, config.accumulate) if objective.needs_step else loader,
+            train_dataloaders=Steps(loader, step_size) if objective.needs_step else loader,
             val_dataloaders=EpochLoader(val) if len(val) else None,
             ckpt_path=state_path if state_path is not None and state_path.exists() else None,
         )

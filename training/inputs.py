@@ -28,20 +28,22 @@ def open_input(
 ) -> tuple[Layout, LabelTable]:
     """Find the features of all slides, and their labels; no feature is read yet.
 
+    Trees have their own labels; a table gives the patients, and must agree with them.
+
     Raises:
-        ConfigInvalid: a folder without labels, or trees with a labels table.
+        ConfigInvalid: a folder without labels.
         LabelsInvalid, FeatureFileInvalid, ScaleMismatch: either is not usable.
     """
     if isinstance(features, Path):
         if labels is None:
             raise ConfigInvalid(f"The features in {features} need a labels CSV; name one.")
         return FeatureFolder(features, scales), read_labels(labels)
-    if labels is not None:
-        raise ConfigInvalid(
-            f"The labels of trees are the names of their folders; leave out {labels}."
-        )
     trees = ScaleTrees(features, scales)
-    return trees, trees.table
+    if labels is None:
+        return trees, trees.table
+    table = read_labels(labels)
+    trees.check_labels(table)
+    return trees, table
 
 
 def plan_folds(
@@ -59,7 +61,7 @@ def plan_folds(
         if splits is not None or config.ignore_unlabelled:
             extra = "ignore_unlabelled" if splits is None else f"splits {splits}"
             raise ConfigInvalid(f"Trees hold their own folds and labels; leave out {extra}.")
-        return _given(config, layout.rows, table, str(layout.place))
+        return _given(config, layout.rows(table), table, str(layout.place))
     if splits is not None:
         return _given(config, read_splits(splits, table), table, str(splits))
     if table.has_split:

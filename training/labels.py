@@ -43,6 +43,7 @@ class LabelTable:
         path: where it was read, for messages.
         rows: one per slide.
         has_split: whether the file has a split column.
+        has_patients: whether it says whose the slides are.
         known_labels: of a model that is to answer; None: the labels are those of the rows.
     """
 
@@ -50,6 +51,7 @@ class LabelTable:
     rows: tuple[LabelRow, ...]
     has_split: bool
     known_labels: tuple[str, ...] | None = None
+    has_patients: bool = False
 
     @cached_property
     def by_slide(self) -> dict[str, LabelRow]:
@@ -98,7 +100,11 @@ def read_labels(path: Path, *, known_labels: tuple[str, ...] | None = None) -> L
                 )
         rows.append(LabelRow(**({"patient": values["slide"]} | values)))
     return checked_table(
-        path, rows, has_split=found["split"] is not None, known_labels=known_labels
+        path,
+        rows,
+        has_split=found["split"] is not None,
+        has_patients=found["patient"] is not None,
+        known_labels=known_labels,
     )
 
 
@@ -107,6 +113,7 @@ def checked_table(
     rows: Sequence[LabelRow],
     *,
     has_split: bool,
+    has_patients: bool,
     known_labels: tuple[str, ...] | None = None,
 ) -> LabelTable:
     """The table of ``rows``.
@@ -116,7 +123,7 @@ def checked_table(
             ``known_labels`` are given, no slide or another label.
     """
     _refuse_doubles(path, (row.slide for row in rows))
-    table = LabelTable(path, tuple(rows), has_split, known_labels)
+    table = LabelTable(path, tuple(rows), has_split, known_labels, has_patients)
     if known_labels is not None:
         _refuse_unknown(table)
         return table

@@ -24,8 +24,9 @@ class EpochLoader:
     Args:
         bags: with labels.
         generator: None: all bags in order, whole.
-        sampling: ``shuffle``: each bag once; ``balanced``: as many draws with replacement, each
-            class equally likely, each bag of a class as well.
+        sampling: ``shuffle``: each bag once; ``balanced``: as many bags, in every step of
+            ``step_size`` each class as often as any other, give or take one.
+        step_size: bags of an optimiser step.
         max_tiles: as :func:`subsample`; None: all.
     """
 
@@ -35,12 +36,14 @@ class EpochLoader:
         generator: torch.Generator | None = None,
         *,
         sampling: Sampling = "shuffle",
+        step_size: int = 1,
         max_tiles: int | None = None,
     ) -> None:
         self._bags = bags
         self._generator = generator
         self._max_tiles = max_tiles
-        self._weights = _inverse_frequencies(labels_of(bags)) if sampling == "balanced" else None
+        self._step_size = step_size
+        self._classes = _members(labels_of(bags)) if sampling == "balanced" else None
 
     def __len__(self) -> int:
         return len(self._bags)
@@ -57,11 +60,34 @@ class EpochLoader:
         n = len(self._bags)
         if self._generator is None:
             return list(range(n))
-        if self._weights is None:
-            order = torch.randperm(n, generator=self._generator)
-        else:
-            order = torch.multinomial(self._weights, n, True, generator=self._generator)
-        return [int(position) for position in order]
+        if self._classes is None:
+            return torch.randperm(n, generator=self._generator).tolist()
+        return _balanced(self._classes, n, self._step_size, self._generator)
+
+
+def _balanced(
+    classes: Sequence[Sequence[int]], n: int, step_size: int, generator: torch.Generator
+) -> list[int]:
+    """``n`` positions, step by step; ``classes`` has those of each class.
+
+    A step holds every class equally often; what is left goes to classes whose turn it is, in a
+    random order that is dealt to its end. So are the bags of a class, and a rare one comes again.
+    """
+    bags = [_dealt(members, generator) for members in classes]
+    turns = _dealt(range(len(classes)), generator)
+    order: list[int] = []
+    while len(order) < n:
+        rounds, rest = divmod(min(step_size, n - len(order)), len(classes))
+        step = [*range(len(classes))] * rounds + [next(turns) for _ in range(rest)]
+        order += [next(bags[label]) for label in step]
+    return order
+
+
+def _dealt(items: Sequence[int], generator: torch.Generator) -> Iterator[int]:
+    """All items in a random order, again and again."""
+    while True:
+        for position in torch.randperm(len(items), generator=generator).tolist():
+            yield items[position]
 
 
 def subsample(bag: TrainingBag, max_tiles: int, generator: torch.Generator) -> TrainingBag:
@@ -111,10 +137,12 @@ def _drawn(n: int, max_tiles: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[:max_tiles].sort().values
 
 
-def _inverse_frequencies(labels: Sequence[int]) -> Tensor:
-    """Weight ``[n]`` of each bag: one over the number of bags of its class."""
-    classes = torch.tensor(labels)
-    return 1.0 / torch.bincount(classes)[classes].double()
+def _members(labels: Sequence[int]) -> list[list[int]]:
+    """Positions of the bags of each class that occurs."""
+    members: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
+    for position, label in enumerate(labels):
+        members[label].append(position)
+    return list(members.values())
 
 
 def _renumber(kept: Tensor, n: int) -> Tensor:

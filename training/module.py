@@ -19,6 +19,11 @@ from .metrics import log_loss, macro_auc, softmax
 from .objective import Objective
 from .steps import StepBag, StepLoss
 
+_WATCHED = "val_loss"
+_PLATEAU_FACTOR = 0.1
+_PLATEAU_PATIENCE = 5
+"""Epochs in a row that may bring no lower loss; both as in HMIL's published code."""
+
 
 class MILModule(L.LightningModule):
     """A model under training, with its objective.
@@ -72,6 +77,7 @@ class MILModule(L.LightningModule):
             "val_auc": macro_auc(softmax(logits), labels),
             "val_accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
         }
+        self.log(_WATCHED, self.validation[_WATCHED])
 
     def close_epoch(self) -> None:
         """Set :attr:`train_loss`."""
@@ -84,7 +90,7 @@ class MILModule(L.LightningModule):
         return batch if device.type == "cpu" else batch.to(device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, with the schedule of the configuration over all steps."""
+        """AdamW, with the schedule of the configuration over all steps, or by the validation loss."""
         config = self.config
         optimizer = torch.optim.AdamW(
             self.parameters(),
@@ -96,17 +102,20 @@ class MILModule(L.LightningModule):
         if config.schedule == "constant":
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler: Any
-        if config.schedule == "onecycle":
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        how: Any = {"interval": "step"}
+        if config.schedule == "plateau":
+            how["scheduler"] = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=_PLATEAU_FACTOR, patience=_PLATEAU_PATIENCE
+            )
+            # after an epoch's last slide and its validation, and before the epoch's state is kept
+            how |= {"frequency": self.trainer.num_training_batches, "monitor": _WATCHED}
+        elif config.schedule == "onecycle":
+            how["scheduler"] = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, max_lr=config.lr, total_steps=steps
             )
         else:
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+            how["scheduler"] = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": how}
 
 
 __all__ = ["MILModule"]

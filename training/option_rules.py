@@ -35,6 +35,8 @@ def why_inconsistent(config: TrainConfig) -> str | None:
         return "patience works with early_stopping only; switch that on"
     if config.early_stopping and config.val_share == 0:
         return "early_stopping needs validation slides; set val_share above 0"
+    if config.schedule == "plateau" and config.val_share == 0:
+        return "schedule 'plateau' needs validation slides; set val_share above 0"
     return _why_inconsistent_hmil(config) if config.model == "hmil" else _why_idle_tile_loss(config)
 
 

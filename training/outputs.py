@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ def write_run_report(
             ),
             facts={
                 **facts,
+                **_coarse_answer(summary),
+                "slides per step": _distinct(fold["slides_per_step"] for fold in summary["folds"]),
                 "training time": f"{summary['seconds']:.0f} s",
                 **_made(),
             },
@@ -84,7 +86,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
                 f"{evaluation.model} answered for {sum(len(f.test.slides) for f in folds.values())} "
                 f"slides, at the temperature that its validation slides had set. {evaluation.caveat}"
             ),
-            facts={**evaluation.facts, **_made()},
+            facts={**evaluation.facts, **_coarse_answer(evaluation.summary), **_made()},
             labels=table.labels,
             summary=evaluation.summary,
             tested=_tested(table, folds),
@@ -103,6 +105,21 @@ def _tested(table: LabelTable, folds: Mapping[int, FoldAnswers]) -> list[Examine
         )
         for number, fold in folds.items()
     ]
+
+
+def _coarse_answer(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Where a model's coarse answer comes from."""
+    origins = {
+        "own": "the model's own",
+        "summed": "sums of the labels' probabilities, because no coarse loss trained the model's own",
+    }
+    return (
+        {"coarse answer": origins[summary["coarse_answer"]]} if "coarse_answer" in summary else {}
+    )
+
+
+def _distinct(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(set(numbers))))
 
 
 def _made() -> dict[str, str]:

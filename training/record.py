@@ -14,11 +14,12 @@ from cmamil_sdk.files import parse_document, write_json
 from cmamil_sdk.runs import UNFINISHED_FIT, read_json
 
 from .config import TrainConfig
+from .run_lock import LOCK_FILE
 from .split_files import splits_text, write_splits
 from .splits import SplitRow
 
 _WITHOUT_EFFECT_ON_RESULTS = {"cache_mb", "log_data"}
-_LEFTOVERS = ".*.tmp"  # of atomic writes that were killed
+_TEMPORARY = ".*.tmp"  # of atomic writes that were killed
 
 
 class RunRecord(BaseModel):
@@ -61,7 +62,7 @@ def check_run(run: Path, config: TrainConfig) -> None:
     if not run.exists():
         return
     begun = (run / "config.json").exists()
-    if not begun and (not run.is_dir() or set(run.iterdir()) - set(run.glob(_LEFTOVERS))):
+    if not begun and (not run.is_dir() or set(run.iterdir()) - _leftovers(run)):
         raise OutputExists(f"{run} exists and is not a training run; name another directory.")
     if begun:
         _refuse_difference(
@@ -95,10 +96,15 @@ def open_run(run: Path, record: RunRecord, rows: Sequence[SplitRow]) -> bool:
 
 def _remove_leftovers(run: Path) -> None:
     """Remove what a kill between two steps of writing may have left."""
-    for temporary in run.rglob(_LEFTOVERS):
+    for temporary in run.rglob(_TEMPORARY):
         temporary.unlink()
     for finished in run.glob("fold_*/metrics.json"):
         (finished.parent / UNFINISHED_FIT).unlink(missing_ok=True)
+
+
+def _leftovers(run: Path) -> set[Path]:
+    """What a kill before the first file may have left."""
+    return {run / LOCK_FILE, *run.glob(_TEMPORARY)}
 
 
 def _refuse_difference(run: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:

@@ -33,7 +33,9 @@ from .labels import LabelTable
 from .metrics import finite_or_none
 from .outputs import CURVES, write_run_report
 from .plots import curves_png
+from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
+from .run_lock import sole_writer
 from .runtime import choose_device, lightning_precision, reproducible
 from .scoring import (
     Answers,
@@ -66,7 +68,8 @@ def train(
         config: how to train.
         features: folder of feature files, or the root of CMA-MIL's tree of each scale, coarse to
             fine (:mod:`cmamil_sdk.training.layouts`).
-        labels: CSV, see :func:`~cmamil_sdk.training.labels.read_labels`; None for trees.
+        labels: CSV, see :func:`~cmamil_sdk.training.labels.read_labels`; for trees None, or one that
+            tells the patients.
         run: the run directory.
         splits: a file or directory, see :func:`~cmamil_sdk.training.split_files.read_splits`.
         on_progress: called after each epoch of each fold.
@@ -77,14 +80,15 @@ def train(
     Raises:
         LabelsInvalid, FeatureFileInvalid, RecipeMismatch, ScaleMismatch, ConfigInvalid: the input
             cannot be trained on; found before training starts.
-        OutputExists: ``run`` holds something else, or a run of another configuration.
+        OutputExists: ``run`` holds something else, or a run of another configuration, or another
+            process writes into it.
         EngineMissing: the device is not there.
         NonFiniteOutput: training diverged.
     """
     lightning_precision(config.precision, choose_device(config.device))
     check_run(run, config)
     layout, table = open_input(features, labels, config.scales)
-    hierarchy = resolve_hierarchy(config, table)
+    resolve_hierarchy(config, table)  # refused before any feature is read
     rows = plan_folds(config, layout, table, splits)
     store = open_store(config, layout, table)
     record = RunRecord(
@@ -94,8 +98,22 @@ def train(
         recipe_key=store.origin.recipe_key,
         features_sha256=store.digest(),
     )
-    if open_run(run, record, rows):
-        return read_json(run / "metrics.json")
+    with sole_writer(run):
+        if open_run(run, record, rows):
+            return read_json(run / "metrics.json")
+        return _train_folds(run, store, rows, record, data_facts(store, layout.place), on_progress)
+
+
+def _train_folds(
+    run: Path,
+    store: FeatureStore,
+    rows: Sequence[SplitRow],
+    record: RunRecord,
+    facts: Mapping[str, str],
+    on_progress: ProgressCallback | None,
+) -> dict[str, Any]:
+    """Train the folds that are not finished, and write what the run leaves; its summary."""
+    config, table = record.config, store.table
     documents, folds = [], {}
     for fold in fold_numbers(rows):
         finished = fold_directory(run, fold) / "metrics.json"
@@ -105,17 +123,12 @@ def train(
         else:
             document, folds[fold] = _train_fold(run, fold, store, rows, record, on_progress)
             documents.append(document)
+    hierarchy = resolve_hierarchy(config, table)
     write_predictions(run / "predictions.csv", table, folds, hierarchy)
     summary = summarise(config.model, documents, table, folds, hierarchy)
     summary["seconds"] = sum(document["seconds"] for document in documents)
     write_run_report(
-        run,
-        config,
-        table,
-        folds,
-        summary,
-        facts=data_facts(store, layout.place),
-        exportable=store.encoder is not None,
+        run, config, table, folds, summary, facts=facts, exportable=store.encoder is not None
     )
     write_json(run / "metrics.json", summary)
     return summary
@@ -187,7 +200,7 @@ def _train_fold(
     hierarchy = resolve_hierarchy(config, store.table)
     val_labels = classes_of(store.table, parts["val"].slides)
     temperature = fit_temperature(parts["val"].logits, val_labels)
-    coarse_temperature = _coarse_temperature(parts["val"], val_labels, hierarchy)
+    coarse_temperature = _coarse_temperature(config, parts["val"], val_labels, hierarchy)
     answers = FoldAnswers(parts, temperature, coarse_temperature)
     document = {
         "fold": fold,
@@ -196,6 +209,7 @@ def _train_fold(
         "temperature": temperature,
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
+        "slides_per_step": config.slides_per_step(len(train_slides)),
         "seconds": result.seconds_before + time.perf_counter() - started,
     }
     if coarse_temperature is not None:
@@ -204,8 +218,11 @@ def _train_fold(
     return document, answers
 
 
-def _coarse_temperature(val: Answers, labels: Int64, hierarchy: Hierarchy | None) -> float | None:
-    if hierarchy is None or val.levels.coarse is None:
+def _coarse_temperature(
+    config: TrainConfig, val: Answers, labels: Int64, hierarchy: Hierarchy | None
+) -> float | None:
+    """None: there is no coarse answer, or nothing has taught the model to give one of its own."""
+    if hierarchy is None or val.levels.coarse is None or recipe_of(config).weights.coarse == 0:
         return None
     return fit_temperature(val.levels.coarse, np.array(hierarchy.parents, dtype=np.int64)[labels])
 

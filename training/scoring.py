@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cmamil_sdk.files import csv_text, write_atomic
 from cmamil_sdk.hierarchy import Hierarchy
 
-from .bootstrap import Float64, Int64, Scored, bootstrap_intervals
+from .bootstrap import (
+    Float64,
+    Int64,
+    Scored,
+    intervals_of,
+    weighted_calibration_error,
+    weighted_metrics,
+    weighted_share,
+)
 from .fit import Logits
 from .labels import LabelTable
 from .metrics import across_folds, calibration_error, finite_or_none, score, softmax
@@ -35,7 +45,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class FoldAnswers:
-    """Answers of one fold's model by part (val, test), and its temperatures."""
+    """Answers of one fold's model by part (val, test), and its temperatures.
+
+    Without ``coarse_temperature`` the coarse answer is not the model's own, but the sums of the
+    labels' probabilities.
+    """
 
     parts: Mapping[str, Answers]
     temperature: float
@@ -46,6 +60,13 @@ class FoldAnswers:
         """On the slides that neither trained nor chose the model."""
         return self.parts["test"]
 
+    def coarse_probabilities(self, part: str, hierarchy: Hierarchy) -> Float64:
+        """Of the coarse classes ``[n, Cc]``, calibrated."""
+        levels = self.parts[part].levels
+        if levels.coarse is None or self.coarse_temperature is None:
+            return hierarchy.summed(softmax(levels.fine, self.temperature))
+        return softmax(levels.coarse, self.coarse_temperature)
+
 
 def classes_of(table: LabelTable, slides: Iterable[str]) -> Int64:
     """Class numbers ``[n]`` of slides."""
@@ -54,11 +75,13 @@ def classes_of(table: LabelTable, slides: Iterable[str]) -> Int64:
 
 def scored(answers: Answers, table: LabelTable, temperature: float) -> Scored:
     """Answers at a temperature, with truth and patients."""
-    return Scored(
-        softmax(answers.logits, temperature),
-        classes_of(table, answers.slides),
-        [table.by_slide[slide].patient for slide in answers.slides],
-    )
+    truth = classes_of(table, answers.slides)
+    return Scored(softmax(answers.logits, temperature), truth, patients_of(answers, table))
+
+
+def patients_of(answers: Answers, table: LabelTable) -> list[str]:
+    """The patient of each slide."""
+    return [table.by_slide[slide].patient for slide in answers.slides]
 
 
 def score_levels(
@@ -75,14 +98,12 @@ def score_levels(
     document = score(fine, table.labels)
     uncalibrated = calibration_error(softmax(answers.logits), fine.labels)
     document["ece_uncalibrated"] = finite_or_none(uncalibrated)
-    if hierarchy is None or answers.levels.coarse is None:
+    if hierarchy is None:
         return document
-    levels = _levels(fold, part, table, hierarchy, answers.levels.coarse)
+    levels = _levels(fold, part, table, hierarchy)
     coarse = score(levels.coarse, hierarchy.coarse_labels)
     document |= {f"coarse_{name}": coarse[name] for name in _COARSE_METRICS}
-    for name, agreement in (("parent_accuracy", levels.parent), ("levels_agree", levels.agreement)):
-        document[name] = score(agreement, hierarchy.coarse_labels)["accuracy"]
-    return document
+    return document | {name: float(hits.mean()) for name, hits in levels.hits.items()}
 
 
 def summarise(
@@ -92,11 +113,17 @@ def summarise(
     folds: Mapping[int, FoldAnswers],
     hierarchy: Hierarchy | None = None,
 ) -> dict[str, Any]:
-    """The document of ``metrics.json`` but for its seconds; ``documents`` are its folds."""
+    """The document of ``metrics.json`` but for its seconds; ``documents`` are its folds.
+
+    With a hierarchy ``coarse_answer`` says where that comes from: ``own`` or ``summed``.
+    """
     mean, std = across_folds([document["test"] for document in documents])
+    own = all(fold.coarse_temperature is not None for fold in folds.values())
+    origin = {} if hierarchy is None else {"coarse_answer": "own" if own else "summed"}
     return {
         "model": model,
         "labels": list(table.labels),
+        **origin,
         "folds": list(documents),
         "mean": mean,
         "std": std,
@@ -109,48 +136,46 @@ def _intervals(
 ) -> dict[str, list[float] | None]:
     """Of each metric that :func:`score_levels` makes."""
     models = list(folds.values())
-    found = bootstrap_intervals([scored(m.test, table, m.temperature) for m in models])
-    uncalibrated = bootstrap_intervals([scored(m.test, table, 1.0) for m in models])
-    found["ece_uncalibrated"] = uncalibrated["ece"]
-    levels = [
-        _levels(m, "test", table, hierarchy, m.test.levels.coarse)
-        for m in models
-        if hierarchy is not None and m.test.levels.coarse is not None
-    ]
-    if not levels:
+    return intervals_of(
+        [patients_of(model.test, table) for model in models],
+        [partial(_weighted, model, table, hierarchy) for model in models],
+    )
+
+
+def _weighted(
+    fold: FoldAnswers, table: LabelTable, hierarchy: Hierarchy | None, weights: Float64
+) -> dict[str, Float64]:
+    """The scalar metrics ``[B]`` of :func:`score_levels` on test slides, for ``weights [B, n]``."""
+    fine = scored(fold.test, table, fold.temperature)
+    found = weighted_metrics(fine.probabilities, fine.labels, weights)
+    uncalibrated = softmax(fold.test.logits)
+    found["ece_uncalibrated"] = weighted_calibration_error(uncalibrated, fine.labels, weights)
+    if hierarchy is None:
         return found
-    coarse = bootstrap_intervals([level.coarse for level in levels])
+    levels = _levels(fold, "test", table, hierarchy)
+    coarse = weighted_metrics(levels.coarse.probabilities, levels.coarse.labels, weights)
     found |= {f"coarse_{name}": coarse[name] for name in _COARSE_METRICS}
-    parent = bootstrap_intervals([level.parent for level in levels])
-    agreement = bootstrap_intervals([level.agreement for level in levels])
-    return found | {
-        "parent_accuracy": parent["accuracy"],
-        "levels_agree": agreement["accuracy"],
-    }
+    return found | {name: weighted_share(hits, weights) for name, hits in levels.hits.items()}
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """The coarse answer against the truth; the fine answer's parent against it; and both answers."""
+    """The coarse answer, and slide by slide ``[n]`` whether what a metric asks is true."""
 
     coarse: Scored
-    parent: Scored
-    agreement: Scored
+    hits: Mapping[str, npt.NDArray[np.bool_]]
 
 
-def _levels(
-    fold: FoldAnswers, part: str, table: LabelTable, hierarchy: Hierarchy, logits: Float64
-) -> _Levels:
-    """Both levels of one part of a fold, whose coarse logits are ``logits [n, Cc]``."""
-    fine = scored(fold.parts[part], table, fold.temperature)
+def _levels(fold: FoldAnswers, part: str, table: LabelTable, hierarchy: Hierarchy) -> _Levels:
+    """Both levels of one part of a fold."""
+    answers = fold.parts[part]
     parents = np.array(hierarchy.parents, dtype=np.int64)
-    truth = parents[fine.labels]
-    coarse = softmax(logits, fold.coarse_temperature or 1.0)
-    answered = np.eye(coarse.shape[1])[parents[fine.probabilities.argmax(axis=1)]]
+    truth = parents[classes_of(table, answers.slides)]
+    coarse = fold.coarse_probabilities(part, hierarchy)
+    parent = parents[answers.logits.argmax(axis=1)]
     return _Levels(
-        Scored(coarse, truth, fine.patients),
-        Scored(answered, truth, fine.patients),
-        Scored(answered, coarse.argmax(axis=1), fine.patients),
+        Scored(coarse, truth, patients_of(answers, table)),
+        {"parent_accuracy": parent == truth, "levels_agree": parent == coarse.argmax(axis=1)},
     )
 
 
@@ -174,26 +199,18 @@ def write_predictions(
     lines: list[list[Any]] = []
     for number, fold in folds.items():
         for part, answers in fold.parts.items():
-            columns = [_with_answer(answers.logits, fold.temperature, table.labels)]
-            if hierarchy is not None and answers.levels.coarse is not None:
-                columns.append(
-                    _with_answer(
-                        answers.levels.coarse,
-                        fold.coarse_temperature or 1.0,
-                        hierarchy.coarse_labels,
-                    )
-                )
+            columns = [_with_answer(softmax(answers.logits, fold.temperature), table.labels)]
+            if hierarchy is not None:
+                coarse = fold.coarse_probabilities(part, hierarchy)
+                columns.append(_with_answer(coarse, hierarchy.coarse_labels))
             for slide, *cells in zip(answers.slides, *columns, strict=True):
                 values = [value for group in cells for value in group]
                 lines.append([slide, number, part, table.by_slide[slide].label, *values])
     write_atomic(path, csv_text(header, lines).encode())
 
 
-def _with_answer(
-    logits: Float64, temperature: float, names: Sequence[str]
-) -> list[list[float | str]]:
+def _with_answer(probabilities: Float64, names: Sequence[str]) -> list[list[float | str]]:
     """Probabilities of each slide, then the name of the largest."""
-    probabilities = softmax(logits, temperature)
     return [[*row.tolist(), names[int(row.argmax())]] for row in probabilities]
 
 

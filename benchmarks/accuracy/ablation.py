@@ -28,7 +28,7 @@ _CHOSEN = {
         "attention, 200 tiles, ce tile loss",
         "attention, 200 tiles, svm tile loss",
     ),
-    "hierarchy": tuple(HIERARCHY.rows),
+    "hierarchy": tuple(n for n, row in HIERARCHY.rows.items() if not row.options.get("defaults")),
 }
 
 

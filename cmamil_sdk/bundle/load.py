@@ -53,7 +53,8 @@ class Aggregated:
             of a model without attention.
         contribution: per scale ``[n, C]``; None of a model without contributions.
         seconds: time taken.
-        coarse_probabilities: ``[Cc]``, calibrated, of a model with coarse labels.
+        coarse_probabilities: ``[Cc]``, calibrated, of a model with coarse labels: its own answer, or
+            the sums of ``probabilities`` where it was not trained to give one.
     """
 
     logits: Float32
@@ -150,9 +151,6 @@ class Bundle:
                 f"Slide {bag.slide_id}: bundle {self.label} returned NaN or infinity; "
                 "check the features, or load the bundle on another engine."
             )
-        coarse = None
-        if self.manifest.hierarchy is not None:
-            coarse = outputs["coarse_probabilities"][0]
         additive = "contribution" in self.manifest.explanations
         return Aggregated(
             logits=outputs["logits"][0],
@@ -161,7 +159,7 @@ class Bundle:
             attention=self._attention(outputs),
             contribution={n: outputs[f"contribution_{n}"] for n in names} if additive else None,
             seconds=time.perf_counter() - started,
-            coarse_probabilities=coarse,
+            coarse_probabilities=self._coarse_probabilities(outputs),
         )
 
     def self_test(self) -> dict[str, float]:
@@ -178,11 +176,13 @@ class Bundle:
                 f"{golden['aggregator/out/logits'].shape}; export the model again."
             )
         hierarchy = self.manifest.hierarchy
-        n_coarse = 0 if hierarchy is None else len(hierarchy.coarse_labels)
+        n_coarse = (
+            len(hierarchy.coarse_labels) if hierarchy and self.manifest.has_coarse_level else 0
+        )
         coarse = golden.get("aggregator/out/coarse_probabilities", np.zeros((1, 0)))
         if coarse.shape != (1, n_coarse):
             raise BundleCorrupt(
-                f"{self.root}: the manifest names {n_coarse} coarse labels, the golden coarse "
+                f"{self.root}: the manifest promises {n_coarse} coarse labels, the golden coarse "
                 f"probabilities have shape {coarse.shape}; export the model again."
             )
         lacking = [n for n in self.manifest.aggregator_outputs if f"{_GOLDEN_OUT}{n}" not in golden]
@@ -204,6 +204,15 @@ class Bundle:
                 f"{difference:.2e} (at most {GOLDEN_MAX_DIFFERENCE}); use another engine."
             )
         return {"encoder_cosine": cosine, "aggregator_difference": difference}
+
+    def _coarse_probabilities(self, outputs: Mapping[str, Float32]) -> Float32 | None:
+        hierarchy = self.manifest.hierarchy
+        if hierarchy is None:
+            return None
+        if self.manifest.has_coarse_level:
+            found: Float32 = outputs["coarse_probabilities"][0]
+            return found
+        return hierarchy.summed(outputs["probabilities"][0])
 
     def _attention(self, outputs: Mapping[str, Float32]) -> dict[str, Float32] | None:
         """Per scale the row of the answered class, or the only one."""

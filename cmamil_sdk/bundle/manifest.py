@@ -51,7 +51,9 @@ class Manifest(BaseModel):
     recipe: TilingRecipe
     encoder: EncoderInfo
     temperature: float = Field(gt=0)
-    coarse_temperature: float | None = Field(None, gt=0, description="of the coarse logits")
+    coarse_temperature: float | None = Field(
+        None, gt=0, description="of the coarse logits; None: the aggregator has none"
+    )
     opset: int
     precision: str
     index_inputs: tuple[str, ...] = Field(description="index arrays the aggregator reads")
@@ -70,10 +72,15 @@ class Manifest(BaseModel):
         return files
 
     @property
+    def has_coarse_level(self) -> bool:
+        """Whether the aggregator answers coarse classes; else a hierarchy's are sums of labels'."""
+        return self.hierarchy is not None and self.coarse_temperature is not None
+
+    @property
     def aggregator_outputs(self) -> list[str]:
         """Names of the aggregator's outputs, in order."""
         return aggregator_outputs(
-            self.recipe.names, self.explanations, coarse=self.hierarchy is not None
+            self.recipe.names, self.explanations, coarse=self.has_coarse_level
         )
 
     @model_validator(mode="after")

@@ -15,13 +15,14 @@ _SCALES = ("5x", "10x", "20x")
 FeaturesFolder = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with a file per slide: those of cmamil features, or arrays [N, D] of one scale "
-        "as .pt, .npy or .h5 (CLAM, TRIDENT)."
+        help="Folder of `cmamil features`, or of one array [N, D] a slide: .pt, .npy, .h5."
     ),
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(help="CSV: slide, label; optionally patient, site, split. Not with data roots."),
+    typer.Option(
+        help="CSV: slide, label, and if known patient, site, split. Of data roots, only patients."
+    ),
 ]
 DataRoot5x = Annotated[
     Path | None,

@@ -16,14 +16,22 @@ import typer
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.cli.sources import SOURCE_OPTIONS, features_of
-from cmamil_sdk.training.config import TrainConfig
+from cmamil_sdk.training.config import TrainConfig, owners_of
 
-_SPLITS_HELP = (
-    "Folds to use: a splits.csv, a folder with one, or a folder of CLAM's splits_<f>.csv or "
-    "CMA-MIL's fold_<f>_training.csv and fold_<f>_test.csv."
-)
+_SPLITS_HELP = "Folds: a folder of ours, CLAM's (splits_<f>.csv) or CMA-MIL's (fold_<f>_*.csv)."
 _RESULTS_HELP = "The run directory that is written (default: results)."
 _CONFIG_HELP = "YAML with any of these options; its paths are relative to the file."
+_OF_A_PANEL = "only hmil"
+_PANELS = {
+    "model": "Model",
+    "bag_loss": "Losses",
+    "hierarchy": f"Hierarchy and losses, {_OF_A_PANEL}",
+    "epochs": "Optimisation",
+    "folds": "Folds",
+    "seed": "Run",
+}
+"""Groups of the configuration's options in the help, each by the option that it begins with."""
+_WIDEST_CHOICE = 20
 _METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "coarse_auc", "parent_accuracy")
 
 
@@ -100,13 +108,23 @@ def _options() -> list[inspect.Parameter]:
     parameters.append(
         inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, annotation=Json, default=False)
     )
+    panel = None
     for name, field in TrainConfig.model_fields.items():
-        option = typer.Option(help=_help(name), show_default=False)
+        panel = _PANELS.get(name, panel)
+        kind = _plain(field.annotation)
+        choices = "|".join(map(str, get_args(kind)))
+        many = len(choices) > _WIDEST_CHOICE
+        option = typer.Option(
+            help=f"{choices}: {_help(name)}" if many else _help(name),
+            metavar="<choice>" if many else None,
+            show_default=False,
+            rich_help_panel=panel,
+        )
         parameters.append(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                annotation=Annotated[_plain(field.annotation) | None, option],
+                annotation=Annotated[kind | None, option],
                 default=None,
             )
         )
@@ -117,15 +135,14 @@ def _help(name: str) -> str:
     """What a field means, which model alone has it, and its defaults."""
     field = TrainConfig.model_fields[name]
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    only = extra.get("only")
-    owner = f" (only {', '.join(map(str, only))})" if isinstance(only, list) else ""
+    owners = owners_of(name)
+    told = f" ({owners})" if owners not in ("", _OF_A_PANEL) else ""
     own = extra.get("defaults", {})
     others = own.items() if isinstance(own, dict) else ()
-    shown = [str(field.default), *(f"{model}: {value}" for model, value in others)]
+    shown = "; ".join([str(field.default), *(f"{model}: {value}" for model, value in others)])
     # round brackets: typer's help takes square ones for markup and drops them
-    default = "" if field.default is None else f" (default: {'; '.join(shown)})"
-    text = str(field.description).replace("None:", "not given:")
-    return f"{text}{owner}{default}"
+    default = "" if field.default is None else f" (default: {shown})"
+    return f"{field.description}{told}{default}".replace("None", "unset")
 
 
 def _plain(annotation: Any) -> Any:

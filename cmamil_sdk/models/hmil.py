@@ -149,7 +149,6 @@ class HMIL(MultiScaleMIL):
             bias=fine.bias,
             attention=fine.attention,
             contribution=fine.contribution,
-            instance_logits=fine.instance_logits,
             embedding=online,
             scale_weights=fine.scale_weights,
             scale_logits=fine.scale_logits,
@@ -171,7 +170,6 @@ class _Answer:
     bias: Tensor
     attention: dict[str, Tensor]
     contribution: dict[str, Tensor]
-    instance_logits: dict[str, Tensor]
     scale_weights: Tensor
     scale_logits: Tensor
 
@@ -195,14 +193,13 @@ class _Level(nn.Module):
         """
         bias = self.head.bias[None, :].expand(1, self.n_classes)
         fusion = bias.new_ones(1) if self.fusion is None else torch.softmax(self.fusion, dim=0)
-        attention, contribution, instance_logits, scale_logits = {}, {}, {}, []
+        attention, contribution, scale_logits = {}, {}, []
         for position, (name, embedding) in enumerate(tiles.items()):
             # float32 also under autocast: softmax weights of large bags underflow in fp16
             attention[name] = torch.softmax(self.attention(embedding, before).float(), dim=-1)
             scores = linear_after(self.head, before, embedding).float() - self.head.bias
             share = attention[name].transpose(0, 1) * scores
             contribution[name] = fusion[position] * share
-            instance_logits[name] = scores + bias
             scale_logits.append(share.sum(dim=0, keepdim=True))
         stacked = torch.cat(scale_logits, dim=0)
         return _Answer(
@@ -210,7 +207,6 @@ class _Level(nn.Module):
             bias=bias,
             attention=attention,
             contribution=contribution,
-            instance_logits=instance_logits,
             scale_weights=fusion,
             scale_logits=stacked,
         )

@@ -40,7 +40,6 @@ class MILOutput:
         attention: per scale ``[K, n]``, each row a softmax over the tiles (CMA-MIL: K = 1, HMIL:
             K = C, a row per class).
         contribution: additive models: per scale ``[n, C]``.
-        instance_logits: per scale ``[n, C]``, the classifier's answer on each tile alone.
         scale_weights: ``[S]``, positive, sums to 1.
         scale_logits: ``[S, C]``, the answer of each scale before fusion and bias.
         streams: DSMIL: ``[2, C]``, the answers whose mean is ``logits``.
@@ -53,7 +52,6 @@ class MILOutput:
     bias: Tensor | None = None
     attention: Mapping[str, Tensor] | None = None
     contribution: Mapping[str, Tensor] | None = None
-    instance_logits: Mapping[str, Tensor] | None = None
     scale_weights: Tensor | None = None
     scale_logits: Tensor | None = None
     streams: Tensor | None = None

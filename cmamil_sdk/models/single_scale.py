@@ -117,6 +117,19 @@ class SingleScaleMIL(MultiScaleMIL):
             streams=streams,
         )
 
+    def attention_pooled(self, tiles: Tensor, scores: Tensor, head: nn.Linear) -> MILOutput:
+        """The output of ``head`` on the sum of ``tiles [n, dim]``, weighed by a softmax.
+
+        Args:
+            tiles: what is summed up.
+            scores: ``[1, n]``, before the softmax.
+            head: the classifier of the bag, which makes each tile's share as well.
+        """
+        # float32 also under autocast: softmax weights of large bags underflow in fp16
+        attention = torch.softmax(scores.float(), dim=-1)
+        share = attention.transpose(0, 1) * F.linear(tiles, head.weight).float()
+        return self.additive(tiles, share, head.bias, attention)
+
 
 class _ScorePooling(SingleScaleMIL):
     """A classifier on each tile, and a fixed rule for what its scores count."""
@@ -174,11 +187,7 @@ class GatedABMIL(SingleScaleMIL):
     def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
         """Answer for one bag, see :meth:`MILModel.forward`."""
         tiles = self.first_layer(features, index)
-        # float32 also under autocast: softmax weights of large bags underflow in fp16
-        attention = torch.softmax(self.attention(tiles).float(), dim=-1)
-        scores = F.linear(tiles, self.classifier.weight).float()
-        share = attention.transpose(0, 1) * scores
-        return self.additive(tiles, share, self.classifier.bias, attention)
+        return self.attention_pooled(tiles, self.attention(tiles), self.classifier)
 
 
 def only_largest(scores: Tensor) -> Tensor:

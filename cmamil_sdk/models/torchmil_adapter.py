@@ -48,10 +48,7 @@ class TorchmilABMIL(SingleScaleMIL):
         """Answer for one bag, see :meth:`MILModel.forward`."""
         tiles = self.mix(self.first_layer(features, index))
         _, scores = self.net.pool(tiles[None], return_att=True)
-        # float32 also under autocast: softmax weights of large bags underflow in fp16
-        attention = torch.softmax(scores.float(), dim=-1)
-        share = attention.transpose(0, 1) * F.linear(tiles, self.head.weight).float()
-        return self.additive(tiles, share, self.head.bias, attention)
+        return self.attention_pooled(tiles, scores, self.head)
 
 
 class TorchmilCLAM(TorchmilABMIL):

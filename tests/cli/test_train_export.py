@@ -207,7 +207,39 @@ def test_help_names_defaults_and_owners(cmamil: Callable[..., Any]) -> None:
     text = " ".join(cmamil("train", "--help").out.replace("│", " ").split())
     assert "(default: 0.0002; hmil: 0.0001)" in text
     assert "(default: 50; hmil: 200)" in text
-    assert "(only cma-mil)" in text and "(only hmil)" in text
+    assert "(only cma-mil)" in text and "(not hmil)" in text
+
+
+def test_help_is_grouped_and_short(
+    cmamil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    panels: dict[str, list[str]] = {}
+    for line in cmamil("train", "--help").out.splitlines():
+        if line.startswith("╭─"):
+            panels[line.strip("╭─╮ ")] = []
+        elif line.startswith("│"):
+            next(reversed(panels.values())).append(line)
+    options = {
+        title: [line.split()[1] for line in lines if "--" in line]
+        for title, lines in panels.items()
+    }
+    assert list(options) == [
+        "Options",
+        "Model",
+        "Losses",
+        "Hierarchy and losses, only hmil",
+        "Optimisation",
+        "Folds",
+        "Run",
+    ]
+    schema = TrainConfig.model_json_schema()["properties"]
+    of_hmil = [
+        f"--{n}".replace("_", "-") for n, field in schema.items() if field.get("only") == ["hmil"]
+    ]
+    assert options["Hierarchy and losses, only hmil"] == of_hmil
+    assert sum(map(len, options.values())) == len(schema) + 10
+    assert sum(map(len, panels.values())) < 2 * sum(map(len, options.values()))
 
 
 @pytest.mark.parametrize("text", ["nonsense: 1\n", "epochs: many\n", "- a\n", "a: [\n"])

@@ -144,6 +144,31 @@ def test_a_tree_without_val_gets_one_from_train(
         assert sorted(SLIDES[slide] for slide in parts["val"]) == ["calm", "calm", "wild", "wild"]
 
 
+def test_a_table_tells_the_patients_of_a_tree(cmamil: Callable[..., Any], workplace: Path) -> None:
+    """Two slides of each patient, which stand in one part; intervals are over ten, not twenty."""
+    write_trees(workplace / "data")
+    pairs = {slide: f"p{position // 2}" for position, slide in enumerate(SLIDES)}
+    lines = [f"{slide},{label},{pairs[slide]}" for slide, label in SLIDES.items()]
+    Path("patients.csv").write_text("\n".join(["slide,label,patient", *lines, ""]))
+    line = ("train", "--data-root-20x", "data/20x", "--folds", "2", *QUICK, "--json")
+    told = cmamil(*line, "--labels", "patients.csv", "--results-dir", "told")
+    untold = cmamil(*line, "--results-dir", "untold")
+    assert told.code == untold.code == 0, told.err
+    with Path("told/splits.csv").open(encoding="utf-8") as file:
+        assert all(row["patient"] == pairs[row["slide"]] for row in csv.DictReader(file))
+    tests = [answer.document["folds"][0]["test"] for answer in (told, untold)]
+    assert [test["patients"] for test in tests] == [2, 4]
+    assert tests[0]["accuracy"] == tests[1]["accuracy"]
+    assert "20 of 10 patients" in Path("told/report.html").read_text()
+    assert (
+        "patients are not known: each slide counts as one" in Path("untold/report.html").read_text()
+    )
+    scores = ("evaluate", "--run", "told", "--data-root-20x", "data/20x", "--json")
+    again = cmamil(*scores, "--labels", "patients.csv")
+    assert again.document["ci95"] == told.document["ci95"]
+    assert "gives slide 'calm_0' the patient" in cmamil(*scores).err
+
+
 def test_the_commands_of_hmil(cmamil: Callable[..., Any], workplace: Path) -> None:
     write_folder(workplace / "FEATURE_DIRECTORY", ".pt")
     split = ("split", "--labels", "LABEL_CSV", "--out", "SPLIT_CSV_ROOT", "--format", "clam")
@@ -223,7 +248,9 @@ FLAT = ("--features", "f", "--labels", "LABEL_CSV")
         ((), "FIELD_INVALID", "No features were named"),
         ((*TREE, *FLAT), "FIELD_INVALID", "--features f and --data-root-5x were both given"),
         (("--features", "f"), "CONFIG_INVALID", "need a labels CSV"),
-        ((*TREE, "--labels", "LABEL_CSV"), "CONFIG_INVALID", "leave out LABEL_CSV"),
+        ((*TREE, "--labels", "other.csv"), "LABELS_INVALID", "stands in the folder 'calm'"),
+        ((*TREE, "--labels", "short.csv"), "LABELS_INVALID", "does not name wild_9, which data/5x"),
+        ((*TREE, "--labels", "torn.csv"), "LABELS_INVALID", "patient p0 are in more than one part"),
         ((*TREE, "--splits", "s"), "CONFIG_INVALID", "leave out splits s"),
         ((*TREE, "--ignore-unlabelled"), "CONFIG_INVALID", "leave out ignore_unlabelled"),
         ((*TREE, "--folds", "6"), "CONFIG_INVALID", "holds 5"),
@@ -251,6 +278,10 @@ def test_contradictions_end_before_training(
     write_trees(workplace / "data")
     write_folder(workplace / "f", ".npy")
     Path("c.yaml").write_text("features: 7\nlabels: LABEL_CSV\n")
+    table = Path("LABEL_CSV").read_text()
+    Path("other.csv").write_text(table.replace(",calm_3,calm", ",calm_3,wild"))
+    Path("short.csv").write_text(table.replace("patient of wild_9,wild_9,wild", ""))
+    Path("torn.csv").write_text(re.sub("patient of (calm_0|calm_1)", "p0", table))
     answer = cmamil("train", *options)
     assert answer.code == 2
     assert re.search(rf"{reason}: .*{re.escape(words)}", answer.err), answer.err

@@ -78,7 +78,7 @@ def test_the_commands_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     write_places(tmp_path)
     commands = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "cmamil"
@@ -86,6 +86,6 @@ def test_the_commands_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.Mon
             main(arguments)
         assert end.value.code in (None, 0), command
     runs = {path.parent.name for path in tmp_path.glob("*/metrics.json")}
-    assert runs == {"run", "run-clam", "run-tree", "run-folds", "run-config"}
+    assert runs == {"run", "run-clam", "run-tree", "run-patients", "run-folds", "run-config"}
     assert len(list((tmp_path / "folds-mc").iterdir())) == 4
     assert len(list((tmp_path / "folds-sites").iterdir())) == 4

@@ -15,7 +15,6 @@ from cmamil_sdk.export.aggregator import (  # noqa: E402
     eager_outputs,
     explanations_of,
     export_aggregator,
-    output_names,
     probe_bag,
 )
 from cmamil_sdk.models.build import build_model  # noqa: E402
@@ -44,7 +43,7 @@ def test_the_graph_is_the_model(kind: str, tmp_path: Path) -> None:
     for n in (1, 2, 3, 5, 16, 17, 300):  # squares and landmarks of TransMIL with and without a rest
         inputs = {"features_20x": probe_bag(SCALES, 6, finest_tiles=n, seed=n)["features_20x"]}
         got, expected = engine.infer(inputs), eager_outputs(module.eval(), inputs)
-        assert list(got) == list(expected) == output_names(model)
+        assert list(got) == list(expected) == module.output_names
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, atol=1e-5, rtol=1e-4, err_msg=name)
         if told["contribution"]:

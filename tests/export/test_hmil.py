@@ -20,7 +20,6 @@ from cmamil_sdk.export.aggregator import (  # noqa: E402
     AggregatorGraph,
     eager_outputs,
     export_aggregator,
-    output_names,
     probe_bag,
 )
 from cmamil_sdk.export.bundle import export_bundle  # noqa: E402
@@ -73,7 +72,7 @@ def test_the_graph_is_the_model_at_both_levels(scales, options, tmp_path):
         bag = probe_bag(parse_scales(scales), 12, finest_tiles=finest, seed=finest)
         inputs = {n: bag[n] for n in (*(f"features_{s}" for s in model.scales), *model.index_names)}
         got, expected = engine.infer(inputs), eager_outputs(module, inputs)
-        assert list(got) == list(expected) == output_names(model)
+        assert list(got) == list(expected) == module.output_names
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
         for prefix, n_classes, temperature in (("", 4, 1.5), ("coarse_", 3, 2.5)):
@@ -90,7 +89,7 @@ def test_the_graph_is_the_model_at_both_levels(scales, options, tmp_path):
             )
 
 
-def write_run(run: Path, model: HMIL) -> None:
+def write_run(run: Path, model: HMIL, coarse_temperature: float | None = TEMPERATURES[1]) -> None:
     meta = CheckpointMeta(
         model_kind="hmil",
         hyperparameters=model.hyperparameters,
@@ -101,7 +100,7 @@ def write_run(run: Path, model: HMIL) -> None:
         fold=0,
         seed=0,
         temperature=TEMPERATURES[0],
-        coarse_temperature=TEMPERATURES[1],
+        coarse_temperature=coarse_temperature,
     )
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     save_checkpoint(fold_directory(run, 0), meta, state)
@@ -161,6 +160,39 @@ def test_the_attention_shown_is_that_of_the_answered_class(bundle, model):
         coarse = torch.softmax(expected.coarse.logits / TEMPERATURES[1], 1)[0].numpy()
         np.testing.assert_allclose(found.coarse_probabilities, coarse, atol=1e-5)
     assert len(seen) > 1, "one class always wins: this proves little"
+
+
+def test_a_coarse_level_that_nothing_trained_is_left_out_and_summed_up(
+    model, synthetic_slide, tmp_path
+):
+    write_run(tmp_path / "run", model, coarse_temperature=None)
+    path = export_bundle(tmp_path / "run", tmp_path / "b", name="summed")
+    bundle = Bundle.load(path, device="cpu")
+    assert bundle.manifest.hierarchy == HIERARCHY and not bundle.manifest.has_coarse_level
+    assert not [n for n in bundle.manifest.aggregator_outputs if n.startswith("coarse_")]
+    assert bundle.self_test()["aggregator_difference"] < 1e-4
+    found = bundle.aggregate(one_bag(0))
+    p = found.probabilities
+    np.testing.assert_allclose(found.coarse_probabilities, [p[0] + p[3], p[1], p[2]], atol=1e-7)
+
+    predictor = LocalPredictor(bundle, workers=1)
+    prediction = predictor.predict(synthetic_slide)
+    predictor.close()
+    for coarse, probability in prediction.coarse.items():
+        fine = [prediction.probabilities[n] for n in LABELS if PARENT_OF[n] == coarse]
+        assert probability == pytest.approx(sum(fine), abs=1e-6)
+    assert [text for text in prediction.warnings if "sums of the labels' own" in text]
+
+
+@pytest.mark.parametrize(
+    ("fine", "disagree"), [((0.6, 0.1, 0.3), False), ((0.4, 0.35, 0.25), True)]
+)
+def test_summed_levels_disagree_where_many_labels_outweigh_the_most_probable(fine, disagree):
+    """Of labels a (alone) and b, c (together): .4 wins over .35 and .25, and loses to their sum."""
+    hierarchy = Hierarchy.of("abc", {"a": "x", "b": "y", "c": "y"})
+    summed = hierarchy.summed(np.array(fine))
+    assert summed.tolist() == pytest.approx([fine[0], fine[1] + fine[2]])
+    assert (hierarchy.parents[int(np.argmax(fine))] != int(summed.argmax())) == disagree
 
 
 def with_coarse_bias(root: Path, model: HMIL, target: int) -> Bundle:

@@ -48,6 +48,7 @@ def test_every_field_is_described() -> None:
         ({"bag_loss": "svm", "label_smoothing": 0.1}, "label_smoothing"),
         ({"patience": 3}, "patience"),
         ({"early_stopping": True, "val_share": 0}, "early_stopping"),
+        ({"schedule": "plateau", "val_share": 0}, "'plateau' needs validation slides"),
         ({"inst_loss": "none", "bag_weight": 0.5}, "bag_weight has no effect with inst_loss"),
         ({"inst_loss": "none", "k_sample": 2}, "k_sample has no effect with inst_loss"),
         ({"inst_loss": "none", "subtyping": True}, "subtyping has no effect with inst_loss"),

@@ -90,6 +90,11 @@ def test_every_training_option_changes_the_training(change: dict[str, Any]) -> N
     assert not torch.equal(weights(base), weights(changed))
 
 
+def test_a_plateau_needs_something_to_watch() -> None:
+    with pytest.raises(ConfigInvalid, match="no validation slides"):
+        train(make_config(**QUICK, schedule="plateau"), n_val=0)
+
+
 def test_the_process_is_left_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(2)
     torch.manual_seed(3), random.seed(3), np.random.seed(3)

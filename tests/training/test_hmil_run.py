@@ -101,9 +101,10 @@ def test_a_run_reports_both_levels(
     settings = config(scales=scales, val_share=0.3)
     paths = {"features": shared_cohort.features, "labels": shared_cohort.labels}
     summary = train(settings, run=run, **paths)
-    assert summary["model"] == "hmil"
+    assert (summary["model"], summary["coarse_answer"]) == ("hmil", "own")
     assert set(summary["mean"]) >= COARSE_METRICS and summary["mean"]["coarse_auc"] > 0.8
     assert train(settings, run=run, **paths) == summary
+    assert [fold["slides_per_step"] for fold in summary["folds"]] == [4, 4]
 
     model, meta = load_model(run / "fold_1")
     assert isinstance(model, HMIL)
@@ -134,6 +135,33 @@ def test_a_run_reports_both_levels(
         agree.append(answer == parent)
     assert np.mean(hits) == pytest.approx(summary["mean"]["coarse_accuracy"])
     assert np.mean(agree) == pytest.approx(summary["mean"]["levels_agree"])
+
+
+def test_without_a_coarse_loss_the_coarse_answer_is_summed_up(
+    shared_cohort: Cohort, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels}
+    summary = train(config(coarse_weight=0.0), run=run, **paths)
+    assert summary["coarse_answer"] == "summed"
+    assert load_model(run / "fold_0")[1].coarse_temperature is None
+    assert all("coarse_temperature" not in fold for fold in summary["folds"])
+    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    hits = []
+    for row in rows:
+        fine = {n: float(row[f"probability_{n}"]) for n in HIERARCHY}
+        for name in ("harmless", "tumour"):
+            sum_of_children = sum(p for n, p in fine.items() if HIERARCHY[n] == name)
+            assert float(row[f"coarse_probability_{name}"]) == pytest.approx(sum_of_children)
+        if row["split"] == "test":
+            hits.append(row["coarse_prediction"] == HIERARCHY[row["label"]])
+    assert np.mean(hits) == pytest.approx(summary["mean"]["coarse_accuracy"])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "sums of the labels" in page and "the model&#x27;s own" in page
+
+    again = evaluate_run(run, **paths).summary
+    assert again["coarse_answer"] == "summed" and again["ci95"] == summary["ci95"]
 
 
 def test_a_run_of_another_hierarchy_or_recipe_is_another_run(

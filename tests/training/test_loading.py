@@ -115,14 +115,34 @@ def test_scales_that_are_not_tied_are_drawn_by_themselves(index: bool) -> None:
     assert subsample(bag, 30, torch.Generator()) is bag
 
 
-def test_balanced_draws_every_class_as_often() -> None:
-    loader = EpochLoader(cohort(2, 6, 12), torch.Generator().manual_seed(0), sampling="balanced")
-    drawn = [bag for _ in range(150) for bag in loader]
-    assert len(loader) == 20 and len(drawn) == 3000
-    counts = Counter(bag.label for bag in drawn)
-    assert all(900 <= counts[label] <= 1100 for label in range(3))  # 1000 expected, sd 26
-    per_slide = Counter(bag.slide for bag in drawn)
-    assert min(per_slide[f"s{i}"] for i in (0, 1)) > 2 * max(per_slide[f"s{i}"] for i in (2, 3))
+@pytest.mark.parametrize("step_size", [1, 4, 7, 20, 64])
+def test_balanced_steps_hold_every_class_as_often(step_size: int) -> None:
+    options = {"sampling": "balanced", "step_size": step_size}
+    loader = EpochLoader(cohort(2, 6, 12), torch.Generator().manual_seed(0), **options)  # type: ignore[arg-type]
+    epochs = [list(loader) for _ in range(60)]
+    for epoch in epochs:
+        assert len(epoch) == len(loader) == 20
+        for first in range(0, 20, step_size):
+            step = epoch[first : first + step_size]
+            counts = Counter(bag.label for bag in step)
+            assert max(counts.values()) - min(counts[label] for label in range(3)) <= 1
+        # 6 or 7 draws of a class: each of two slides 3 or 4 times, each of twelve at most once
+        per_slide = Counter(bag.slide for bag in epoch)
+        assert all(per_slide[f"s{i}"] in (3, 4) for i in (0, 1))
+        assert all(per_slide[f"s{i}"] in (1, 2) for i in range(2, 8))
+        assert all(per_slide[f"s{i}"] <= 1 for i in range(8, 20))
+    assert len({tuple(bag.slide for bag in epoch) for epoch in epochs}) == 60
+    drawn = Counter(bag.label for epoch in epochs for bag in epoch)
+    assert all(350 <= drawn[label] <= 450 for label in range(3))  # 400 expected
+    seen = Counter(bag.slide for epoch in epochs for bag in epoch)
+    assert all(20 <= seen[f"s{i}"] <= 47 for i in range(8, 20))  # 33 expected, sd 4
+
+
+def test_a_class_without_bags_takes_no_turn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bags = [bag for bag in cohort(3, 3, 3) if bag.label != 1]
+    drawn = list(EpochLoader(bags, generator, sampling="balanced", step_size=4))
+    assert Counter(bag.label for bag in drawn) == {0: 3, 2: 3}
 
 
 def test_shuffled_epochs_hold_each_bag_once_and_repeat_by_seed() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from cmamil_sdk.training.bootstrap import bootstrap_intervals, weighted_metrics
+from cmamil_sdk.training.bootstrap import bootstrap_intervals, weighted_metrics, weighted_share
 from cmamil_sdk.training.calibration import fit_temperature
 from cmamil_sdk.training.metrics import (
     Scored,
@@ -98,6 +98,8 @@ def test_both_forms_agree_on_replicated_slides(absent: int | tuple[int, int] | N
             for name, value in points.items()
             if not isinstance(value, dict | list) and name not in ("slides", "patients")
         }
+        right = weighted_share(probabilities.argmax(axis=1) == labels, weights)
+        assert right[sample] == pytest.approx(points["accuracy"], abs=1e-6)
         for name, values in together.items():
             expected = math.nan if points[name] is None else points[name]
             assert values[sample] == pytest.approx(expected, abs=1e-6, nan_ok=True), name

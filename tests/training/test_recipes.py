@@ -18,9 +18,13 @@ def config(**options: Any) -> TrainConfig:
 
 
 def test_defaults_are_the_documented_ones_of_each_model() -> None:
-    assert (config().lr, config().epochs, config().accumulate, config().dim) == (1e-4, 200, 64, 256)
+    assert (config().lr, config().epochs, config().dim) == (1e-4, 200, 256)
+    sizes = {6: 2, 60: 10, 264: 44, 383: 63, 437: 64, 9000: 64}
+    assert {n: config().slides_per_step(n) for n in sizes} == sizes
+    assert config(accumulate=16).slides_per_step(6) == 16
     plain = make_config()
     assert (plain.lr, plain.epochs, plain.accumulate, plain.dim) == (2e-4, 50, 1, 128)
+    assert plain.slides_per_step(60) == 1
     assert (config(lr=0.5).lr, config().recipe) == (0.5, "ours")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from cmamil_sdk.errors import RunInvalid
+from cmamil_sdk.errors import OutputExists, RunInvalid
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.training.config import TrainConfig, make_config
 from cmamil_sdk.training.fit import FitResult, fit
 from cmamil_sdk.training.run import train
+from cmamil_sdk.training.run_lock import LOCK_FILE, sole_writer
 
 from .conftest import Cohort
 from .test_fit import bags, weights
@@ -107,6 +110,25 @@ def test_the_best_epoch_may_lie_before_the_kill(tmp_path: Path) -> None:
     assert torch.equal(resumed, whole) and found.best_epoch == expected.best_epoch
 
 
+def test_a_plateau_is_waited_for_across_a_kill(tmp_path: Path) -> None:
+    """The rate falls where torch's own scheduler would let it, given the same losses."""
+    config, state = make_config(**CMA, epochs=16, schedule="plateau"), tmp_path / "state.ckpt"
+    whole, expected = fit_once(config, shift=1)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.lr)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
+    rates = []
+    for row in expected.history:
+        scheduler.step(row["val_loss"])
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert [row["lr"] for row in expected.history] == pytest.approx(rates)
+    assert rates[4] == config.lr > rates[8] > rates[15]
+    for epoch in (4, 9):
+        with pytest.raises(_Killed):
+            fit_once(config, state, stop_after=epoch, shift=1)
+    resumed, found = fit_once(config, state, shift=1)
+    assert torch.equal(resumed, whole) and found.history == expected.history
+
+
 @pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
 def test_a_damaged_state_is_a_clear_error(damage: bytes | None, tmp_path: Path) -> None:
     config, state = make_config(**CMA, epochs=3), tmp_path / "state.ckpt"
@@ -189,6 +211,7 @@ def test_kill_9_inside_a_fold(shared_cohort: Cohort, whole_run: Path, tmp_path: 
     run = tmp_path / "run"
     assert killed(shared_cohort, run, "[1, 3]") == -signal.SIGKILL
     assert "fold_1/unfinished.ckpt" in names(run) and "fold_0/unfinished.ckpt" not in names(run)
+    assert ".lock" in names(run)  # of the dead process, whom it does not outlive
     seen: list[tuple[int, int]] = []
     train(
         RUN,
@@ -200,6 +223,49 @@ def test_kill_9_inside_a_fold(shared_cohort: Cohort, whole_run: Path, tmp_path: 
     assert seen == [(1, epoch) for epoch in (4, 5, 6, 7)]
     assert results(run) == results(whole_run)
     assert names(run) == names(whole_run)
+
+
+def test_a_run_has_one_writer(shared_cohort: Cohort, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", make_config(epochs=1, folds=1, dim=8)
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels, "run": run}
+    refused = []
+
+    def train_too(*_: object) -> None:
+        with pytest.raises(OutputExists) as problem:
+            train(config, **paths)
+        refused.append(str(problem.value))
+
+    summary = train(config, **paths, on_progress=train_too)
+    holder = f"{run} is being written by process {os.getpid()} on {socket.gethostname()};"
+    assert len(refused) == 1 and holder in refused[0]
+    assert ".lock" not in names(run)
+    assert train(config, **paths) == summary
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cmamil_sdk.training.run_lock import sole_writer
+
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(OutputExists, match=f"process {other.pid} on"), sole_writer(run):
+            pass
+        other.kill()
+    assert f"process {other.pid}" in (run / LOCK_FILE).read_text()
+    with sole_writer(run):
+        assert f"process {os.getpid()}" in (run / LOCK_FILE).read_text()
+    assert list(run.iterdir()) == []
 
 
 def test_kill_9_at_random_moments(shared_cohort: Cohort, whole_run: Path, tmp_path: Path) -> None:

@@ -76,13 +76,30 @@ class ScaleTrees:
     def table(self) -> LabelTable:
         """The labels that the class folders give; each slide counts as a patient of its own."""
         rows = [LabelRow(slide, slide, label) for slide, label in self._labels.items()]
-        return checked_table(self.place, rows, has_split=False)
+        return checked_table(self.place, rows, has_split=False, has_patients=False)
 
-    @property
-    def rows(self) -> list[SplitRow]:
-        """The folds, numbered as their folders."""
+    def check_labels(self, table: LabelTable) -> None:
+        """Refuse a table, read for its patients, that does not say what the folders say.
+
+        Raises:
+            LabelsInvalid: it lacks a slide, or gives one another label.
+        """
+        for slide, label in self._labels.items():
+            row = table.by_slide.get(slide)
+            if row is None:
+                raise LabelsInvalid(
+                    f"{table.path} does not name {slide}, which {self.place} holds; add its line."
+                )
+            if row.label != label:
+                raise LabelsInvalid(
+                    f"{table.path} gives slide {slide!r} the label {row.label!r}, and it stands in "
+                    f"the folder {label!r} of {self.place}; mend one of them."
+                )
+
+    def rows(self, table: LabelTable) -> list[SplitRow]:
+        """The folds, numbered as their folders, with the patients of ``table``."""
         return [
-            SplitRow(slide, slide, entry.label, fold, entry.part)
+            SplitRow(slide, table.by_slide[slide].patient, entry.label, fold, entry.part)
             for (fold, slide), entry in self._entries.items()
         ]
 

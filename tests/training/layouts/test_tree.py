@@ -31,11 +31,11 @@ def test_labels_and_folds_come_from_the_folders(roots: dict[str, Path]) -> None:
         f"{label}_{n}": label for label in CLASSES for n in range(4)
     }
     assert all(row.patient == row.slide for row in table.rows)
-    assert sorted({row.fold for row in trees.rows}) == [1, 2]
+    assert sorted({row.fold for row in trees.rows(table)}) == [1, 2]
     for fold, parts in FOLDS.items():
         for part, numbers in parts.items():
             expected = {f"{label}_{n}" for label in CLASSES for n in numbers}
-            assert set(slides_of(trees.rows, fold, part)) == expected
+            assert set(slides_of(trees.rows(table), fold, part)) == expected
 
 
 def test_each_slide_has_its_own_features_at_every_scale(roots: dict[str, Path]) -> None:
@@ -66,7 +66,8 @@ def test_scales_can_be_chosen_among_the_roots(roots: dict[str, Path]) -> None:
 def test_a_fold_may_be_called_fold(roots: dict[str, Path]) -> None:
     for root in roots.values():
         (root / "2").rename(root / "fold_2")
-    assert sorted({row.fold for row in ScaleTrees(roots).rows}) == [1, 2]
+    trees = ScaleTrees(roots)
+    assert sorted({row.fold for row in trees.rows(trees.table)}) == [1, 2]
 
 
 def move(source: Path, target: Path) -> None:
