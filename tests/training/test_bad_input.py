@@ -110,6 +110,14 @@ def test_a_label_with_one_slide(cohort: Cohort, refused: Callable[..., None]) ->
     refused(LabelsInvalid, "rare")
 
 
+def test_labels_that_name_slide_files(cohort: Cohort, refused: Callable[..., None]) -> None:
+    rows = rows_of(cohort)
+    write_labels(cohort.labels, [row | {"slide": f"{row['slide']}.svs"} for row in rows])
+    refused(LabelsInvalid, r"without extension: write slide_00 for slide_00\.svs\.$")
+    write_labels(cohort.labels, [*rows, rows[0] | {"slide": "other.svs"}])
+    refused(LabelsInvalid, r"other\.svs, but .*extract the features, or remove the lines\.$")
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_fold_without_a_class(
     part: str, cohort: Cohort, refused: Callable[..., None], tmp_path: Path
