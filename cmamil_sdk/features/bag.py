@@ -101,10 +101,9 @@ class Bag:
                     f"{where}: {n} features with coords, parent, tissue of shapes {others}; "
                     "extract them again."
                 )
-            if not np.isfinite(features).all():
-                raise FeatureFileInvalid(
-                    f"{where}: a feature is NaN or infinite; extract them again."
-                )
+            broken = not_finite(features)
+            if broken is not None:
+                raise FeatureFileInvalid(f"{where}, {broken}; extract them again.")
             parent = self.parent[name]
             if parent.dtype.kind != "i" or parent.min() < -1 or parent.max() >= n_above:
                 raise FeatureFileInvalid(
@@ -112,6 +111,15 @@ class Bag:
                     "extract them again."
                 )
             n_above = n
+
+
+def not_finite(features: Float32) -> str | None:
+    """The first row of ``[N, D]`` that holds NaN or infinity, in words; None if none does."""
+    rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if not len(rows):
+        return None
+    more = f" (and {len(rows) - 1} more of {len(features)})" if len(rows) > 1 else ""
+    return f"row {rows[0]}{more}: a feature is NaN or infinite"
 
 
 def _relink(all_names: list[str], kept: list[str], parent: Mapping[str, Int64]) -> dict[str, Int64]:
@@ -128,4 +136,4 @@ def _relink(all_names: list[str], kept: list[str], parent: Mapping[str, Int64]) 
     return links
 
 
-__all__ = ["Bag"]
+__all__ = ["Bag", "not_finite"]

@@ -63,7 +63,11 @@ FEATURES: dict[str, tuple[dict[str, Any], type[CmamilError], str]] = {
         FeatureFileInvalid,
         r"slide_05, scale 20x: features have shape \(0, 6\)",
     ),
-    "NaN": ({"scales/20x/features": with_nan}, FeatureFileInvalid, "slide_05.*NaN"),
+    "NaN": (
+        {"scales/20x/features": with_nan},
+        FeatureFileInvalid,
+        r"slide_05\.h5: .*20x, row 4: .* NaN",
+    ),
 }
 
 

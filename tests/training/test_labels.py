@@ -37,7 +37,7 @@ def test_labels_are_read_as_text_with_their_other_names(tmp_path: Path) -> None:
     assert table.labels == ("10", "2")
     assert table.by_slide["007"].patient == "P1"
     assert table.class_of("Ünï") == 0
-    with pytest.raises(LabelsInvalid, match="cannot be read .No such file.*check its name"):
+    with pytest.raises(LabelsInvalid, match=r"cannot be read .No such file.*check its name"):
         read_labels(tmp_path / "absent.csv")
     path.write_bytes("slide,label\na,1\n".encode("utf-16"))
     with pytest.raises(LabelsInvalid, match="CSV in UTF-8"):
