@@ -94,6 +94,12 @@ def fold_directory(run: Path, fold: int) -> Path:
     return run / f"fold_{fold}"
 
 
+def trained_folds(run: Path) -> list[int]:
+    """Numbers of the folds that have a checkpoint, ascending."""
+    found = (path.parent.name.removeprefix("fold_") for path in run.glob("fold_*/checkpoint.json"))
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
 def save_checkpoint(
     folder: Path, meta: CheckpointMeta, tensors: Mapping[str, npt.NDArray[np.generic]]
 ) -> None:
@@ -127,4 +133,5 @@ __all__ = [
     "load_checkpoint",
     "read_json",
     "save_checkpoint",
+    "trained_folds",
 ]
