@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from .metrics import finite_or_none
 from .outputs import CURVES, write_run_report
 from .plots import curves_png
 from .record import RunRecord, check_run, open_run
+from .resume import what_is_done
 from .runtime import choose_device, lightning_precision, reproducible
 from .scoring import (
     Answers,
@@ -55,6 +56,7 @@ def train(
     run: Path,
     splits: Path | None = None,
     on_progress: ProgressCallback | None = None,
+    on_resume: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train every fold and write the run directory (layout: :mod:`cmamil_sdk.runs`).
 
@@ -70,6 +72,7 @@ def train(
         run: the run directory.
         splits: a file or directory, see :func:`~cmamil_sdk.training.split_files.read_splits`.
         on_progress: called after each epoch of each fold.
+        on_resume: called before the first epoch, with a sentence on what an earlier start has left.
 
     Returns:
         The document of ``metrics.json``.
@@ -94,7 +97,11 @@ def train(
         recipe_key=store.origin.recipe_key,
         features_sha256=store.digest(),
     )
-    if open_run(run, record, rows):
+    complete = open_run(run, record, rows)
+    left = what_is_done(run, fold_numbers(rows))
+    if left is not None and on_resume is not None:
+        on_resume(left)
+    if complete:
         return read_json(run / "metrics.json")
     documents, folds = [], {}
     for fold in fold_numbers(rows):

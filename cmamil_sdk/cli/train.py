@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 
 from cmamil_sdk.cli.options import Json
-from cmamil_sdk.cli.output import Progress, say, say_json, table
+from cmamil_sdk.cli.output import Progress, note, say, say_json, table
 from cmamil_sdk.cli.sources import SOURCE_OPTIONS, features_of
 from cmamil_sdk.training.config import TrainConfig
 
@@ -56,6 +56,7 @@ def run(config: Path | None, json: bool, **options: Any) -> None:
             run=results_dir,
             splits=paths.get("splits"),
             on_progress=report,
+            on_resume=note,
         )
     if json:
         say_json(summary)

@@ -229,6 +229,7 @@ def test_train_evaluate_export_verify_predict(
     data = ("--features", cohort / "features", "--labels", cohort / "labels.csv")
     trained = cmamil("train", *data, "--results_dir", run, *QUICK, "--json")
     assert trained.code == 0, trained.err
+    assert "goes on" not in trained.err
     summary = trained.document
     assert json.loads((run / "metrics.json").read_text()) == summary
     assert {"model", "folds", "mean", "std", "ci95", "seconds"} <= set(summary)
@@ -236,7 +237,7 @@ def test_train_evaluate_export_verify_predict(
 
     again = cmamil("train", *data, "--results-dir", run, *QUICK)
     assert again.code == 0
-    assert "fold 1" in again.out
+    assert "fold 1" in again.out and "is finished already" in again.err
     other = cmamil("train", *data, "--results-dir", run, *QUICK, "--seed", "5")
     assert other.code == 2
     assert "OUTPUT_EXISTS" in other.err
