@@ -13,7 +13,7 @@ Layout of a run directory::
         unfinished.ckpt    while the fold is trained: the state to go on from
     predictions.csv        slide, fold, split, label, probability per class, prediction; with a
                            hierarchy also per coarse class
-    roc.png, confusion.png, calibration.png
+    roc.png, confusion.png, calibration.png; with a hierarchy coarse_confusion.png
     report.html            all of it for people, with the pictures inside
     metrics.json           the run's summary, written last
 """

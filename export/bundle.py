@@ -23,7 +23,13 @@ from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.errors import FieldInvalid, ProvenanceUnknown, RecipeMismatch, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
-from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json, trained_folds
+from cmamil_sdk.runs import (
+    CheckpointMeta,
+    fold_directory,
+    load_checkpoint,
+    read_json,
+    trained_folds,
+)
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 from .aggregator import (

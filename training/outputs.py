@@ -12,6 +12,7 @@ from typing import Any
 from cmamil_sdk import __version__
 from cmamil_sdk.bundle.manifest import NAME_PATTERN
 from cmamil_sdk.files import write_json
+from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.runs import fold_directory
 
 from .config import TrainConfig
@@ -30,6 +31,7 @@ def write_run_report(
     folds: Mapping[int, FoldAnswers],
     summary: Mapping[str, Any],
     *,
+    hierarchy: Hierarchy | None,
     facts: Mapping[str, str],
     exportable: bool,
 ) -> None:
@@ -41,6 +43,7 @@ def write_run_report(
         table: the labels.
         folds: answers by fold.
         summary: the document of ``metrics.json``.
+        hierarchy: of a model with coarse labels.
         facts: on the data.
         exportable: whether the features' encoder is known, without which there is no bundle.
     """
@@ -62,6 +65,7 @@ def write_run_report(
             },
             settings=changed_settings(config),
             labels=table.labels,
+            coarse_labels=() if hierarchy is None else hierarchy.coarse_labels,
             summary=summary,
             tested=_tested(table, folds),
             curves={
@@ -74,8 +78,8 @@ def write_run_report(
 
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     """Write ``predictions.csv``, ``metrics.json``, the pictures and ``report.html`` to ``out``."""
-    table, folds = evaluation.table, evaluation.folds
-    write_predictions(out / "predictions.csv", table, folds, evaluation.hierarchy)
+    table, folds, hierarchy = evaluation.table, evaluation.folds, evaluation.hierarchy
+    write_predictions(out / "predictions.csv", table, folds, hierarchy)
     write_report(
         out,
         Report(
@@ -86,6 +90,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             ),
             facts={**evaluation.facts, **_made()},
             labels=table.labels,
+            coarse_labels=() if hierarchy is None else hierarchy.coarse_labels,
             summary=evaluation.summary,
             tested=_tested(table, folds),
         ),

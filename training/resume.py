@@ -60,8 +60,12 @@ def what_is_done(run: Path, folds: Sequence[int]) -> str | None:
         RunInvalid: the state of an unfinished fold is damaged.
     """
     if (run / "metrics.json").exists():
-        return f"{run} is finished already and nothing is trained; for a new run name another folder."
-    open_folds = [fold for fold in folds if not (fold_directory(run, fold) / "metrics.json").exists()]
+        return (
+            f"{run} is finished already and nothing is trained; for a new run name another folder."
+        )
+    open_folds = [
+        fold for fold in folds if not (fold_directory(run, fold) / "metrics.json").exists()
+    ]
     done = f"{len(folds) - len(open_folds)} of {len(folds)} folds done before"
     if not open_folds:
         return f"{run} goes on: {done}."

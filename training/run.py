@@ -121,6 +121,7 @@ def train(
         table,
         folds,
         summary,
+        hierarchy=hierarchy,
         facts=data_facts(store, layout.place),
         exportable=store.encoder is not None,
     )

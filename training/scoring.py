@@ -66,9 +66,9 @@ def score_levels(
 ) -> dict[str, Any]:
     """All metrics of one part of a fold, and ``ece_uncalibrated``, the ``ece`` at temperature 1.
 
-    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc`` and
-    ``coarse_ece`` of the coarse answer, ``parent_accuracy`` (is the fine answer's parent right?)
-    and ``levels_agree`` (is it the coarse answer?).
+    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc``,
+    ``coarse_ece`` and ``coarse_confusion`` of the coarse answer, ``parent_accuracy`` (is the fine
+    answer's parent right?) and ``levels_agree`` (is it the coarse answer?).
     """
     answers = fold.parts[part]
     fine = scored(answers, table, fold.temperature)
@@ -79,7 +79,7 @@ def score_levels(
         return document
     levels = _levels(fold, part, table, hierarchy, answers.levels.coarse)
     coarse = score(levels.coarse, hierarchy.coarse_labels)
-    document |= {f"coarse_{name}": coarse[name] for name in _COARSE_METRICS}
+    document |= {f"coarse_{name}": coarse[name] for name in (*_COARSE_METRICS, "confusion")}
     for name, agreement in (("parent_accuracy", levels.parent), ("levels_agree", levels.agreement)):
         document[name] = score(agreement, hierarchy.coarse_labels)["accuracy"]
     return document

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmamil_sdk.cli.train import metrics_table
 from cmamil_sdk.export.encoder import load_encoder
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
@@ -272,6 +273,20 @@ def test_train_evaluate_export_verify_predict(
     twice = cmamil(*export)
     assert twice.code == 2
     assert "OUTPUT_EXISTS" in twice.err
+
+
+def test_one_fold_has_no_spread() -> None:
+    one = {"fold": 0, "test": {"auc": 0.75}}
+    summary = {"folds": [one], "mean": {"auc": 0.75}, "std": {"auc": None}, "ci95": {}}
+    assert [line.split() for line in metrics_table(summary).splitlines()] == [
+        ["test", "auc"],
+        ["value", "0.750"],
+        ["95", "%", "interval", "-"],
+    ]
+    two = {"fold": 1, "test": {"auc": 0.25}}
+    summary |= {"folds": [one, two], "mean": {"auc": 0.5}, "std": {"auc": 0.25}}
+    titles = [line.split("  ")[0] for line in metrics_table(summary).splitlines()]
+    assert titles == ["test", "fold 0", "fold 1", "mean", "std", "95 % interval"]
 
 
 @pytest.mark.parametrize(
