@@ -20,6 +20,7 @@ Layout of a run directory::
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -63,6 +64,9 @@ class CheckpointMeta(BaseModel):
     temperature: float = Field(1.0, gt=0.0)
     coarse_temperature: float | None = Field(None, gt=0.0, description="of the coarse logits")
     metrics: dict[str, float] = {}
+    slides_seen: tuple[str, ...] | None = Field(
+        None, description="marks of the slides that trained or chose it; None: not known"
+    )
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @model_validator(mode="after")
@@ -70,6 +74,14 @@ class CheckpointMeta(BaseModel):
         if self.hierarchy is not None:
             self.hierarchy.check(self.labels)
         return self
+
+
+def slide_mark(slide: str) -> str:
+    """Sixteen hexadecimal digits that stand for a slide's id where the id itself should not.
+
+    Bundles travel, and slides are often named after patients.
+    """
+    return hashlib.sha256(slide.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,5 +145,6 @@ __all__ = [
     "load_checkpoint",
     "read_json",
     "save_checkpoint",
+    "slide_mark",
     "trained_folds",
 ]

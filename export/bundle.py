@@ -218,7 +218,12 @@ def _manifest(
         index_inputs=model.index_names,
         explanations=explanations_of(model),
         parity=parity,
-        training={"fold": meta.fold, "seed": meta.seed, "metrics": meta.metrics},
+        training={
+            "fold": meta.fold,
+            "seed": meta.seed,
+            "metrics": meta.metrics,
+            "slides_seen": meta.slides_seen,
+        },
     )
 
 

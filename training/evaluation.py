@@ -15,7 +15,7 @@ from cmamil_sdk.features.file import read_feature_file
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
-from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
+from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, slide_mark
 
 from .config import TrainConfig, make_config
 from .fit import Logits, predict_levels
@@ -45,6 +45,7 @@ class Evaluation:
         hierarchy: of a model with coarse labels.
         facts: on the data, for people.
         caveat: whether the slides had a part in the training.
+        flattered: whether they had, or may have had, so that the caveat is to be said aloud.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Evaluation:
     hierarchy: Hierarchy | None
     facts: Mapping[str, str]
     caveat: str
+    flattered: bool
 
 
 def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
@@ -143,6 +145,7 @@ def evaluate_bundle(
     )
     folds = {0: FoldAnswers({"test": Answers(slides, levels)}, manifest.temperature)}
     facts = data_facts(store, features) | {"engine": bundle.engine_label}
+    caveat = _caveat(slides, manifest.training.get("slides_seen"))
     return _evaluation(
         f"Bundle {bundle.label}",
         manifest.model_kind,
@@ -150,7 +153,21 @@ def evaluate_bundle(
         folds,
         manifest.hierarchy,
         facts,
-        "A bundle does not say which slides trained it: figures on those would flatter.",
+        caveat or "None of them had a part in its training.",
+        flattered=caveat is not None,
+    )
+
+
+def _caveat(slides: Sequence[str], seen: Sequence[str] | None) -> str | None:
+    """What to warn of where a bundle is scored on slides it may know; None: nothing."""
+    if seen is None:
+        return "The bundle does not say which slides trained it: figures on those would flatter."
+    known = {*seen} & {slide_mark(slide) for slide in slides}
+    if not known:
+        return None
+    return (
+        f"{len(known)} of {len(slides)} slides had, by their names, a part in the training of this "
+        "bundle: the figures flatter."
     )
 
 
@@ -162,6 +179,8 @@ def _evaluation(
     hierarchy: Hierarchy | None,
     facts: Mapping[str, str],
     caveat: str,
+    *,
+    flattered: bool = False,
 ) -> Evaluation:
     documents = [
         {
@@ -173,7 +192,14 @@ def _evaluation(
     ]
     summary = summarise(model, documents, table, folds, hierarchy)
     return Evaluation(
-        name, summary, table, folds, hierarchy, {"model": model} | dict(facts), caveat
+        name,
+        summary,
+        table,
+        folds,
+        hierarchy,
+        {"model": model} | dict(facts),
+        caveat,
+        flattered,
     )
 
 

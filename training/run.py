@@ -20,6 +20,7 @@ from cmamil_sdk.runs import (
     fold_directory,
     read_json,
     save_checkpoint,
+    slide_mark,
 )
 
 from .bootstrap import Int64
@@ -208,7 +209,8 @@ def _train_fold(
     }
     if coarse_temperature is not None:
         document["coarse_temperature"] = coarse_temperature
-    _write_fold(folder, model, store, record, document, result, seed)
+    seen = [*train_slides, *parts["val"].slides]
+    _write_fold(folder, model, store, record, document, result, seed, seen)
     return document, answers
 
 
@@ -226,6 +228,7 @@ def _write_fold(
     document: Mapping[str, Any],
     result: FitResult,
     seed: int,
+    seen: Sequence[str],
 ) -> None:
     """Write a fold's files; the last, ``metrics.json``, says that the fold is finished."""
     meta = CheckpointMeta(
@@ -240,6 +243,7 @@ def _write_fold(
         temperature=document["temperature"],
         coarse_temperature=document.get("coarse_temperature"),
         metrics=_checkpoint_metrics(document, result),
+        slides_seen=tuple(sorted(map(slide_mark, seen))),
     )
     save_checkpoint(folder, meta, {k: v.numpy() for k, v in model.state_dict().items()})
     header = list(result.history[0])

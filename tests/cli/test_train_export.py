@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -267,12 +268,31 @@ def test_train_evaluate_export_verify_predict(
     scores = cmamil("evaluate", "--bundle", bundles / "tiny" / "1", *data, "--json")
     assert scores.code == 0, scores.err
     assert scores.document["folds"][0]["test"]["slides"] == 12
+    check_that_known_slides_are_counted(cmamil, cohort, run, bundles / "tiny" / "1", scores.err)
     answer = cmamil("predict", small_slide, "--bundle", bundles / "tiny" / "1", "--json")
     assert set(answer.document["predictions"][0]["probabilities"]) == set(LABELS)
 
     twice = cmamil(*export)
     assert twice.code == 2
     assert "OUTPUT_EXISTS" in twice.err
+
+
+def check_that_known_slides_are_counted(
+    cmamil: Callable[..., Any], cohort: Path, run: Path, bundle: Path, said_of_all: str
+) -> None:
+    """Of the bundle of fold 1: what was said on all slides, and on those of its test part."""
+    with (run / "splits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    seen = {row["slide"] for row in rows if row["fold"] == "1" and row["split"] != "test"}
+    assert said_of_all.count("\n") == 1
+    assert f"{len(seen)} of 12 slides had, by their names, a part in the training" in said_of_all
+    unseen, out = run / "unseen.csv", run / "unseen"
+    lines = (cohort / "labels.csv").read_text().splitlines(keepends=True)
+    unseen.write_text("".join(line for line in lines if line[:3] not in seen))
+    data = ("--features", cohort / "features", "--labels", unseen)
+    scores = cmamil("evaluate", "--bundle", bundle, *data, "--out", out)
+    assert (scores.code, scores.err) == (0, "")
+    assert "None of them had a part in its training" in (out / "report.html").read_text()
 
 
 def test_one_fold_has_no_spread() -> None:

@@ -47,7 +47,12 @@ def test_the_manifest_tells_where_the_model_comes_from(tiny_bundle, run):
     assert manifest.encoder == meta.encoder
     assert manifest.hyperparameters == meta.hyperparameters
     assert manifest.temperature == 1.5
-    assert manifest.training == {"fold": 0, "seed": 0, "metrics": {"val_auc": 0.5}}
+    assert manifest.training == {
+        "fold": 0,
+        "seed": 0,
+        "metrics": {"val_auc": 0.5},
+        "slides_seen": None,
+    }
     assert manifest.parity["encoder_cosine_worst"] > 0.99999
     assert manifest.parity["aggregator_logits"] < 1e-3
     assert (manifest.opset, manifest.precision) == (20, "fp32")

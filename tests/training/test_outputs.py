@@ -194,7 +194,9 @@ def test_a_bundle_answers_for_new_slides_through_its_graph(
     assert evaluation.summary["folds"][0]["temperature"] == 1.5
     assert test["ece"] != test["ece_uncalibrated"]
     assert set(evaluation.summary["ci95"]) == set(evaluation.summary["mean"])
-    assert "Bundle tiny/1 answered for 6 slides" in report_text(tmp_path)
+    text = report_text(tmp_path)
+    assert "Bundle tiny/1 answered for 6 slides" in text
+    assert evaluation.flattered and "does not say which slides trained it" in text
 
 
 def test_a_bundle_refuses_what_it_does_not_know(
