@@ -23,6 +23,9 @@ from cmamil_sdk.models.names import MODELS, why_no_model
 from .option_rules import why_inconsistent
 from .yaml_files import INPUTS, read_hierarchy, read_mapping
 
+DEFAULT_FOLDS, DEFAULT_VAL_SHARE, DEFAULT_TEST_SHARE = 5, 0.15, 0.2
+"""Of folds that are made by lot; CMA-MIL's published folds have 15 % of what is not tested in val."""
+
 Loss = Literal["ce", "svm"]
 Precision = Literal["fp32", "bf16-mixed", "fp16-mixed"]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -254,16 +257,18 @@ class TrainConfig(BaseModel):
         None,
         ge=1,
         description="cross-validation folds; 1: one split; of given folds, the first so many; None: "
-        "5, or all that are given",
+        f"{DEFAULT_FOLDS}, or all that are given",
     )
     val_share: float = Field(
-        0.15,
+        DEFAULT_VAL_SHARE,
         ge=0.0,
         lt=1.0,
         description="share of a fold's non-test patients that select the epoch and set the "
         "temperature; 0: the last epoch is kept, uncalibrated",
     )
-    test_share: Share = Field(0.2, description="share of patients for test when folds is 1")
+    test_share: Share = Field(
+        DEFAULT_TEST_SHARE, description="share of patients for test when folds is 1"
+    )
     ignore_unlabelled: bool = Field(
         False, description="leave out feature files that the labels table does not name"
     )
@@ -378,4 +383,11 @@ def make_config(**fields: Any) -> TrainConfig:
     return parse_document(TrainConfig, fields, where="training options", error=ConfigInvalid)
 
 
-__all__ = ["TrainConfig", "load_config", "make_config"]
+__all__ = [
+    "DEFAULT_FOLDS",
+    "DEFAULT_TEST_SHARE",
+    "DEFAULT_VAL_SHARE",
+    "TrainConfig",
+    "load_config",
+    "make_config",
+]
