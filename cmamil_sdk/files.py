@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cmamil_sdk.errors import CmamilError
+from cmamil_sdk.wording import counted
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -64,8 +65,8 @@ def read_csv(
                     continue
                 if len(cells) != len(columns):
                     raise error(
-                        f"{path}, line {reader.line_num}: {len(cells)} values for "
-                        f"{len(columns)} columns; mend the line."
+                        f"{path}, line {reader.line_num}: {counted(len(cells), 'value')} for "
+                        f"{counted(len(columns), 'column')}; mend the line."
                     )
                 records.append(
                     {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}

@@ -16,6 +16,7 @@ from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, slide_mark
+from cmamil_sdk.wording import counted
 
 from .config import TrainConfig, make_config
 from .fit import Logits, predict_levels
@@ -166,8 +167,8 @@ def _caveat(slides: Sequence[str], seen: Sequence[str] | None) -> str | None:
     if not known:
         return None
     return (
-        f"{len(known)} of {len(slides)} slides had, by their names, a part in the training of this "
-        "bundle: the figures flatter."
+        f"{len(known)} of {counted(len(slides), 'slide')} had, by their names, a part in the training of "
+        "this bundle: the figures flatter."
     )
 
 
@@ -209,7 +210,7 @@ def data_facts(store: FeatureStore, place: Path) -> dict[str, str]:
     patients = {row.patient for row in table.rows}
     counts = {label: sum(row.label == label for row in table.rows) for label in table.labels}
     return {
-        "slides": f"{len(table.rows)} of {len(patients)} patients",
+        "slides": f"{len(table.rows)} of {counted(len(patients), 'patient')}",
         "labels": ", ".join(f"{label} ({count})" for label, count in counts.items()),
         "label source": str(table.path),
         "features": f"{place}, {store.dim} wide",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cmamil_sdk.errors import LabelsInvalid
 from cmamil_sdk.files import read_csv
+from cmamil_sdk.wording import counted
 
 _COLUMNS = {
     "slide": ("slide", "slide_id"),
@@ -122,7 +123,7 @@ def checked_table(
         return table
     if len(table.labels) < 2:
         raise LabelsInvalid(
-            f"{path} holds {len(rows)} slides with {len(table.labels)} different labels; "
+            f"{path} holds {counted(len(rows), 'slide')} with {counted(len(table.labels), 'label')}; "
             "a classifier needs at least two."
         )
     return table

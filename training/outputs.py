@@ -14,6 +14,7 @@ from cmamil_sdk.bundle.manifest import NAME_PATTERN
 from cmamil_sdk.files import write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.runs import fold_directory
+from cmamil_sdk.wording import counted
 
 from .config import TrainConfig
 from .evaluation import Evaluation
@@ -78,6 +79,7 @@ def write_run_report(
 
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     """Write ``predictions.csv``, ``metrics.json``, the pictures and ``report.html`` to ``out``."""
+    n_slides = sum(len(fold.test.slides) for fold in evaluation.folds.values())
     table, folds, hierarchy = evaluation.table, evaluation.folds, evaluation.hierarchy
     write_predictions(out / "predictions.csv", table, folds, hierarchy)
     write_report(
@@ -85,8 +87,8 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
         Report(
             title=f"Evaluation: {evaluation.model}",
             introduction=(
-                f"{evaluation.model} answered for {sum(len(f.test.slides) for f in folds.values())} "
-                f"slides, at the temperature that its validation slides had set. {evaluation.caveat}"
+                f"{evaluation.model} answered for {counted(n_slides, 'slide')}, at the temperature "
+                f"that its validation slides had set. {evaluation.caveat}"
             ),
             facts={**evaluation.facts, **_made()},
             labels=table.labels,

@@ -13,6 +13,7 @@ import numpy as np
 
 from cmamil_sdk.explain import html_page
 from cmamil_sdk.files import write_atomic
+from cmamil_sdk.wording import counted
 
 from .bootstrap import Int64, Scored
 from .metrics import COUNTS
@@ -208,9 +209,9 @@ def _wrong(report: Report) -> str:
         for confidence, slide, fold, truth, answer, true_share in found[:_MOST_WRONG]
     ]
     header = ["slide", "tested in", "truth", "answer", "its probability", "that of the truth"]
-    return f"<p>{len(found)} of {n_slides} answers are wrong{shown}.</p>\n" + _table(
-        header, rows, text_columns=4
-    )
+    verb = "is" if len(found) == 1 else "are"
+    wrong = f"{len(found)} of {counted(n_slides, 'answer')} {verb} wrong{shown}"
+    return f"<p>{wrong}.</p>\n" + _table(header, rows, text_columns=4)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from cmamil_sdk.errors import RunInvalid
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.runs import UNFINISHED_FIT, fold_directory
+from cmamil_sdk.wording import counted
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -66,7 +67,7 @@ def what_is_done(run: Path, folds: Sequence[int]) -> str | None:
     open_folds = [
         fold for fold in folds if not (fold_directory(run, fold) / "metrics.json").exists()
     ]
-    done = f"{len(folds) - len(open_folds)} of {len(folds)} folds done before"
+    done = f"{len(folds) - len(open_folds)} of {counted(len(folds), 'fold')} done before"
     if not open_folds:
         return f"{run} goes on: {done}."
     state = fold_directory(run, open_folds[0]) / UNFINISHED_FIT

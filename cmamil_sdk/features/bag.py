@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
 from cmamil_sdk.tiling.nesting import nesting_arrays
 from cmamil_sdk.tiling.recipe import Scale
+from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -98,7 +99,7 @@ class Bag:
             others = (self.coords[name].shape, self.parent[name].shape, self.tissue[name].shape)
             if others != ((n, 2), (n,), (n,)):
                 raise FeatureFileInvalid(
-                    f"{where}: {n} features with coords, parent, tissue of shapes {others}; "
+                    f"{where}: {counted(n, 'feature')} with coords, parent, tissue of shapes {others}; "
                     "extract them again."
                 )
             broken = not_finite(features)
@@ -107,8 +108,8 @@ class Bag:
             parent = self.parent[name]
             if parent.dtype.kind != "i" or parent.min() < -1 or parent.max() >= n_above:
                 raise FeatureFileInvalid(
-                    f"{where}: a parent is no row of the next coarser scale ({n_above} tiles); "
-                    "extract them again."
+                    f"{where}: a parent is no row of the next coarser scale "
+                    f"({counted(n_above, 'tile')}); extract them again."
                 )
             n_above = n
 

@@ -15,7 +15,7 @@ from cmamil_sdk.training.labels import read_labels
         ("slide,label\na,1\na,2\n", "names a more than once"),
         ("slide,label\na,1\nb,\n", "line 3: the label of slide 'b' is empty"),
         ("slide,patient,label\na,,1\nb,p,2\n", "the patient of slide 'a' is empty"),
-        ("slide,label\na,1\nb,1\n", "1 different labels"),
+        ("slide,label\na,1\nb,1\n", "2 slides with 1 label; "),
         ("", "no column 'slide'"),
         ("slide;label\na;1\nb;2\n", "separated by ';'.* with commas between the columns"),
         ("slide\tlabel\na\t1\nb\t2\n", "separated by tabs"),
