@@ -92,6 +92,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_bytes())
+    except FileNotFoundError as problem:
+        raise RunInvalid(
+            f"There is no {path}; name the directory of a complete run of `cmamil train`."
+        ) from problem
     except (OSError, ValueError, RecursionError) as problem:
         raise RunInvalid(
             f"{path} cannot be read ({problem}); name a complete run directory, or train again."

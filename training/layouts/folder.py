@@ -95,7 +95,7 @@ class FeatureFolder:
         if len(names) > 1:
             raise ScaleMismatch(
                 f"{path} holds tiles of one scale, and scales {', '.join(names)} are wanted; "
-                "name one, or train on files of `cmamil features`."
+                "name one, or use files of `cmamil features`."
             )
         features = {names[0]: read_array(path, names[0])}
         return SlideFeatures(features, {}, parents_known=False, origin=Origin.unknown(features))
