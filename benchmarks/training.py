@@ -17,6 +17,7 @@ from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import csv_text, write_atomic, write_json
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.training.runtime import reproducible
+from cmamil_sdk.wording import counted
 
 from .environment import describe_machine, load_average
 from .pairs import MIN_PAIRS, Pairs, spread, time_in_turns
@@ -144,7 +145,7 @@ def _epoch_rows(bench: TrainingBench, threads: int, report: OnStep) -> list[dict
         contests = [_Contest(form, bench) for form in bench.forms]
         for number in range(-1, bench.pairs):
             for contest in contests:
-                report(f"{contest.form}, {threads} threads", max(0, number), bench.pairs)
+                report(f"{contest.form}, {counted(threads, 'thread')}", max(0, number), bench.pairs)
                 contest.run(number)
     return [contest.row(threads) for contest in contests]
 

@@ -27,6 +27,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── MppUnusable               FAILED_PRECONDITION
     │   ├── NoTissue                  FAILED_PRECONDITION
     │   ├── FeatureFileInvalid        FAILED_PRECONDITION
+    │   ├── FeatureFileUnreadable     PERMISSION_DENIED
     │   ├── RecipeMismatch            FAILED_PRECONDITION
     │   ├── ProvenanceUnknown         FAILED_PRECONDITION
     │   ├── RunInvalid                FAILED_PRECONDITION
@@ -171,6 +172,12 @@ class NoTissue(InputError):
 
 class FeatureFileInvalid(InputError):
     """A feature file is missing parts or holds impossible values."""
+
+
+class FeatureFileUnreadable(InputError):
+    """The operating system does not let this process read the features."""
+
+    grpc_status = "PERMISSION_DENIED"
 
 
 class RecipeMismatch(InputError):

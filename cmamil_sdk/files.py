@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cmamil_sdk.errors import CmamilError
+from cmamil_sdk.wording import counted
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -43,6 +44,53 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     writer.writerow(header)
     writer.writerows(lines)
     return text.getvalue()
+
+
+def read_csv(
+    path: Path, *, error: type[CmamilError]
+) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """Rows of a comma-separated table as stripped text by column name, and the names.
+
+    Empty lines are left out. A problem becomes ``error``: unreadable, not UTF-8, separated by
+    something else, a column named twice, or a row longer or shorter than the header.
+    """
+    records = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            columns = tuple(name.strip() for name in next(reader, []))
+            _refuse_columns(path, columns, error)
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(columns):
+                    raise error(
+                        f"{path}, line {reader.line_num}: {counted(len(cells), 'value')} for "
+                        f"{counted(len(columns), 'column')}; mend the line."
+                    )
+                records.append(
+                    {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                )
+    except OSError as problem:
+        raise error(
+            f"{path} cannot be read ({problem.strerror}); check its name and permissions."
+        ) from problem
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise error(f"{path} cannot be read ({problem}); save it as CSV in UTF-8.") from problem
+    return records, columns
+
+
+def _refuse_columns(path: Path, columns: Sequence[str], error: type[CmamilError]) -> None:
+    if len(columns) == 1:
+        for mark, name in {";": "';'", "\t": "tabs", "|": "'|'"}.items():
+            if mark in columns[0]:
+                raise error(
+                    f"{path} looks separated by {name}, and only commas are read; save it again "
+                    "with commas between the columns."
+                )
+    double = sorted({name for name in columns if name and columns.count(name) > 1})
+    if double:
+        raise error(f"{path} has more than one column {double[0]!r}; remove or rename one of them.")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -82,4 +130,4 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
     return f"{field or 'document'}: {said}; mend or remove this entry."
 
 
-__all__ = ["csv_text", "parse_document", "sha256_of_file", "write_atomic", "write_json"]
+__all__ = ["csv_text", "parse_document", "read_csv", "sha256_of_file", "write_atomic", "write_json"]

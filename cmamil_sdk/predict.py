@@ -19,6 +19,7 @@ from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
+from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -230,7 +231,9 @@ def build_prediction(
             "none are named."
         )
     if tiles_failed:
-        warnings.append(f"{tiles_failed} of {plan.total_tiles()} tiles could not be decoded.")
+        warnings.append(
+            f"{tiles_failed} of {counted(plan.total_tiles(), 'tile')} could not be decoded."
+        )
     return Prediction(
         slide=plan.facts.slide_id,
         label=labels[winner],

@@ -13,7 +13,7 @@ Layout of a run directory::
         unfinished.ckpt    while the fold is trained: the state to go on from
     predictions.csv        slide, fold, split, label, probability per class, prediction; with a
                            hierarchy also per coarse class
-    roc.png, confusion.png, calibration.png
+    roc.png, confusion.png, calibration.png; with a hierarchy coarse_confusion.png
     report.html            all of it for people, with the pictures inside
     metrics.json           the run's summary, written last
     .lock                  while it is written: by which process
@@ -21,6 +21,7 @@ Layout of a run directory::
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -66,6 +67,9 @@ class CheckpointMeta(BaseModel):
         None, gt=0.0, description="of the coarse logits; None: those were not trained to answer"
     )
     metrics: dict[str, float] = {}
+    slides_seen: tuple[str, ...] | None = Field(
+        None, description="marks of the slides that trained or chose it; None: not known"
+    )
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @model_validator(mode="after")
@@ -73,6 +77,14 @@ class CheckpointMeta(BaseModel):
         if self.hierarchy is not None:
             self.hierarchy.check(self.labels)
         return self
+
+
+def slide_mark(slide: str) -> str:
+    """Sixteen hexadecimal digits that stand for a slide's id where the id itself should not.
+
+    Bundles travel, and slides are often named after patients.
+    """
+    return hashlib.sha256(slide.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -83,6 +95,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_bytes())
+    except FileNotFoundError as problem:
+        raise RunInvalid(
+            f"There is no {path}; name the directory of a complete run of `cmamil train`."
+        ) from problem
     except (OSError, ValueError, RecursionError) as problem:
         raise RunInvalid(
             f"{path} cannot be read ({problem}); name a complete run directory, or train again."
@@ -95,6 +111,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def fold_directory(run: Path, fold: int) -> Path:
     """The directory of one fold."""
     return run / f"fold_{fold}"
+
+
+def trained_folds(run: Path) -> list[int]:
+    """Numbers of the folds that have a checkpoint, ascending."""
+    found = (path.parent.name.removeprefix("fold_") for path in run.glob("fold_*/checkpoint.json"))
+    return sorted(int(number) for number in found if number.isdecimal())
 
 
 def save_checkpoint(
@@ -130,4 +152,6 @@ __all__ = [
     "load_checkpoint",
     "read_json",
     "save_checkpoint",
+    "slide_mark",
+    "trained_folds",
 ]

@@ -23,7 +23,13 @@ from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.errors import FieldInvalid, ProvenanceUnknown, RecipeMismatch, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
-from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, read_json
+from cmamil_sdk.runs import (
+    CheckpointMeta,
+    fold_directory,
+    load_checkpoint,
+    read_json,
+    trained_folds,
+)
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 from .aggregator import (
@@ -67,8 +73,8 @@ def export_bundle(
         encoder_weights: needed if the features were made with weights from a file.
 
     Raises:
-        FieldInvalid: name or version is no plain file name.
-        RunInvalid: the run has no such fold, or its checkpoint is damaged.
+        FieldInvalid: name or version is no plain file name, or the run has no such fold.
+        RunInvalid: the run has no trained fold, or the checkpoint is damaged.
         ProvenanceUnknown: the model was trained on features that do not say how they were made.
         RecipeMismatch: the encoder's weights are not those the features were made with.
         ParityFailed: a graph does not reproduce its model.
@@ -80,6 +86,8 @@ def export_bundle(
                 f"{option} {value!r} is no name for a bundle; use up to 64 letters, digits, dots, "
                 "underscores and hyphens, with a letter or digit first."
             )
+    if fold is not None:
+        _refuse_missing_fold(run, fold)
     chosen = best_fold(run) if fold is None else fold
     where = fold_directory(run, chosen)
     found, tensors = load_checkpoint(where)
@@ -99,7 +107,17 @@ def export_bundle(
 
 
 def best_fold(run: Path) -> int:
-    """The fold with the best validation AUC (the first of equals)."""
+    """The fold with the best validation AUC (the first of equals).
+
+    Raises:
+        RunInvalid: no run, or one that is not finished or damaged.
+    """
+    trained = trained_folds(run)
+    if trained and not (run / "metrics.json").exists():
+        raise RunInvalid(
+            f"{run} is not finished: start its training again to go on, or name one of its trained "
+            f"folds ({', '.join(map(str, trained))})."
+        )
     folds = read_json(run / "metrics.json").get("folds")
     if not isinstance(folds, list) or not folds:
         raise RunInvalid(f"{run}/metrics.json lists no folds; finish the training first.")
@@ -111,6 +129,16 @@ def best_fold(run: Path) -> int:
         meta, _ = load_checkpoint(fold_directory(run, fold))
         scores.append((-meta.metrics.get("val_auc", 0.0), fold))
     return min(scores)[1]
+
+
+def _refuse_missing_fold(run: Path, fold: int) -> None:
+    trained = trained_folds(run)
+    if not trained:
+        raise RunInvalid(f"{run} holds no trained fold; name a run directory of `cmamil train`.")
+    if fold not in trained:
+        raise FieldInvalid(
+            f"{run} has no trained fold {fold}; it has {', '.join(map(str, trained))}."
+        )
 
 
 def _traced(meta: CheckpointMeta, where: Path) -> _TracedMeta:
@@ -190,7 +218,12 @@ def _manifest(
         index_inputs=model.index_names,
         explanations=explanations_of(model),
         parity=parity,
-        training={"fold": meta.fold, "seed": meta.seed, "metrics": meta.metrics},
+        training={
+            "fold": meta.fold,
+            "seed": meta.seed,
+            "metrics": meta.metrics,
+            "slides_seen": meta.slides_seen,
+        },
     )
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from cmamil_sdk.errors import DeadlineExceeded, QueueFull, ServerDraining
+from cmamil_sdk.wording import counted
 
 _LONGEST_RETRY_S = 60.0
 _MEMORY = 0.8  # weight of the past in the mean time of a slide
@@ -80,7 +81,7 @@ class Admission:
             raise ServerDraining("The server is shutting down; ask another, or later.")
         if self.active >= self._max_active and len(self.waiting) >= self._max_queued:
             raise QueueFull(
-                f"The server works on {self.active} slides and {len(self.waiting)} wait; "
+                f"The server works on {counted(self.active, 'slide')}, with {len(self.waiting)} waiting; "
                 f"try again in {self.retry_after_s():.0f} s."
             )
         ticket = Ticket(self)

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.wording import counted
 
 from .child import WORKER_COMMAND
 from .config import ServerConfig
@@ -70,7 +71,11 @@ class Server:
         except BaseException:
             await self.stop(grace_s=0.0)
             raise
-        LOG.info("serving %d models with %d workers", len(models), self.config.workers)
+        LOG.info(
+            "serving %s with %s",
+            counted(len(models), "model"),
+            counted(self.config.workers, "worker"),
+        )
 
     async def stop(
         self, *, grace_s: float | None = None, hurry: asyncio.Event | None = None

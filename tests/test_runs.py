@@ -74,6 +74,11 @@ def test_a_damaged_or_missing_file(folder, name):
         load_checkpoint(folder)
 
 
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunInvalid, match=r"There is no .*config\.json; .* run of `cmamil train`"):
+        read_json(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -23,6 +23,9 @@ from cmamil_sdk.models.names import MODELS, why_no_model
 from .option_rules import why_inconsistent
 from .yaml_files import INPUTS, read_hierarchy, read_mapping
 
+DEFAULT_FOLDS, DEFAULT_VAL_SHARE, DEFAULT_TEST_SHARE = 5, 0.15, 0.2
+"""Of folds that are made by lot; CMA-MIL's published folds have 15 % of what is not tested in val."""
+
 Loss = Literal["ce", "svm"]
 Precision = Literal["fp32", "bf16-mixed", "fp16-mixed"]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -245,15 +248,17 @@ class TrainConfig(BaseModel):
     folds: int | None = Field(
         None,
         ge=1,
-        description="cross-validation folds; None: 5, or all that are given",
+        description=f"cross-validation folds; None: {DEFAULT_FOLDS}, or all that are given",
     )
     val_share: float = Field(
-        0.15,
+        DEFAULT_VAL_SHARE,
         ge=0.0,
         lt=1.0,
         description="share of the other patients to select the epoch; 0: the last is kept, uncalibrated",
     )
-    test_share: Share = Field(0.2, description="share of patients for test when folds is 1")
+    test_share: Share = Field(
+        DEFAULT_TEST_SHARE, description="share of patients for test when folds is 1"
+    )
     ignore_unlabelled: bool = Field(False, description="leave out features without label")
 
     seed: int = Field(1, ge=0, le=2**31 - 1, description="of splits, weights, order and dropout")
@@ -381,4 +386,12 @@ def make_config(**fields: Any) -> TrainConfig:
     return parse_document(TrainConfig, fields, where="training options", error=ConfigInvalid)
 
 
-__all__ = ["TrainConfig", "load_config", "make_config", "owners_of"]
+__all__ = [
+    "DEFAULT_FOLDS",
+    "DEFAULT_TEST_SHARE",
+    "DEFAULT_VAL_SHARE",
+    "TrainConfig",
+    "load_config",
+    "make_config",
+    "owners_of",
+]

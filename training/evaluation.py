@@ -15,7 +15,8 @@ from cmamil_sdk.features.file import read_feature_file
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
-from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint
+from cmamil_sdk.runs import CheckpointMeta, fold_directory, load_checkpoint, slide_mark
+from cmamil_sdk.wording import counted
 
 from .config import TrainConfig, make_config
 from .fit import Logits, predict_levels
@@ -45,6 +46,7 @@ class Evaluation:
         hierarchy: of a model with coarse labels.
         facts: on the data, for people.
         caveat: whether the slides had a part in the training.
+        flattered: whether they had, or may have had, so that the caveat is to be said aloud.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Evaluation:
     hierarchy: Hierarchy | None
     facts: Mapping[str, str]
     caveat: str
+    flattered: bool
 
 
 def load_model(folder: Path) -> tuple[MILModel, CheckpointMeta]:
@@ -145,6 +148,7 @@ def evaluate_bundle(
     parts = {"test": Answers(slides, levels)}
     folds = {0: FoldAnswers(parts, manifest.temperature, 1.0 if own else None)}
     facts = data_facts(store, features) | {"engine": bundle.engine_label}
+    caveat = _caveat(slides, manifest.training.get("slides_seen"))
     return _evaluation(
         f"Bundle {bundle.label}",
         manifest.model_kind,
@@ -152,7 +156,21 @@ def evaluate_bundle(
         folds,
         manifest.hierarchy,
         facts,
-        "A bundle does not say which slides trained it: figures on those would flatter.",
+        caveat or "None of them had a part in its training.",
+        flattered=caveat is not None,
+    )
+
+
+def _caveat(slides: Sequence[str], seen: Sequence[str] | None) -> str | None:
+    """What to warn of where a bundle is scored on slides it may know; None: nothing."""
+    if seen is None:
+        return "The bundle does not say which slides trained it: figures on those would flatter."
+    known = {*seen} & {slide_mark(slide) for slide in slides}
+    if not known:
+        return None
+    return (
+        f"{len(known)} of {counted(len(slides), 'slide')} had, by their names, a part in the training of "
+        "this bundle: the figures flatter."
     )
 
 
@@ -164,6 +182,8 @@ def _evaluation(
     hierarchy: Hierarchy | None,
     facts: Mapping[str, str],
     caveat: str,
+    *,
+    flattered: bool = False,
 ) -> Evaluation:
     documents = [
         {
@@ -175,14 +195,21 @@ def _evaluation(
     ]
     summary = summarise(model, documents, table, folds, hierarchy)
     return Evaluation(
-        name, summary, table, folds, hierarchy, {"model": model} | dict(facts), caveat
+        name,
+        summary,
+        table,
+        folds,
+        hierarchy,
+        {"model": model} | dict(facts),
+        caveat,
+        flattered,
     )
 
 
 def data_facts(store: FeatureStore, place: Path) -> dict[str, str]:
     """What is evaluated or trained on, for people; ``place`` is where the features lie."""
     table, recipe, encoder = store.table, store.recipe, store.encoder
-    patients = f"of {len({row.patient for row in table.rows})} patients"
+    patients = f"of {counted(len({row.patient for row in table.rows}), 'patient')}"
     if not table.has_patients:
         patients = "whose patients are not known: each slide counts as one, in intervals too"
     counts = {label: sum(row.label == label for row in table.rows) for label in table.labels}

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.errors import LabelsInvalid
+from cmamil_sdk.wording import counted
 
 from .labels import LabelRow, LabelTable, some
 from .splits import PART_OF_WORD, SplitRow, check_splits, fold_numbers, folds_without_val
@@ -26,7 +27,7 @@ class Groups:
 
     Attributes:
         of: slide -> its group.
-        noun: what a group is, in the plural, for messages.
+        noun: what a group is, for messages.
     """
 
     of: Mapping[str, str]
@@ -35,7 +36,7 @@ class Groups:
     @classmethod
     def by_patient(cls, table: LabelTable) -> Groups:
         """All slides of a patient."""
-        return cls({row.slide: row.patient for row in table.rows}, "patients")
+        return cls({row.slide: row.patient for row in table.rows}, "patient")
 
     @classmethod
     def by_site(cls, table: LabelTable) -> Groups:
@@ -55,7 +56,7 @@ class Groups:
         for row in table.rows:
             one, other = joined[site_of.setdefault(row.patient, row.site)], joined[row.site]
             joined = {site: one if name == other else name for site, name in joined.items()}
-        return cls({row.slide: joined[row.site] for row in table.rows}, "sites")
+        return cls({row.slide: joined[row.site] for row in table.rows}, "site")
 
 
 def make_folds(
@@ -161,7 +162,7 @@ def _move_to_val(
     learned = {row.label for row in training if groups.of[row.slide] not in val}
     if not val or learned != {row.label for row in training}:
         raise LabelsInvalid(
-            f"{where}, fold {rows[0].fold}: the training part has too few {groups.noun} to spare "
+            f"{where}, fold {rows[0].fold}: the training part has too few {groups.noun}s to spare "
             "any for val; set its share to 0, use fewer folds, or add slides."
         )
     return [
@@ -175,7 +176,7 @@ def _refuse_small_labels(table: LabelTable, groups: Groups, needed: int) -> None
         found = {groups.of[row.slide] for row in table.rows if row.label == label}
         if len(found) < needed:
             raise LabelsInvalid(
-                f"{table.path}: label {label!r} has slides of {len(found)} {groups.noun}, "
+                f"{table.path}: label {label!r} has slides of {counted(len(found), groups.noun)}, "
                 f"{needed} are needed so that every fold can train and test it; "
                 "use fewer folds, add slides, or remove the label."
             )
@@ -201,7 +202,7 @@ class _Deck:
         self._totals = np.sum(list(self._counts.values()), axis=0)
         holders = np.sum([count > 0 for count in self._counts.values()], axis=0)
         self._wanted = _wanted(self._totals, holders, shares)
-        self._few = groups.noun == "sites"
+        self._few = groups.noun == "site"
 
     def deal(self, rng: np.random.Generator, *, required: Sequence[int]) -> list[set[str]]:
         """Groups of each part; the parts ``required`` get every label if any deal tried does it.

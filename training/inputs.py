@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmamil_sdk.errors import ConfigInvalid
 
-from .config import TrainConfig
+from .config import DEFAULT_FOLDS, TrainConfig
 from .folds import fixed_split, make_folds, with_validation
 from .labels import LabelTable, read_labels
 from .layouts.base import Layout
@@ -16,8 +16,6 @@ from .layouts.tree import ScaleTrees
 from .option_rules import is_set
 from .split_files import read_splits
 from .splits import SplitRow, first_folds, folds_without_val
-
-DEFAULT_FOLDS = 5
 
 Features = Path | Mapping[str, Path]
 """A folder with a file per slide, or the root of CMA-MIL's tree of each scale, coarse to fine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from cmamil_sdk.errors import LabelsInvalid
+from cmamil_sdk.files import read_csv
+from cmamil_sdk.wording import counted
 
 _COLUMNS = {
     "slide": ("slide", "slide_id"),
@@ -78,7 +79,7 @@ def read_labels(path: Path, *, known_labels: tuple[str, ...] | None = None) -> L
         LabelsInvalid: unreadable; a column or value is missing; a slide is named twice; fewer than
             two labels, or one that is not among ``known_labels``.
     """
-    records, columns = read_csv(path)
+    records, columns = read_csv(path, error=LabelsInvalid)
     found = {
         field: next((name for name in names if name in columns), None)
         for field, names in _COLUMNS.items()
@@ -129,39 +130,10 @@ def checked_table(
         return table
     if len(table.labels) < 2:
         raise LabelsInvalid(
-            f"{path} holds {len(rows)} slides with {len(table.labels)} different labels; "
+            f"{path} holds {counted(len(rows), 'slide')} with {counted(len(table.labels), 'label')}; "
             "a classifier needs at least two."
         )
     return table
-
-
-def read_csv(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
-    """Rows of a CSV as stripped text by column name, and the names.
-
-    Raises:
-        LabelsInvalid: unreadable, or a row is longer or shorter than the header.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            columns = tuple(name.strip() for name in next(reader, []))
-            records = []
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                if len(cells) != len(columns):
-                    raise LabelsInvalid(
-                        f"{path}, line {reader.line_num}: {len(cells)} values for "
-                        f"{len(columns)} columns; mend the line."
-                    )
-                records.append(
-                    {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise LabelsInvalid(
-            f"{path} cannot be read ({problem}); name a CSV file in UTF-8."
-        ) from problem
-    return records, columns
 
 
 def some(names: Iterable[str]) -> str:
@@ -188,4 +160,4 @@ def _refuse_doubles(path: Path, slides: Iterable[str]) -> None:
         raise LabelsInvalid(f"{path} names {some(doubles)} more than once; keep one line for each.")
 
 
-__all__ = ["LabelRow", "LabelTable", "checked_table", "read_csv", "read_labels", "some"]
+__all__ = ["LabelRow", "LabelTable", "checked_table", "read_labels", "some"]

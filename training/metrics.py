@@ -125,7 +125,10 @@ def score(scored: Scored, names: Sequence[str]) -> dict[str, Any]:
 
 
 def across_folds(folds: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean and population standard deviation of each scalar metric over folds (None: nowhere)."""
+    """Mean and population standard deviation of each scalar metric over folds.
+
+    None: a mean of no value, or a deviation of fewer than two.
+    """
     mean: dict[str, Any] = {}
     std: dict[str, Any] = {}
     for name, first in folds[0].items():
@@ -133,7 +136,7 @@ def across_folds(folds: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], di
             continue
         values = [fold[name] for fold in folds if fold[name] is not None]
         mean[name] = float(np.mean(values)) if values else None
-        std[name] = float(np.std(values)) if values else None
+        std[name] = float(np.std(values)) if len(values) > 1 else None
     return mean, std
 
 

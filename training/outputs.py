@@ -12,7 +12,9 @@ from typing import Any
 from cmamil_sdk import __version__
 from cmamil_sdk.bundle.manifest import NAME_PATTERN
 from cmamil_sdk.files import write_json
+from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.runs import fold_directory
+from cmamil_sdk.wording import counted
 
 from .config import TrainConfig
 from .evaluation import Evaluation
@@ -30,6 +32,7 @@ def write_run_report(
     folds: Mapping[int, FoldAnswers],
     summary: Mapping[str, Any],
     *,
+    hierarchy: Hierarchy | None,
     facts: Mapping[str, str],
     exportable: bool,
 ) -> None:
@@ -41,6 +44,7 @@ def write_run_report(
         table: the labels.
         folds: answers by fold.
         summary: the document of ``metrics.json``.
+        hierarchy: of a model with coarse labels.
         facts: on the data.
         exportable: whether the features' encoder is known, without which there is no bundle.
     """
@@ -64,6 +68,7 @@ def write_run_report(
             },
             settings=changed_settings(config),
             labels=table.labels,
+            coarse_labels=() if hierarchy is None else hierarchy.coarse_labels,
             summary=summary,
             tested=_tested(table, folds),
             curves={
@@ -76,18 +81,20 @@ def write_run_report(
 
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
     """Write ``predictions.csv``, ``metrics.json``, the pictures and ``report.html`` to ``out``."""
-    table, folds = evaluation.table, evaluation.folds
-    write_predictions(out / "predictions.csv", table, folds, evaluation.hierarchy)
+    n_slides = sum(len(fold.test.slides) for fold in evaluation.folds.values())
+    table, folds, hierarchy = evaluation.table, evaluation.folds, evaluation.hierarchy
+    write_predictions(out / "predictions.csv", table, folds, hierarchy)
     write_report(
         out,
         Report(
             title=f"Evaluation: {evaluation.model}",
             introduction=(
-                f"{evaluation.model} answered for {sum(len(f.test.slides) for f in folds.values())} "
-                f"slides, at the temperature that its validation slides had set. {evaluation.caveat}"
+                f"{evaluation.model} answered for {counted(n_slides, 'slide')}, at the temperature "
+                f"that its validation slides had set. {evaluation.caveat}"
             ),
             facts={**evaluation.facts, **_coarse_answer(evaluation.summary), **_made()},
             labels=table.labels,
+            coarse_labels=() if hierarchy is None else hierarchy.coarse_labels,
             summary=evaluation.summary,
             tested=_tested(table, folds),
         ),

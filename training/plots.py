@@ -114,7 +114,7 @@ def calibration_png(before: Sequence[Scored], after: Sequence[Scored]) -> bytes:
             confidence, accuracy, s=14 + 260 * counts[seen] / len(top), color=_BLUE, alpha=0.7
         )
         error = calibration_error(probabilities, labels)
-        axes.set_title(f"{title} calibration: ECE {error:.3f}", fontsize=10)
+        axes.set_title(f"{title} temperature: ECE {error:.3f}", fontsize=10)
         axes.set_xlabel("confidence")
         axes.set_ylabel("share answered rightly")
         axes.set_xlim(0, 1.03)

@@ -108,14 +108,15 @@ def _leftovers(run: Path) -> set[Path]:
 
 
 def _refuse_difference(run: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
-    for name in old.keys() | new.keys():
-        if name in _WITHOUT_EFFECT_ON_RESULTS:
-            continue
-        if old.get(name) != new.get(name):
-            raise OutputExists(
-                f"{run} holds a run of another {what} ({name}: {old.get(name)} there, "
-                f"{new.get(name)} here); name another directory."
-            )
+    others = [
+        f"{name}: {old.get(name)} there, {new.get(name)} here"
+        for name in old | new
+        if name not in _WITHOUT_EFFECT_ON_RESULTS and old.get(name) != new.get(name)
+    ]
+    if others:
+        raise OutputExists(
+            f"{run} holds a run of another {what} ({'; '.join(others)}); name another directory."
+        )
 
 
 __all__ = ["RunRecord", "check_run", "open_run"]

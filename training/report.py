@@ -13,13 +13,20 @@ import numpy as np
 
 from cmamil_sdk.explain import html_page
 from cmamil_sdk.files import write_atomic
+from cmamil_sdk.wording import counted
 
-from .bootstrap import Scored
+from .bootstrap import Int64, Scored
 from .metrics import COUNTS
 from .plots import calibration_png, confusion_png, roc_png
 
 _MOST_WRONG = 20
-_SHORT = {"auc": "AUC", "ece": "ECE", "f1": "F1"}
+_SHORT = {"auc": "AUC", "f1": "F1"}
+_ECES = {
+    "ece": "ECE after temperature",
+    "ece_uncalibrated": "ECE before temperature",
+    "coarse_ece": "coarse ECE after temperature",
+}
+_CONFUSIONS = {"confusion.png": "classes", "coarse_confusion.png": "coarse classes"}
 _PER_CLASS = ("precision", "recall", "f1", "auc", "average_precision")
 
 
@@ -41,6 +48,7 @@ class Report:
         title: headline and window title.
         introduction: a paragraph of plain text.
         facts: shown as a table under the introduction.
+        coarse_labels: names of the coarse classes of a hierarchy.
         settings: options that differ from their defaults.
         labels: names of the classes.
         summary: a document like ``metrics.json``.
@@ -55,27 +63,36 @@ class Report:
     labels: Sequence[str]
     summary: Mapping[str, Any]
     tested: Sequence[Examined]
+    coarse_labels: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, bytes] = field(default_factory=dict)
     next_steps: Sequence[tuple[str, str]] = ()
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write ``roc.png``, ``confusion.png``, ``calibration.png`` and ``report.html`` to ``folder``."""
+    """Write ``report.html`` and its pictures to ``folder``.
+
+    These are ``roc.png``, ``confusion.png``, ``calibration.png`` and, with a hierarchy,
+    ``coarse_confusion.png``.
+    """
     after = [part.calibrated for part in report.tested]
     before = [part.uncalibrated for part in report.tested]
-    confusion = sum(np.array(fold["test"]["confusion"]) for fold in report.summary["folds"])
     pictures = {
         "roc.png": roc_png(after, report.labels),
-        "confusion.png": confusion_png(np.asarray(confusion), report.labels),
+        "confusion.png": confusion_png(_added(report.summary, "confusion"), report.labels),
         "calibration.png": calibration_png(before, after),
     }
+    if report.coarse_labels:
+        pictures["coarse_confusion.png"] = confusion_png(
+            _added(report.summary, "coarse_confusion"), report.coarse_labels
+        )
     for name, picture in pictures.items():
         write_atomic(folder / name, picture)
     write_atomic(folder / "report.html", html_page(report.title, _body(report, pictures)))
 
 
 def _body(report: Report, pictures: Mapping[str, bytes]) -> str:
+    spread = "; std is the spread over folds" if len(report.summary["folds"]) > 1 else ""
     parts = [f"<p>{escape(report.introduction)}</p>\n", _pairs(report.facts)]
     if report.settings:
         parts += ["<h2>Settings that differ from the defaults</h2>\n", _pairs(report.settings)]
@@ -83,18 +100,23 @@ def _body(report: Report, pictures: Mapping[str, bytes]) -> str:
         "<h2>Metrics</h2>\n",
         _metrics(report.summary),
         "<p>The interval holds 95 % of the values that appear when patients are drawn again, with "
-        "all their slides; std is the spread over folds, if there are several.</p>\n",
+        f"all their slides{spread}.</p>\n",
         "<h2>Class by class</h2>\n",
         _per_class(report.summary, report.labels),
         "<h2>What was taken for what</h2>\n",
-        _plot(pictures["confusion.png"], "Confusion of classes, in slides; rows are the truth."),
+        *(
+            _plot(pictures[name], f"Confusion of {classes}, in slides; rows are the truth.")
+            for name, classes in _CONFUSIONS.items()
+            if name in pictures
+        ),
         "<h2>ROC curves, each class against the rest</h2>\n",
         _plot(pictures["roc.png"], "Thin: each fold. Bold: their mean."),
         "<h2>Calibration</h2>\n",
         _plot(
             pictures["calibration.png"],
             "Answers of all folds in bins of confidence, larger where there are more; on the dotted "
-            "line the confidence is the share of right answers.",
+            "line the confidence is the share of right answers. The ECE (expected calibration error) in "
+            "a headline is of all these answers together; those above are of each fold.",
         ),
         "<h2>Wrong answers of most confidence</h2>\n",
         _wrong(report),
@@ -109,6 +131,12 @@ def _body(report: Report, pictures: Mapping[str, bytes]) -> str:
             for text, command in report.next_steps
         ]
     return "".join(parts)
+
+
+def _added(summary: Mapping[str, Any], name: str) -> Int64:
+    """A confusion of slides, added up over the folds."""
+    counts: Int64 = np.sum([fold["test"][name] for fold in summary["folds"]], axis=0)
+    return counts
 
 
 def _metrics(summary: Mapping[str, Any]) -> str:
@@ -181,9 +209,9 @@ def _wrong(report: Report) -> str:
         for confidence, slide, fold, truth, answer, true_share in found[:_MOST_WRONG]
     ]
     header = ["slide", "tested in", "truth", "answer", "its probability", "that of the truth"]
-    return f"<p>{len(found)} of {n_slides} answers are wrong{shown}.</p>\n" + _table(
-        header, rows, text_columns=4
-    )
+    verb = "is" if len(found) == 1 else "are"
+    wrong = f"{len(found)} of {counted(n_slides, 'answer')} {verb} wrong{shown}"
+    return f"<p>{wrong}.</p>\n" + _table(header, rows, text_columns=4)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
@@ -214,6 +242,8 @@ def _plot(picture: bytes, caption: str) -> str:
 
 def _spelt(metric: str) -> str:
     """A metric's name for people."""
+    if metric in _ECES:
+        return _ECES[metric]
     words = [_SHORT.get(word, word) for word in metric.split("_")]
     return " ".join(words)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,6 +15,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from cmamil_sdk.errors import RunInvalid
 from cmamil_sdk.files import write_atomic
+from cmamil_sdk.runs import UNFINISHED_FIT, fold_directory
+from cmamil_sdk.wording import counted
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -51,6 +54,29 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def what_is_done(run: Path, folds: Sequence[int]) -> str | None:
+    """What an earlier start has left of a run, in a sentence; None: nothing that counts.
+
+    Raises:
+        RunInvalid: the state of an unfinished fold is damaged.
+    """
+    if (run / "metrics.json").exists():
+        return (
+            f"{run} is finished already and nothing is trained; for a new run name another folder."
+        )
+    open_folds = [
+        fold for fold in folds if not (fold_directory(run, fold) / "metrics.json").exists()
+    ]
+    done = f"{len(folds) - len(open_folds)} of {counted(len(folds), 'fold')} done before"
+    if not open_folds:
+        return f"{run} goes on: {done}."
+    state = fold_directory(run, open_folds[0]) / UNFINISHED_FIT
+    if state.exists():
+        epoch = AtomicCheckpointIO().load_checkpoint(state)["epoch"] + 1
+        return f"{run} goes on: {done}, fold {open_folds[0]} after epoch {epoch}."
+    return f"{run} goes on: {done}." if len(open_folds) < len(folds) else None
+
+
 def random_states(generator: torch.Generator) -> dict[str, Any]:
     """States of all random numbers that a training may draw, as tensors and plain values."""
     kind, keys, *rest = np.random.get_state()
@@ -72,4 +98,4 @@ def restore_random_states(states: dict[str, Any], generator: torch.Generator) ->
     np.random.set_state(states["numpy"])
 
 
-__all__ = ["AtomicCheckpointIO", "random_states", "restore_random_states"]
+__all__ = ["AtomicCheckpointIO", "random_states", "restore_random_states", "what_is_done"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cmamil_sdk.runs import (
     fold_directory,
     read_json,
     save_checkpoint,
+    slide_mark,
 )
 
 from .bootstrap import Int64
@@ -35,6 +36,7 @@ from .outputs import CURVES, write_run_report
 from .plots import curves_png
 from .recipes import recipe_of
 from .record import RunRecord, check_run, open_run
+from .resume import what_is_done
 from .run_lock import sole_writer
 from .runtime import choose_device, lightning_precision, reproducible
 from .scoring import (
@@ -57,6 +59,7 @@ def train(
     run: Path,
     splits: Path | None = None,
     on_progress: ProgressCallback | None = None,
+    on_resume: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train every fold and write the run directory (layout: :mod:`cmamil_sdk.runs`).
 
@@ -73,6 +76,7 @@ def train(
         run: the run directory.
         splits: a file or directory, see :func:`~cmamil_sdk.training.split_files.read_splits`.
         on_progress: called after each epoch of each fold.
+        on_resume: called before the first epoch, with a sentence on what an earlier start has left.
 
     Returns:
         The document of ``metrics.json``.
@@ -99,7 +103,11 @@ def train(
         features_sha256=store.digest(),
     )
     with sole_writer(run):
-        if open_run(run, record, rows):
+        complete = open_run(run, record, rows)
+        left = what_is_done(run, fold_numbers(rows))
+        if left is not None and on_resume is not None:
+            on_resume(left)
+        if complete:
             return read_json(run / "metrics.json")
         return _train_folds(run, store, rows, record, data_facts(store, layout.place), on_progress)
 
@@ -128,7 +136,14 @@ def _train_folds(
     summary = summarise(config.model, documents, table, folds, hierarchy)
     summary["seconds"] = sum(document["seconds"] for document in documents)
     write_run_report(
-        run, config, table, folds, summary, facts=facts, exportable=store.encoder is not None
+        run,
+        config,
+        table,
+        folds,
+        summary,
+        hierarchy=hierarchy,
+        facts=facts,
+        exportable=store.encoder is not None,
     )
     write_json(run / "metrics.json", summary)
     return summary
@@ -214,7 +229,8 @@ def _train_fold(
     }
     if coarse_temperature is not None:
         document["coarse_temperature"] = coarse_temperature
-    _write_fold(folder, model, store, record, document, result, seed)
+    seen = [*train_slides, *parts["val"].slides]
+    _write_fold(folder, model, store, record, document, result, seed, seen)
     return document, answers
 
 
@@ -235,6 +251,7 @@ def _write_fold(
     document: Mapping[str, Any],
     result: FitResult,
     seed: int,
+    seen: Sequence[str],
 ) -> None:
     """Write a fold's files; the last, ``metrics.json``, says that the fold is finished."""
     meta = CheckpointMeta(
@@ -249,6 +266,7 @@ def _write_fold(
         temperature=document["temperature"],
         coarse_temperature=document.get("coarse_temperature"),
         metrics=_checkpoint_metrics(document, result),
+        slides_seen=tuple(sorted(map(slide_mark, seen))),
     )
     save_checkpoint(folder, meta, {k: v.numpy() for k, v in model.state_dict().items()})
     header = list(result.history[0])

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from cmamil_sdk.errors import ConfigInvalid, EngineMissing
+from cmamil_sdk.wording import counted
 
 from .config import Precision
 
@@ -85,7 +86,7 @@ def choose_device(wanted: str) -> torch.device:
     device = torch.device("cuda" if wanted == "auto" else wanted)
     if (device.index or 0) >= torch.cuda.device_count():
         raise EngineMissing(
-            f"device {wanted!r}: torch sees {torch.cuda.device_count()} GPUs here; "
+            f"device {wanted!r}: torch sees {counted(torch.cuda.device_count(), 'GPU')} here; "
             "choose another device, or 'cpu'."
         )
     return torch.device("cuda", device.index or 0)

@@ -89,9 +89,9 @@ def score_levels(
 ) -> dict[str, Any]:
     """All metrics of one part of a fold, and ``ece_uncalibrated``, the ``ece`` at temperature 1.
 
-    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc`` and
-    ``coarse_ece`` of the coarse answer, ``parent_accuracy`` (is the fine answer's parent right?)
-    and ``levels_agree`` (is it the coarse answer?).
+    With a hierarchy also ``coarse_accuracy``, ``coarse_balanced_accuracy``, ``coarse_auc``,
+    ``coarse_ece`` and ``coarse_confusion`` of the coarse answer, ``parent_accuracy`` (is the fine
+    answer's parent right?) and ``levels_agree`` (is it the coarse answer?).
     """
     answers = fold.parts[part]
     fine = scored(answers, table, fold.temperature)
@@ -102,7 +102,7 @@ def score_levels(
         return document
     levels = _levels(fold, part, table, hierarchy)
     coarse = score(levels.coarse, hierarchy.coarse_labels)
-    document |= {f"coarse_{name}": coarse[name] for name in _COARSE_METRICS}
+    document |= {f"coarse_{name}": coarse[name] for name in (*_COARSE_METRICS, "confusion")}
     return document | {name: float(hits.mean()) for name, hits in levels.hits.items()}
 
 

@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from cmamil_sdk.errors import LabelsInvalid, OutputExists
-from cmamil_sdk.files import csv_text, write_atomic
+from cmamil_sdk.files import csv_text, read_csv, write_atomic
 
-from .labels import LabelRow, LabelTable, read_csv
+from .labels import LabelRow, LabelTable
 from .splits import PART_OF_WORD, PARTS, SplitRow, check_splits, fold_numbers, slides_of
 
 SplitFormat = Literal["cmamil", "clam", "cma-mil"]
@@ -160,7 +160,7 @@ def _refuse_other_class(
 
 
 def _records(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    records, columns = read_csv(file)
+    records, columns = read_csv(file, error=LabelsInvalid)
     missing = [name for name in needed if name not in columns]
     if missing:
         raise LabelsInvalid(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import torch
 
@@ -215,7 +216,7 @@ def refuse_unjoined(layout: Layout, table: LabelTable, ignore_unlabelled: bool) 
     if missing:
         raise LabelsInvalid(
             f"{table.path} names {some(missing)}, but {layout.place} has no such feature file; "
-            "extract the features, or remove the lines."
+            f"{_how_to_join(missing, present)}."
         )
     unlabelled = present - set(table.by_slide)
     if unlabelled and not ignore_unlabelled:
@@ -223,6 +224,14 @@ def refuse_unjoined(layout: Layout, table: LabelTable, ignore_unlabelled: bool) 
             f"{layout.place} holds {some(unlabelled)}, which {table.path} does not name; "
             "add their labels, or set ignore_unlabelled."
         )
+
+
+def _how_to_join(missing: Set[str], present: Set[str]) -> str:
+    """Labels are often written for slide files, whose names have an extension."""
+    for slide in sorted(missing):
+        if PurePath(slide).stem in present:
+            return f"slides go without extension: write {PurePath(slide).stem} for {slide}"
+    return "extract the features, or remove the lines"
 
 
 __all__ = [

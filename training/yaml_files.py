@@ -115,8 +115,10 @@ def _refuse_double_names(names: list[Any], path: Path) -> None:
 
 
 def _unreadable(path: Path, problem: Exception) -> ConfigInvalid:
-    first_line = str(problem).splitlines()[0]
-    return ConfigInvalid(f"{path} cannot be read ({first_line}); mend the file.")
+    mark = getattr(problem, "problem_mark", None)  # of YAML's errors, which take several lines
+    place = "" if mark is None else f"line {mark.line + 1}: "
+    said = getattr(problem, "problem", None) or getattr(problem, "strerror", None) or str(problem)
+    return ConfigInvalid(f"{path} cannot be read ({place}{said}); mend the file, or name another.")
 
 
 __all__ = ["INPUTS", "read_hierarchy", "read_inputs", "read_mapping"]

@@ -61,7 +61,9 @@ class Manifest(BaseModel):
         ("attention", "contribution"), description="what the aggregator says of each tile"
     )
     parity: dict[str, float]
-    training: dict[str, Any] = Field(description="fold, seed and metrics of the training run")
+    training: dict[str, Any] = Field(
+        description="fold, seed, metrics and slides_seen of the training run"
+    )
 
     @field_validator("files")
     @classmethod

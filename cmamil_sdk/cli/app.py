@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -80,9 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files get our own message
     try:
         app([token for token in given if token != "--debug"])
+    except KeyboardInterrupt:  # a second one, while the first was on its way here
+        _end_interrupted()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            note("cmamil: interrupted; what is complete is kept, start again to go on.")
+            _end_interrupted()
         raise
     except CmamilError as error:
         _fail(error, debug)
@@ -93,6 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as problem:  # noqa: BLE001 - the last line of defence: no traceback for users
         shown = f"{type(problem).__name__}: {problem}"
         _fail(UnexpectedError(f"{shown}; run again with --debug and report what it prints."), debug)
+
+
+def _end_interrupted() -> NoReturn:
+    """Say so and leave; further Ctrl-C change nothing any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    note("cmamil: interrupted; what is complete is kept, start again to go on.")
+    if threading.active_count() > 1:
+        # A second Ctrl-C has kept someone from waiting for worker threads. The interpreter would stop
+        # them inside native code, which takes that for a crash and aborts.
+        os._exit(_INTERRUPTED)
+    sys.exit(_INTERRUPTED)
 
 
 def _missing(problem: ModuleNotFoundError) -> DependencyMissing:

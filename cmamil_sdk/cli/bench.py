@@ -10,6 +10,7 @@ import typer
 from cmamil_sdk.cli import bench_accuracy, bench_readers, bench_training
 from cmamil_sdk.cli.options import Device, EngineName, Json, Reader, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.wording import counted
 
 _HELP = "Latency, throughput and accuracy on this machine."
 app = typer.Typer(help=_HELP, no_args_is_help=True)
@@ -88,9 +89,12 @@ def _say_plainly(document: dict[str, Any]) -> None:
         f"{slide['name']}, {slide['width']} x {slide['height']} px, "
         + ", ".join(f"{name}: {count}" for name, count in slide["tiles"].items())
         + f" tiles; reader {slide['reader']}, {environment['engine']}, "
-        f"{document['settings']['workers']} workers, page cache {environment['page_cache']}"
+        f"{counted(document['settings']['workers'], 'worker')}, "
+        f"page cache {environment['page_cache']}"
     )
-    say(f"{environment['cpu']}, {environment['cores']} cores; load {_load(environment)}\n")
+    say(
+        f"{environment['cpu']}, {counted(environment['cores'], 'core')}; load {_load(environment)}\n"
+    )
     header = ["window", "n", "seconds", "tiles/s", "p50 s", "p90 s", "p95 s", "p99 s"]
     rows = [
         [number, w["n"], round(w["wall_s"], 2), round(w["tiles_per_s"], 1), *_tail(w["latency_s"])]

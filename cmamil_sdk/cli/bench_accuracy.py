@@ -10,6 +10,7 @@ import typer
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.wording import counted
 
 
 def run(
@@ -88,7 +89,7 @@ def _say_plainly(document: dict[str, Any]) -> None:
         aim = {True: ", aim met", False: ", aim not met", None: ""}[verdict["aim_met"]]
         say(f"{met}{aim}: {verdict['target']}: {verdict['value']:.3f}")
     machine = document["environment"]
-    say(f"\n{document['seconds']:.0f} s on {machine['cpu']}, {machine['cores']} cores")
+    say(f"\n{document['seconds']:.0f} s on {machine['cpu']}, {counted(machine['cores'], 'core')}")
 
 
 def _cell(row: dict[str, Any], score: str) -> str:

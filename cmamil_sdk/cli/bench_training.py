@@ -9,6 +9,7 @@ import typer
 
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.wording import counted
 
 
 def run(
@@ -72,11 +73,11 @@ def _say_plainly(document: dict[str, Any]) -> None:
     settings, environment = document["settings"], document["environment"]
     load, tiles = environment["load_average"], settings["tiles"]
     say(
-        f"{environment['cpu']}, {environment['cores']} cores, torch "
+        f"{environment['cpu']}, {counted(environment['cores'], 'core')}, torch "
         f"{environment['packages']['torch']}; load {load['before']} before, {load['after']} after"
     )
     say(
-        f"bags of {tiles} tiles at 5x, {4 * tiles} at 10x, {16 * tiles} at 20x (hmil: at 20x "
+        f"bags of {counted(tiles, 'tile')} at 5x, {4 * tiles} at 10x, {16 * tiles} at 20x (hmil: at 20x "
         f"alone), {settings['feature_dim']} wide\n"
     )
     say("seconds per 1,000 bags, from the median step; spread: 90th over 10th percentile")

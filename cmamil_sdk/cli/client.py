@@ -9,6 +9,7 @@ import typer
 
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, say, say_json, table
+from cmamil_sdk.wording import counted
 
 app = typer.Typer(
     help="Talk to a server: health, models, info, inspect, predict.", no_args_is_help=True
@@ -68,9 +69,10 @@ def info(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
         say_json(document)
         return
     say(
-        f"cmamil-sdk {facts.version}, up {facts.uptime_s:.0f} s, {facts.tiles_decoded} tiles decoded"
+        f"cmamil-sdk {facts.version}, up {facts.uptime_s:.0f} s, "
+        f"{counted(facts.tiles_decoded, 'tile')} decoded"
     )
-    say(f"{facts.active_slides} slides at work, {facts.queued_slides} waiting")
+    say(f"{counted(facts.active_slides, 'slide')} at work, {facts.queued_slides} waiting")
     for name, (encoder, aggregator) in facts.engines.items():
         say(f"{name}: encoder on {encoder}, aggregator on {aggregator}")
     rows = [[n, w.state, w.restarts, w.tiles] for n, w in enumerate(facts.workers)]

@@ -10,6 +10,7 @@ from typing import Any
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import say, say_json, table
 from cmamil_sdk.machine import available_cores
+from cmamil_sdk.wording import counted
 
 _PACKAGES = {
     "numpy": "base",
@@ -53,7 +54,7 @@ def run(
         say_json(document)
         return
     machine = document.pop("machine")
-    say(f"Python {machine['python']}, {machine['system']}, {machine['cores']} cores")
+    say(f"Python {machine['python']}, {machine['system']}, {counted(machine['cores'], 'core')}")
     for section, entries in document.items():
         rows = [
             [name, "yes" if e["available"] else "no", e["version"], e["why"], e["fix"]]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cmamil_sdk.cli.options import Device, EngineName, Json
-from cmamil_sdk.cli.output import output_folder, say, say_json
+from cmamil_sdk.cli.output import note, output_folder, say, say_json
 from cmamil_sdk.cli.sources import (
     DataRoot5x,
     DataRoot10x,
@@ -81,6 +81,8 @@ def run(
             "A bundle is evaluated on feature files of `cmamil features`; give --features and "
             "--labels."
         )
+    if evaluation.flattered:
+        note(f"cmamil: warning: {evaluation.caveat}")
     if out is not None:
         write_evaluation(out, evaluation)
     if json:

@@ -10,6 +10,7 @@ import typer
 
 from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.wording import counted
 
 
 def run(
@@ -105,4 +106,4 @@ def _say_summary(done: list[dict[str, Any]], slides: int, out: Path, seconds: fl
     fresh = [d for d in done if not d["resumed"]]
     tiles = sum(sum(d["tiles"].values()) for d in fresh)
     rate = f", {tiles / seconds:.0f} tiles/s" if fresh else ""
-    say(f"{len(done)} of {slides} slides in {out}, {seconds:.1f} s{rate}")
+    say(f"{len(done)} of {counted(slides, 'slide')} in {out}, {seconds:.1f} s{rate}")

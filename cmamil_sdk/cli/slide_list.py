@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cmamil_sdk.errors import FieldInvalid, SlideIdDuplicate, SlideNotFound, SlideUnreadable
+from cmamil_sdk.files import read_csv
 
 SLIDE_SUFFIXES = frozenset(
     [
@@ -76,18 +76,14 @@ def _of_folder(folder: Path) -> list[Path]:
 
 
 def _of_csv(path: Path) -> list[Path]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise FieldInvalid(f"{path} cannot be read as CSV ({problem}); mend the file.") from problem
+    rows, columns = read_csv(path, error=FieldInvalid)
     if not rows:
         raise SlideNotFound(f"{path} lists no slide; give a 'slide' column with paths.")
-    if "slide" not in rows[0]:
+    if "slide" not in columns:
         raise FieldInvalid(
-            f"{path} has no column 'slide' (it has {', '.join(rows[0])}); name the column of paths so."
+            f"{path} has no column 'slide' (it has {', '.join(columns)}); name the column of paths so."
         )
-    if "mpp" in rows[0]:
+    if "mpp" in columns:
         raise FieldInvalid(
             f"{path} has a column 'mpp', and values per slide are not read; remove it, and give --mpp "
             "for the slides that need it in a run of their own."

@@ -11,12 +11,11 @@ import typer
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import say, say_json, table
 from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.training.config import DEFAULT_FOLDS, DEFAULT_TEST_SHARE, DEFAULT_VAL_SHARE
 
 if TYPE_CHECKING:
     from cmamil_sdk.training.labels import LabelTable
     from cmamil_sdk.training.splits import SplitRow
-
-_FOLDS, _VAL, _TEST_SHARE = 5, 0.1, 0.2
 
 
 def run(
@@ -24,7 +23,9 @@ def run(
     out: Annotated[Path, typer.Option(help="New folder for the folds.")],
     folds: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many (default: {_FOLDS}); of --splits, the first so many."),
+        typer.Option(
+            min=1, help=f"How many (default: {DEFAULT_FOLDS}); of --splits, the first so many."
+        ),
     ] = None,
     monte_carlo: Annotated[
         bool, typer.Option("--monte-carlo", help="Draw each fold anew; tests may overlap.")
@@ -34,7 +35,7 @@ def run(
         typer.Option(
             min=0.01,
             max=0.99,
-            help=f"Share for test with --monte-carlo or --folds 1 (default: {_TEST_SHARE}).",
+            help=f"Share for test with --monte-carlo or --folds 1 (default: {DEFAULT_TEST_SHARE}).",
         ),
     ] = None,
     by_site: Annotated[
@@ -45,8 +46,8 @@ def run(
         typer.Option(
             min=0.0,
             max=0.99,
-            help=f"Share of what is not tested for val (default: {_VAL}; of --splits without val: "
-            "none).",
+            help=f"Share of what is not tested for val (default: {DEFAULT_VAL_SHARE}; of --splits "
+            "without val: none).",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the lot.")] = 1,
@@ -76,7 +77,7 @@ def run(
         _refuse_idle(monte_carlo=monte_carlo, test_share=test_share, by_site=by_site)
         rows = _taken_over(splits, slides, folds, val, seed)
     else:
-        folds = folds or _FOLDS
+        folds = folds or DEFAULT_FOLDS
         if test_share is not None and not monte_carlo and folds > 1:
             raise FieldInvalid(
                 f"--test-share has no effect on {folds} folds, each of which tests its own slides; "
@@ -85,8 +86,8 @@ def run(
         rows = make_folds(
             slides,
             folds=folds,
-            val_share=_VAL if val is None else val,
-            test_share=test_share or _TEST_SHARE,
+            val_share=DEFAULT_VAL_SHARE if val is None else val,
+            test_share=test_share or DEFAULT_TEST_SHARE,
             seed=seed,
             monte_carlo=monte_carlo,
             by_site=by_site,

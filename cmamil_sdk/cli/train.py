@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 
 from cmamil_sdk.cli.options import Json
-from cmamil_sdk.cli.output import Progress, say, say_json, table
+from cmamil_sdk.cli.output import Progress, note, say, say_json, table
 from cmamil_sdk.cli.sources import SOURCE_OPTIONS, features_of
 from cmamil_sdk.training.config import TrainConfig, owners_of
 
@@ -64,6 +64,7 @@ def run(config: Path | None, json: bool, **options: Any) -> None:
             run=results_dir,
             splits=paths.get("splits"),
             on_progress=report,
+            on_resume=note,
         )
     if json:
         say_json(summary)
@@ -73,14 +74,14 @@ def run(config: Path | None, json: bool, **options: Any) -> None:
 
 
 def metrics_table(summary: Mapping[str, Any]) -> str:
-    """Test metrics per fold, then their mean, standard deviation and 95 % interval."""
+    """Test metrics: of each fold with mean and standard deviation, or of the one; 95 % intervals."""
     names = [name for name in _METRICS if name in summary["mean"]]
-    rows = [
-        [f"fold {fold['fold']}", *(_shown(fold["test"].get(n)) for n in names)]
-        for fold in summary["folds"]
-    ]
-    rows.append(["mean", *(_shown(summary["mean"].get(n)) for n in names)])
-    rows.append(["std", *(_shown(summary["std"].get(n)) for n in names)])
+    if len(summary["folds"]) == 1:
+        lines = {"value": summary["mean"]}
+    else:
+        lines = {f"fold {fold['fold']}": fold["test"] for fold in summary["folds"]}
+        lines |= {name: summary[name] for name in ("mean", "std")}
+    rows = [[title, *(_shown(values.get(n)) for n in names)] for title, values in lines.items()]
     rows.append(["95 % interval", *(_interval(summary["ci95"].get(n)) for n in names)])
     return table(["test", *names], rows)
 

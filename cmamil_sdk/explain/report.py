@@ -49,8 +49,11 @@ def write_report(
         "<h2>Slides</h2>\n<table><tr><th>slide</th><th>truth</th><th>prediction</th>"
         "<th>probability</th><th>tiles</th><th>seconds</th></tr>"
         f"{table}</table>\n"
-        "<h2>Where the answers come from</h2>\n<p>Red tiles speak for the predicted class, blue "
-        "tiles against it; the stronger, the more opaque. All scales are added up.</p>\n"
+        "<h2>Where the answers come from</h2>\n<p>Red speaks for the predicted class, blue against "
+        "it; the stronger, the more opaque, and the bar under each picture has the values: a tile's "
+        "share in the logit of the class, less its mean share in those of all classes. All "
+        "magnifications are in one picture: their values are added up where tiles overlap, a larger "
+        "tile's spread evenly over its area.</p>\n"
         f'<div class="slides">{figures}</div>\n'
     )
     write_atomic(path, html_page(title, body))

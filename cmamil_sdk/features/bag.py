@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
 from cmamil_sdk.tiling.nesting import nesting_arrays
 from cmamil_sdk.tiling.recipe import Scale
+from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -98,20 +99,28 @@ class Bag:
             others = (self.coords[name].shape, self.parent[name].shape, self.tissue[name].shape)
             if others != ((n, 2), (n,), (n,)):
                 raise FeatureFileInvalid(
-                    f"{where}: {n} features with coords, parent, tissue of shapes {others}; "
+                    f"{where}: {counted(n, 'feature')} with coords, parent, tissue of shapes {others}; "
                     "extract them again."
                 )
-            if not np.isfinite(features).all():
-                raise FeatureFileInvalid(
-                    f"{where}: a feature is NaN or infinite; extract them again."
-                )
+            broken = not_finite(features)
+            if broken is not None:
+                raise FeatureFileInvalid(f"{where}, {broken}; extract them again.")
             parent = self.parent[name]
             if parent.dtype.kind != "i" or parent.min() < -1 or parent.max() >= n_above:
                 raise FeatureFileInvalid(
-                    f"{where}: a parent is no row of the next coarser scale ({n_above} tiles); "
-                    "extract them again."
+                    f"{where}: a parent is no row of the next coarser scale "
+                    f"({counted(n_above, 'tile')}); extract them again."
                 )
             n_above = n
+
+
+def not_finite(features: Float32) -> str | None:
+    """The first row of ``[N, D]`` that holds NaN or infinity, in words; None if none does."""
+    rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if not len(rows):
+        return None
+    more = f" (and {len(rows) - 1} more of {len(features)})" if len(rows) > 1 else ""
+    return f"row {rows[0]}{more}: a feature is NaN or infinite"
 
 
 def _relink(all_names: list[str], kept: list[str], parent: Mapping[str, Int64]) -> dict[str, Int64]:
@@ -128,4 +137,4 @@ def _relink(all_names: list[str], kept: list[str], parent: Mapping[str, Int64]) 
     return links
 
 
-__all__ = ["Bag"]
+__all__ = ["Bag", "not_finite"]

@@ -24,6 +24,7 @@ from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.slides.open import open_slide
 from cmamil_sdk.tiling.plan import TileBatch, TilePlan
+from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -110,14 +111,14 @@ class BagBuilder:
         total = self._plan.total_tiles()
         if self.tiles_done != total:
             raise UnexpectedError(
-                f"{self._plan.facts.path}: {self.tiles_done} of {total} tiles were encoded when the "
-                "bag was closed; report this."
+                f"{self._plan.facts.path}: {self.tiles_done} of {counted(total, 'tile')} were encoded "
+                "when the bag was closed; report this."
             )
         lost_scale = any(not ok.any() for ok in self._ok)
         if self.tiles_failed > MAX_FAILED_SHARE * total or lost_scale:
             raise SlideCorrupt(
-                f"{self._plan.facts.path}: {self.tiles_failed} of {total} tiles cannot be decoded; "
-                "copy the file again from its source."
+                f"{self._plan.facts.path}: {self.tiles_failed} of {counted(total, 'tile')} cannot be "
+                "decoded; copy the file again from its source."
             )
         names = self._plan.recipe.names
         planned = dict(zip(names, self._plan.scales, strict=True))

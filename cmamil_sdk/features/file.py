@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
+from cmamil_sdk.errors import FeatureFileInvalid, FeatureFileUnreadable, ScaleMismatch
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
@@ -93,14 +95,12 @@ def is_feature_file(path: Path) -> bool:
 
     Raises:
         FeatureFileInvalid: it has the suffix of one, but is not HDF5.
+        FeatureFileUnreadable: this process may not read it.
     """
     if path.suffix != ".h5":
         return False
-    try:
-        with h5py.File(path, "r") as file:
-            return "format_version" in file.attrs or "scales" in file
-    except UNREADABLE as problem:
-        raise _unreadable(path, problem) from problem
+    with _opened(path) as file:
+        return "format_version" in file.attrs or "scales" in file
 
 
 def read_provenance(path: Path) -> FeatureProvenance:
@@ -108,12 +108,10 @@ def read_provenance(path: Path) -> FeatureProvenance:
 
     Raises:
         FeatureFileInvalid: not a feature file, or of another format version.
+        FeatureFileUnreadable: this process may not read it.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            return _provenance(file, path)
-    except UNREADABLE as problem:
-        raise _unreadable(path, problem) from problem
+    with _opened(path) as file:
+        return _provenance(file, path)
 
 
 def read_feature_file(path: Path) -> tuple[Bag, FeatureProvenance]:
@@ -121,23 +119,43 @@ def read_feature_file(path: Path) -> tuple[Bag, FeatureProvenance]:
 
     Raises:
         FeatureFileInvalid: not a feature file, of another format version, or inconsistent.
+        FeatureFileUnreadable: this process may not read it.
     """
+    with _opened(path) as file:
+        provenance = _provenance(file, path)
+        groups = {name: file[f"scales/{name}"] for name in provenance.recipe.names}
+        bag = Bag(
+            slide_id=provenance.slide_id,
+            scales=provenance.recipe.scales,
+            features={n: g["features"][()].astype(np.float32) for n, g in groups.items()},
+            coords={n: g["coords"][()] for n, g in groups.items()},
+            parent={n: g["parent"][()] for n, g in groups.items()},
+            tissue={n: g["tissue"][()] for n, g in groups.items()},
+        )
+    try:
+        bag.validate()
+    except FeatureFileInvalid as problem:  # a bag does not know its file
+        raise FeatureFileInvalid(f"{path}: {problem}") from problem
+    return bag, provenance
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to read; whatever goes wrong meanwhile becomes an error that names it."""
     try:
         with h5py.File(path, "r") as file:
-            provenance = _provenance(file, path)
-            groups = {name: file[f"scales/{name}"] for name in provenance.recipe.names}
-            bag = Bag(
-                slide_id=provenance.slide_id,
-                scales=provenance.recipe.scales,
-                features={n: g["features"][()].astype(np.float32) for n, g in groups.items()},
-                coords={n: g["coords"][()] for n, g in groups.items()},
-                parent={n: g["parent"][()] for n, g in groups.items()},
-                tissue={n: g["tissue"][()] for n, g in groups.items()},
-            )
+            yield file
+    except PermissionError as problem:
+        raise forbidden(path) from problem
     except UNREADABLE as problem:
         raise _unreadable(path, problem) from problem
-    bag.validate()
-    return bag, provenance
+
+
+def forbidden(path: Path) -> FeatureFileUnreadable:
+    """The error for features that this process may not read."""
+    return FeatureFileUnreadable(
+        f"{path} may not be read by this user (permission denied); change its permissions."
+    )
 
 
 def _provenance(file: h5py.File, path: Path) -> FeatureProvenance:
@@ -168,6 +186,7 @@ __all__ = [
     "FORMAT_VERSION",
     "UNREADABLE",
     "FeatureProvenance",
+    "forbidden",
     "is_feature_file",
     "read_feature_file",
     "read_provenance",

@@ -77,7 +77,9 @@ def _check_file(path: Path) -> None:
         if path.is_dir():
             raise SlideFormatUnsupported(f"{path} is a directory; name a slide file inside it.")
         if not path.is_file():
-            raise SlideNotFound(f"There is no slide file at {path}; check the path.")
+            raise SlideNotFound(
+                f"There is no slide file at {path}; check the path and its extension."
+            )
         with path.open("rb"):
             pass
     except PermissionError as problem:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.synthetic.textures import smooth_noise
+from cmamil_sdk.wording import counted
 
 GRID_PX = 16
 """Edge of a cell of the coarse tissue mask."""
@@ -185,7 +186,7 @@ def draw_layout(
         is_slot = rng.uniform(size=len(rest)) < _SLOT_SHARE
         return Layout(tissue, placed[0::2, :2], placed[1::2, :2], rest[~is_slot], rest[is_slot])
     raise FieldInvalid(
-        f"a slide of {width_px} x {height_px} px has no room for {len(sites)} lesion sites; "
+        f"a slide of {width_px} x {height_px} px has no room for {counted(len(sites), 'lesion site')}; "
         "plan a larger slide or fewer abnormal cells"
     )
 

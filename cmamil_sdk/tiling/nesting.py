@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cmamil_sdk.errors import FeatureFileInvalid
 from cmamil_sdk.tiling.recipe import Scale
+from cmamil_sdk.wording import counted
 
 Int64 = npt.NDArray[np.int64]
 
@@ -50,8 +51,8 @@ def _children(parent: Int64, n_parents: int, width: int, name: str) -> Int64:
     owners = parent[rows]
     if owners.size and int(owners.max()) >= n_parents:
         raise FeatureFileInvalid(
-            f"Scale {name}: parent row {int(owners.max())} does not exist among {n_parents} tiles; "
-            "extract the features again."
+            f"Scale {name}: parent row {int(owners.max())} does not exist among "
+            f"{counted(n_parents, 'tile')}; extract the features again."
         )
     order = np.argsort(owners, kind="stable")
     rows, owners = rows[order], owners[order]

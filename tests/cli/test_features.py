@@ -142,7 +142,10 @@ def test_an_output_folder_that_is_a_file_is_refused_before_the_work(
     assert "OUTPUT_UNWRITABLE" in answer.err
 
 
-def test_interrupt_ends_soon_and_leaves_no_half_file(small_slide: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("presses", [1, 2, 4])
+def test_interrupts_end_soon_and_leave_no_half_file(
+    presses: int, small_slide: Path, tmp_path: Path
+) -> None:
     slides, out = tmp_path / "slides", tmp_path / "out"
     slides.mkdir()
     shutil.copyfile(small_slide, slides / "1-first.svs")
@@ -163,13 +166,16 @@ def test_interrupt_ends_soon_and_leaves_no_half_file(small_slide: Path, tmp_path
             time.sleep(0.02)
         time.sleep(0.5)
         assert program.poll() is None, "the large slide is being worked on"
-        program.send_signal(signal.SIGINT)
         asked = time.monotonic()
+        for _ in range(presses):
+            program.send_signal(signal.SIGINT)
+            time.sleep(0.05)  # while the workers end their batches
         _, err = program.communicate(timeout=30)
         seconds = time.monotonic() - asked
     finally:
         program.kill()
     assert program.returncode == 130
+    assert err.endswith("cmamil: interrupted; what is complete is kept, start again to go on.\n")
     assert "Traceback" not in err
     assert [path.name for path in out.iterdir()] == ["1-first.h5"]
     busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -42,6 +42,7 @@ def test_csv_paths_are_relative_to_it(tmp_path: Path) -> None:
         ("name\nx.svs\n", FieldInvalid, "no column 'slide'"),
         ("slide\n", SlideNotFound, "lists no slide"),
         ("", SlideNotFound, "lists no slide"),
+        ("slide;mpp\na.svs;0.5\n", FieldInvalid, "separated by ';'"),
         ("label,slide\nx\n", FieldInvalid, "line 2"),
         ("label,slide\nx,a.svs\ny,\n", FieldInvalid, "line 3"),
     ],

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmamil_sdk.training.config import make_config
+from cmamil_sdk.training.folds import make_folds
+from cmamil_sdk.training.labels import read_labels
+from cmamil_sdk.training.split_files import splits_text
+
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
@@ -49,6 +54,19 @@ def test_folds_are_written_and_tabled(
     other = cmamil("split", "--labels", labels, "--out", tmp_path / "u", "--seed", "2")
     assert other.code == 0
     assert (tmp_path / "u" / "splits.csv").read_bytes() != first
+
+
+def test_the_defaults_are_those_of_training(
+    cmamil: Callable[..., Any], labels: Path, tmp_path: Path
+) -> None:
+    made = cmamil("split", "--labels", labels, "--out", tmp_path / "s", "--json")
+    config = make_config()
+    table = read_labels(labels)
+    folds = make_folds(
+        table, folds=5, val_share=config.val_share, test_share=config.test_share, seed=config.seed
+    )
+    assert made.code == 0, made.err
+    assert (tmp_path / "s" / "splits.csv").read_text(encoding="utf-8") == splits_text(folds)
 
 
 @pytest.mark.parametrize("form", ["clam", "cma-mil"])

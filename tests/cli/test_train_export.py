@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmamil_sdk.cli.train import metrics_table
 from cmamil_sdk.export.encoder import load_encoder
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
@@ -261,6 +263,7 @@ def test_train_evaluate_export_verify_predict(
     data = ("--features", cohort / "features", "--labels", cohort / "labels.csv")
     trained = cmamil("train", *data, "--results_dir", run, *QUICK, "--json")
     assert trained.code == 0, trained.err
+    assert "goes on" not in trained.err
     summary = trained.document
     assert json.loads((run / "metrics.json").read_text()) == summary
     assert {"model", "folds", "mean", "std", "ci95", "seconds"} <= set(summary)
@@ -268,7 +271,7 @@ def test_train_evaluate_export_verify_predict(
 
     again = cmamil("train", *data, "--results-dir", run, *QUICK)
     assert again.code == 0
-    assert "fold 1" in again.out
+    assert "fold 1" in again.out and "is finished already" in again.err
     other = cmamil("train", *data, "--results-dir", run, *QUICK, "--seed", "5")
     assert other.code == 2
     assert "OUTPUT_EXISTS" in other.err
@@ -297,12 +300,45 @@ def test_train_evaluate_export_verify_predict(
     scores = cmamil("evaluate", "--bundle", bundles / "tiny" / "1", *data, "--json")
     assert scores.code == 0, scores.err
     assert scores.document["folds"][0]["test"]["slides"] == 12
+    check_that_known_slides_are_counted(cmamil, cohort, run, bundles / "tiny" / "1", scores.err)
     answer = cmamil("predict", small_slide, "--bundle", bundles / "tiny" / "1", "--json")
     assert set(answer.document["predictions"][0]["probabilities"]) == set(LABELS)
 
     twice = cmamil(*export)
     assert twice.code == 2
     assert "OUTPUT_EXISTS" in twice.err
+
+
+def check_that_known_slides_are_counted(
+    cmamil: Callable[..., Any], cohort: Path, run: Path, bundle: Path, said_of_all: str
+) -> None:
+    """Of the bundle of fold 1: what was said on all slides, and on those of its test part."""
+    with (run / "splits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    seen = {row["slide"] for row in rows if row["fold"] == "1" and row["split"] != "test"}
+    assert said_of_all.count("\n") == 1
+    assert f"{len(seen)} of 12 slides had, by their names, a part in the training" in said_of_all
+    unseen, out = run / "unseen.csv", run / "unseen"
+    lines = (cohort / "labels.csv").read_text().splitlines(keepends=True)
+    unseen.write_text("".join(line for line in lines if line[:3] not in seen))
+    data = ("--features", cohort / "features", "--labels", unseen)
+    scores = cmamil("evaluate", "--bundle", bundle, *data, "--out", out)
+    assert (scores.code, scores.err) == (0, "")
+    assert "None of them had a part in its training" in (out / "report.html").read_text()
+
+
+def test_one_fold_has_no_spread() -> None:
+    one = {"fold": 0, "test": {"auc": 0.75}}
+    summary = {"folds": [one], "mean": {"auc": 0.75}, "std": {"auc": None}, "ci95": {}}
+    assert [line.split() for line in metrics_table(summary).splitlines()] == [
+        ["test", "auc"],
+        ["value", "0.750"],
+        ["95", "%", "interval", "-"],
+    ]
+    two = {"fold": 1, "test": {"auc": 0.25}}
+    summary |= {"folds": [one, two], "mean": {"auc": 0.5}, "std": {"auc": 0.25}}
+    titles = [line.split("  ")[0] for line in metrics_table(summary).splitlines()]
+    assert titles == ["test", "fold 0", "fold 1", "mean", "std", "95 % interval"]
 
 
 @pytest.mark.parametrize(

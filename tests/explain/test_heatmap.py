@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import FieldInvalid, SlideNotFound
@@ -19,7 +20,7 @@ from cmamil_sdk.synthetic import write_svs
 from .conftest import BOUNDS, scale_map, with_maps
 
 NAN = float("nan")
-CAPTION_PX, GAP_PX, OPACITY = 44, 12, 0.65
+CAPTION_PX, GAP_PX, OPACITY = 28, 12, 0.65
 
 
 def test_cells_hold_the_values_worked_out_by_hand(prediction: Prediction) -> None:
@@ -81,7 +82,7 @@ def test_red_speaks_for_blue_against_and_the_rest_is_grey(prediction: Prediction
     )
     thumbnail = np.full((224, 224, 3), 200, dtype=np.uint8)
     picture = draw_heatmap(thumbnail, (0, 0, 448, 448), with_maps(prediction, tiles))
-    assert picture.size == (2 * 224 + GAP_PX, 224 + CAPTION_PX)
+    assert picture.width == 2 * 224 + GAP_PX
     left, top = 224 + GAP_PX, CAPTION_PX
     for (x, y), wanted in {
         (56, 56): mixed(FOR, 200, OPACITY),
@@ -93,7 +94,73 @@ def test_red_speaks_for_blue_against_and_the_rest_is_grey(prediction: Prediction
     }.items():
         assert pixel(picture, left + x, top + y) == pytest.approx(wanted, abs=2)
     # The slide beside it is as it was.
-    assert np.unique(np.asarray(picture)[CAPTION_PX:, :224]).tolist() == [200]
+    shown = np.asarray(picture)[CAPTION_PX : CAPTION_PX + 224, :224]
+    assert np.unique(shown).tolist() == [200]
+
+
+def bar_of(picture: Image.Image, height: int) -> np.ndarray:
+    """Colours ``[200, 3]`` of the bar under a picture that is ``height`` pixels high."""
+    row = np.asarray(picture)[CAPTION_PX + height + 14].astype(int)
+    coloured = np.flatnonzero(np.ptp(row, axis=1) > 30)
+    start = int(coloured[0])
+    return row[start : start + 200]
+
+
+def test_the_bar_has_the_colours_of_the_picture(prediction: Prediction) -> None:
+    thumbnail = np.full((224, 224, 3), 215, dtype=np.uint8)
+    tiles = scale_map("20x", 224.0, [[0, 0], [224, 0]], [[3, 0, 0], [-3, 0, 0]])
+    bar = bar_of(draw_heatmap(thumbnail, (0, 0, 448, 448), with_maps(prediction, tiles)), 224)
+    assert bar[0] == pytest.approx(mixed(AGAINST, 215, OPACITY), abs=2)
+    assert bar[-1] == pytest.approx(mixed(FOR, 215, OPACITY), abs=2)
+    assert bar[100] == pytest.approx([215] * 3, abs=2)
+
+
+def said_under(monkeypatch: pytest.MonkeyPatch, prediction: Prediction, width: int) -> list[str]:
+    """All that is written into the heatmap of a slide that is ``width`` pixels wide."""
+    said: list[str] = []
+    write = ImageDraw.ImageDraw.text
+
+    def text(self: Any, xy: Any, text: str, *args: Any, **options: Any) -> None:
+        said.append(text)
+        assert self.textbbox(xy, text, options["font"], options.get("anchor"))[2] <= max(360, width)
+        write(self, xy, text, *args, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    draw_heatmap(np.full((50, width // 2, 3), 200, np.uint8), BOUNDS, prediction)
+    return said
+
+
+@pytest.mark.parametrize("width", [100, 1500])
+def test_the_legend_says_what_is_added_up_and_between_which_values(
+    prediction: Prediction, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    said = said_under(monkeypatch, prediction, width)
+    # The cells hold -1, 1, 2 and once 4: 98 % of nine values lie under 4 - 2 * 0.16.
+    assert {"against it", "for it", "-3.7", "0", "+3.7"} <= set(said)
+    text = " ".join(said)
+    assert "Evidence per tile at 20x: its share in the logit of benign" in text
+    assert "10x, 20x are added up" in text and "Found: -1 to +4; 98 % lie within" in text
+
+
+def test_one_magnification_is_not_added_up(
+    prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = scale_map("10x", 448.0, [[100, 50]], [[3, 0, 0]])
+    text = " ".join(said_under(monkeypatch, with_maps(prediction, tiles), 1500))
+    assert "Evidence per tile at 10x" in text and "added up" not in text
+    empty = scale_map("10x", 448.0, [[100, 50]], [[0, 0, 0]])
+    said = said_under(monkeypatch, with_maps(prediction, empty), 1500)
+    assert said[:-1] == ["against it", "for it", "0", "No tile speaks for or against benign."]
+
+
+def test_a_single_tile_of_many_is_not_lost(prediction: Prediction) -> None:
+    corners = [[224 * column, 0] for column in range(200)]
+    tiles = scale_map("20x", 224.0, corners, [[3, 0, 0], *[[0, 0, 0]] * 199])
+    thumbnail = np.full((4, 800, 3), 200, dtype=np.uint8)
+    picture = draw_heatmap(thumbnail, (0, 0, 200 * 224, 224), with_maps(prediction, tiles))
+    assert pixel(picture, 800 + GAP_PX + 1, CAPTION_PX + 1) == pytest.approx(
+        mixed(FOR, 200, OPACITY), abs=2
+    )
 
 
 def test_the_slide_under_the_colours_has_none(prediction: Prediction) -> None:
@@ -113,7 +180,7 @@ def test_a_slide_without_evidence_is_drawn_plain(
     tiles = scale_map("20x", 224.0, [[0, 0]] * len(contribution), contribution)
     thumbnail = np.full((100, 100, 3), 90, dtype=np.uint8)
     picture = draw_heatmap(thumbnail, (0, 0, 448, 448), with_maps(prediction, tiles))
-    assert np.unique(np.asarray(picture)[CAPTION_PX:, 112:212]).tolist() == [90]
+    assert np.unique(np.asarray(picture)[CAPTION_PX : CAPTION_PX + 100, 112:212]).tolist() == [90]
 
 
 def test_a_model_that_says_nothing_of_its_tiles_cannot_be_drawn(prediction: Prediction) -> None:
@@ -132,9 +199,9 @@ def test_png_is_written_in_proportion_and_whole(
     with Image.open(target) as picture:
         assert picture.format == "PNG"
         # 2,000 x 1,500 px in 400 x 300.
-        assert picture.size == (2 * 400 + GAP_PX, 300 + CAPTION_PX)
+        assert picture.width == 2 * 400 + GAP_PX and picture.height > 300 + CAPTION_PX
         shown = np.asarray(picture.convert("RGB")).astype(int)
-    right = shown[CAPTION_PX:, 400 + GAP_PX :]
+    right = shown[CAPTION_PX : CAPTION_PX + 300, 400 + GAP_PX :]
     coloured = np.ptp(right, axis=2) > 30
     rows, columns = np.nonzero(coloured)
     # The two tiles cover x 224 to 672 and y 0 to 224: a fifth of that in the picture.

@@ -59,6 +59,7 @@ def test_every_slide_has_its_row_and_its_picture(prediction: Prediction, tmp_pat
     assert page.text.count("10x 2, 20x 2") == 3
     for expected in ("case-1", "case-2", "own", "0.900", "What was found.", "1.25"):
         assert expected in page.text
+    assert "their values are added up where tiles overlap" in page.text
     assert page.text.count("truth invasive; benign 0.62, in_situ 0.25, invasive 0.12") == 1
 
 

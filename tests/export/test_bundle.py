@@ -47,10 +47,28 @@ def test_the_manifest_tells_where_the_model_comes_from(tiny_bundle, run):
     assert manifest.encoder == meta.encoder
     assert manifest.hyperparameters == meta.hyperparameters
     assert manifest.temperature == 1.5
-    assert manifest.training == {"fold": 0, "seed": 0, "metrics": {"val_auc": 0.5}}
+    assert manifest.training == {
+        "fold": 0,
+        "seed": 0,
+        "metrics": {"val_auc": 0.5},
+        "slides_seen": None,
+    }
     assert manifest.parity["encoder_cosine_worst"] > 0.99999
     assert manifest.parity["aggregator_logits"] < 1e-3
     assert (manifest.opset, manifest.precision) == (20, "fp32")
+
+
+def test_a_fold_that_is_not_there_is_refused_with_those_that_are(run, tmp_path):
+    add_fold(run, 10)
+    add_fold(run, 2)
+    with pytest.raises(FieldInvalid, match=r"run has no trained fold 9; it has 0, 2, 10\.$"):
+        export_bundle(run, tmp_path / "out", name="x", fold=9)
+    with pytest.raises(RunInvalid, match="holds no trained fold"):
+        export_bundle(tmp_path / "nowhere", tmp_path / "out", name="x", fold=0)
+    (run / "metrics.json").unlink()
+    with pytest.raises(RunInvalid, match=r"not finished: .* trained folds \(0, 2, 10\)"):
+        export_bundle(run, tmp_path / "out", name="x")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_best_fold_is_taken_the_first_of_equals(run):
@@ -90,8 +108,6 @@ def test_a_run_without_usable_folds(run, tmp_path, folds):
     (run / "metrics.json").unlink()
     with pytest.raises(RunInvalid):
         export_bundle(run, tmp_path / "out", name="x")
-    with pytest.raises(RunInvalid, match="fold_7"):
-        export_bundle(run, tmp_path / "out", name="x", fold=7)
     assert not (tmp_path / "out").exists()
 
 

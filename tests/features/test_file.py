@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import h5py
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FeatureFileInvalid
+from cmamil_sdk.errors import FeatureFileInvalid, FeatureFileUnreadable
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import (
     FeatureProvenance,
+    is_feature_file,
     read_feature_file,
     read_provenance,
     recipe_key,
@@ -137,6 +139,24 @@ def test_truncated_files_are_refused(file, tmp_path):
         cut.write_bytes(data[: int(len(data) * share)])
         with pytest.raises(FeatureFileInvalid, match=r"cut\.h5"):
             read_feature_file(cut)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(file, monkeypatch):
+    def refuse(*_args: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    for read in (is_feature_file, read_provenance, read_feature_file):
+        with pytest.raises(FeatureFileUnreadable, match=r"\.h5 may not be read .*permissions"):
+            read(file)
+
+
+def test_what_is_not_finite_is_named_with_file_scale_and_row(file):
+    with h5py.File(file, "a") as store:
+        store["scales/5x/features"][2:4, 1] = np.inf
+    where = rf"^{re.escape(str(file))}: Slide .*, scale 5x, row 2 \(and 1 more of 6\): "
+    with pytest.raises(FeatureFileInvalid, match=where):
+        read_feature_file(file)
 
 
 def damage(store: h5py.File, what: str) -> None:

@@ -63,7 +63,11 @@ FEATURES: dict[str, tuple[dict[str, Any], type[CmamilError], str]] = {
         FeatureFileInvalid,
         r"slide_05, scale 20x: features have shape \(0, 6\)",
     ),
-    "NaN": ({"scales/20x/features": with_nan}, FeatureFileInvalid, "slide_05.*NaN"),
+    "NaN": (
+        {"scales/20x/features": with_nan},
+        FeatureFileInvalid,
+        r"slide_05\.h5: .*20x, row 4: .* NaN",
+    ),
 }
 
 
@@ -108,6 +112,14 @@ def test_a_label_with_one_slide(cohort: Cohort, refused: Callable[..., None]) ->
     rows[0] |= {"label": "rare", "patient": "alone"}
     write_labels(cohort.labels, rows)
     refused(LabelsInvalid, "rare")
+
+
+def test_labels_that_name_slide_files(cohort: Cohort, refused: Callable[..., None]) -> None:
+    rows = rows_of(cohort)
+    write_labels(cohort.labels, [row | {"slide": f"{row['slide']}.svs"} for row in rows])
+    refused(LabelsInvalid, r"without extension: write slide_00 for slide_00\.svs\.$")
+    write_labels(cohort.labels, [*rows, rows[0] | {"slide": "other.svs"}])
+    refused(LabelsInvalid, r"other\.svs, but .*extract the features, or remove the lines\.$")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

@@ -199,8 +199,8 @@ def site_table(sites: dict[str, str]) -> LabelTable:
 @pytest.mark.parametrize(
     ("sites", "message"),
     [
-        ({"S": "ab"}, "label 'a' has slides of 1 sites, 2 are needed"),
-        ({"S": "ab", "T": "a", "U": "a"}, "label 'b' has slides of 1 sites"),
+        ({"S": "ab"}, "label 'a' has slides of 1 site, 2 are needed"),
+        ({"S": "ab", "T": "a", "U": "a"}, "label 'b' has slides of 1 site"),
         ({"S": "ab", "T": "ab"}, "too few sites to spare any for val"),
         ({"S": "ab", "": "ab"}, "no site"),
     ],

@@ -135,6 +135,12 @@ def test_a_run_reports_both_levels(
         agree.append(answer == parent)
     assert np.mean(hits) == pytest.approx(summary["mean"]["coarse_accuracy"])
     assert np.mean(agree) == pytest.approx(summary["mean"]["levels_agree"])
+    confusion = np.sum([fold["test"]["coarse_confusion"] for fold in summary["folds"]], axis=0)
+    assert (confusion.sum(), np.trace(confusion)) == (len(rows), sum(hits))
+    assert (run / "coarse_confusion.png").read_bytes()[:4] == b"\x89PNG"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("Confusion of coarse classes") == 2, "as caption and alternative text"
+    assert "<td>coarse ECE after temperature</td>" in page
 
 
 def test_without_a_coarse_loss_the_coarse_answer_is_summed_up(

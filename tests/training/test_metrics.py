@@ -194,7 +194,11 @@ def test_across_folds() -> None:
         ]
     )
     assert mean == pytest.approx({"auc": 0.7, "f1": 0.5})
-    assert std == pytest.approx({"auc": 0.1, "f1": 0.0})
+    assert std == {"auc": pytest.approx(0.1), "f1": None}
+    assert across_folds([{"auc": 0.8, "f1": None}]) == (
+        {"auc": 0.8, "f1": None},
+        {"auc": None, "f1": None},
+    )
 
 
 def test_temperature_is_found_again() -> None:

@@ -100,6 +100,12 @@ def test_the_page_names_wrong_answers_of_most_confidence_first(tmp_path: Path) -
         ),
     )
     text = report_text(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "calibration.png",
+        "confusion.png",
+        "report.html",
+        "roc.png",
+    ]
     assert "3 of 4 answers are wrong" in text and "Do <this>:" in text
     found = [text.index(slide) for slide in ("sure & wrong", "third", "less sure")]
     assert found == sorted(found) and "right " not in text[found[0] : found[0] + 400]
@@ -116,7 +122,8 @@ def test_the_page_of_a_run(shared_cohort: Cohort, tmp_path: Path) -> None:
     assert "36 of 18 patients" in text and "benign (12)" in text
     for name, value in (("epochs", "2"), ("dim", "8"), ("lr", "0.001"), ("seed", "4")):
         assert f" {name} {value} " in text
-    assert "drop_out" not in text
+    assert "drop_out" not in text and "coarse" not in text
+    assert "ECE after temperature" in text and "ECE before temperature" in text
     low, high = summary["ci95"]["auc"]
     assert f"{summary['mean']['auc']:.3f}" in text and f"{low:.3f} to {high:.3f}" in text
     assert f"cmamil export --run '{run}' --fold best --name model" in text
@@ -187,7 +194,9 @@ def test_a_bundle_answers_for_new_slides_through_its_graph(
     assert evaluation.summary["folds"][0]["temperature"] == 1.5
     assert test["ece"] != test["ece_uncalibrated"]
     assert set(evaluation.summary["ci95"]) == set(evaluation.summary["mean"])
-    assert "Bundle tiny/1 answered for 6 slides" in report_text(tmp_path)
+    text = report_text(tmp_path)
+    assert "Bundle tiny/1 answered for 6 slides" in text
+    assert evaluation.flattered and "does not say which slides trained it" in text
 
 
 def test_a_bundle_refuses_what_it_does_not_know(

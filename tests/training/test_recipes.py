@@ -132,7 +132,8 @@ def test_a_name_that_stands_twice_in_a_configuration_is_refused(
         ("- a\n- b\n", "label: coarse label"),
         ("", "label: coarse label"),
         ("a: [x, y]\n", "label: coarse label"),
-        ("a: [\n", "cannot be read"),
+        ("a: [\n", "cannot be read .line 2: expected"),
+        ("a: x\n\tb: y\n", r"line 2: found character '\\t' that cannot start any token"),
         ("\x00", "cannot be read"),
     ],
 )

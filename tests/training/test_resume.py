@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from cmamil_sdk.errors import OutputExists, RunInvalid
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.training.config import TrainConfig, make_config
 from cmamil_sdk.training.fit import FitResult, fit
+from cmamil_sdk.training.resume import what_is_done
 from cmamil_sdk.training.run import train
 from cmamil_sdk.training.run_lock import LOCK_FILE, sole_writer
 
@@ -213,16 +215,34 @@ def test_kill_9_inside_a_fold(shared_cohort: Cohort, whole_run: Path, tmp_path: 
     assert "fold_1/unfinished.ckpt" in names(run) and "fold_0/unfinished.ckpt" not in names(run)
     assert ".lock" in names(run)  # of the dead process, whom it does not outlive
     seen: list[tuple[int, int]] = []
+    said: list[str] = []
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels, "run": run}
     train(
         RUN,
-        features=shared_cohort.features,
-        labels=shared_cohort.labels,
-        run=run,
+        **paths,
         on_progress=lambda fold, epoch, *_: seen.append((fold, epoch)),
+        on_resume=said.append,
     )
+    assert said == [f"{run} goes on: 1 of 2 folds done before, fold 1 after epoch 3."]
     assert seen == [(1, epoch) for epoch in (4, 5, 6, 7)]
     assert results(run) == results(whole_run)
     assert names(run) == names(whole_run)
+    train(RUN, **paths, on_resume=said.append)
+    assert said[1:] == [
+        f"{run} is finished already and nothing is trained; for a new run name another folder."
+    ]
+
+
+def test_what_is_done_of_a_run_that_was_stopped_between_two_folds(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    assert what_is_done(tmp_path / "new", [0, 1]) is None
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    (run / "metrics.json").unlink()
+    assert what_is_done(run, [0, 1]) == f"{run} goes on: 2 of 2 folds done before."
+    (run / "fold_1" / "metrics.json").unlink()
+    assert what_is_done(run, [0, 1]) == f"{run} goes on: 1 of 2 folds done before."
 
 
 def test_a_run_has_one_writer(shared_cohort: Cohort, tmp_path: Path) -> None:

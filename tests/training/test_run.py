@@ -155,8 +155,8 @@ def test_a_kill_in_the_very_first_write_does_not_bar_the_run(
 def test_a_different_run_in_the_directory_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_all(cohort, run, QUICK)
-    with pytest.raises(OutputExists, match=r"epochs: 1 there, 2 here"):
-        run_all(cohort, run, QUICK.model_copy(update={"epochs": 2}))
+    with pytest.raises(OutputExists, match=r"epochs: 1 there, 2 here; seed: 1 there, 5 here\)"):
+        run_all(cohort, run, QUICK.model_copy(update={"epochs": 2, "seed": 5}))
     rows = rows_of(cohort.labels)
     rows[0]["label"], rows[1]["label"] = "invasive", "invasive"
     write_labels(cohort.labels, rows)

@@ -84,6 +84,7 @@ class Layout(Protocol):
 
         Raises:
             FeatureFileInvalid: a file is damaged, empty, not finite, or of another form.
+            FeatureFileUnreadable: this process may not read a file.
             ScaleMismatch: the features lack a wanted scale.
         """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
 from cmamil_sdk.features.bag import Bag
-from cmamil_sdk.features.file import is_feature_file, read_feature_file, read_provenance
+from cmamil_sdk.features.file import forbidden, is_feature_file, read_feature_file, read_provenance
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
@@ -28,6 +28,7 @@ class FeatureFolder:
 
     Raises:
         FeatureFileInvalid: there are no such files, or two of one slide.
+        FeatureFileUnreadable: this process may not look into the folder.
     """
 
     def __init__(self, folder: Path, scales: tuple[str, ...] | None = None) -> None:
@@ -94,9 +95,9 @@ class FeatureFolder:
         if len(names) > 1:
             raise ScaleMismatch(
                 f"{path} holds tiles of one scale, and scales {', '.join(names)} are wanted; "
-                "name one, or train on files of `cmamil features`."
+                "name one, or use files of `cmamil features`."
             )
-        features = {names[0]: read_array(path)}
+        features = {names[0]: read_array(path, names[0])}
         return SlideFeatures(features, {}, parents_known=False, origin=Origin.unknown(features))
 
 
@@ -105,11 +106,17 @@ def files_by_slide(folder: Path) -> dict[str, Path]:
 
     Raises:
         FeatureFileInvalid: two files differ only in their suffix.
+        FeatureFileUnreadable: this process may not look into it.
     """
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("[!.]*")):
-        if path.suffix not in SUFFIXES or not path.is_file():
-            continue
+    try:
+        shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        present = [path for path in shown if path.suffix in SUFFIXES and path.is_file()]
+    except PermissionError as problem:
+        raise forbidden(folder) from problem
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    for path in present:
         if path.stem in files:
             raise FeatureFileInvalid(
                 f"{folder} holds {files[path.stem].name} and {path.name} for one slide; keep one."

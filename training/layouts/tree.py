@@ -109,7 +109,7 @@ class ScaleTrees:
 
     def read(self, slide: str) -> SlideFeatures:
         """Read and check one slide; see :class:`~cmamil_sdk.training.layouts.base.Layout`."""
-        features = {name: read_array(path) for name, path in self._files[slide].items()}
+        features = {name: read_array(path, name) for name, path in self._files[slide].items()}
         widths = {name: tiles.shape[1] for name, tiles in features.items()}
         if len(set(widths.values())) > 1:
             shown = ", ".join(f"{width} at {name}" for name, width in widths.items())

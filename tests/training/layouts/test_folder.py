@@ -12,6 +12,7 @@ import torch
 from cmamil_sdk.errors import (
     ConfigInvalid,
     FeatureFileInvalid,
+    FeatureFileUnreadable,
     LabelsInvalid,
     RecipeMismatch,
     ScaleMismatch,
@@ -92,6 +93,17 @@ def test_the_digest_follows_the_content_of_the_files(folder: Path, table: LabelT
 def test_two_files_of_one_slide(folder: Path) -> None:
     np.save(folder / "a.npy", tiles("a"))
     with pytest.raises(FeatureFileInvalid, match=r"a\.npy and a\.pt for one slide"):
+        FeatureFolder(folder)
+
+
+def test_a_folder_that_may_not_be_looked_into(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(FeatureFileUnreadable, match="may not be read"):
         FeatureFolder(folder)
 
 
