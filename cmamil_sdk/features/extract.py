@@ -113,7 +113,7 @@ class BagBuilder:
                 f"{self._plan.facts.path}: {self.tiles_done} of {total} tiles were encoded when the "
                 "bag was closed; report this."
             )
-        lost_scale = any(not ok.any() for ok in self._ok)
+        lost_scale = any(ok.size and not ok.any() for ok in self._ok)
         if self.tiles_failed > MAX_FAILED_SHARE * total or lost_scale:
             raise SlideCorrupt(
                 f"{self._plan.facts.path}: {self.tiles_failed} of {total} tiles cannot be decoded; "

@@ -70,7 +70,7 @@ def find_tissue(
         TissueMaskInvalid: the mask file cannot be read or has another shape than the slide.
     """
     settings = recipe.tissue
-    _check_mask_wanted(settings, mask)
+    check_mask_wanted(settings, mask)
     grid = cell_grid(recipe, geometry)
     pens, lost = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
     overview: Overview | None = None
@@ -93,7 +93,7 @@ def find_tissue(
     return TissueMap(grid, tissue, pens)
 
 
-def _check_mask_wanted(settings: TissueRecipe, mask: Path | None) -> None:
+def check_mask_wanted(settings: TissueRecipe, mask: Path | None) -> None:
     if settings.method == "mask" and mask is None:
         raise FieldInvalid(
             "The recipe takes tissue from mask files and none was given; "

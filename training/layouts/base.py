@@ -84,6 +84,7 @@ class Layout(Protocol):
 
         Raises:
             FeatureFileInvalid: a file is damaged, empty, not finite, or of another form.
+            NoTissue: the slide has no tiles, because it has no tissue.
             ScaleMismatch: the features lack a wanted scale.
         """
 
