@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,9 +52,11 @@ def test_any_sample_is_capped_and_nested(seed, rows, columns, steps, cap, sample
 
 def test_a_larger_cap_takes_the_same_tiles_and_more():
     kept = grids(0, 6, 6, (2, 2))
-    few, many = (sample_tiles(kept, TileSample(max_tiles=cap))[0] for cap in (40, 200))
-    assert few.sum() < many.sum()
-    assert not (few & ~many).any()
+    caps = [1, 40, 43, 44, 60, 200, int(kept[-1].sum()) - 1]
+    samples = [sample_tiles(kept, TileSample(max_tiles=cap, seed=5)) for cap in caps]
+    for few, many in itertools.pairwise(samples):
+        for fewer, more in zip(few, many, strict=True):
+            assert not (fewer & ~more).any()
 
 
 def test_every_tile_has_the_same_chance():
