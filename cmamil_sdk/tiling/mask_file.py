@@ -27,8 +27,12 @@ def mask_file(place: Path, slide_id: str) -> Path:
     Raises:
         TissueMaskInvalid: there is none, or several.
     """
-    if not place.is_dir():
+    if place.is_file():
         return place
+    if not place.is_dir():
+        raise TissueMaskInvalid(
+            f"There is no mask file or folder {place} for slide {slide_id}; check the path."
+        )
     found = [path for suffix in SUFFIXES if (path := place / f"{slide_id}{suffix}").is_file()]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "no mask"

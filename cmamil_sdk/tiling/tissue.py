@@ -94,6 +94,11 @@ def find_tissue(
 
 
 def check_mask_wanted(settings: TissueRecipe, mask: Path | None) -> None:
+    """Refuse a recipe without the mask that it needs, and a mask that it does not use.
+
+    Raises:
+        FieldInvalid: one of these.
+    """
     if settings.method == "mask" and mask is None:
         raise FieldInvalid(
             "The recipe takes tissue from mask files and none was given; "
@@ -177,4 +182,4 @@ def _saturation(rgb: UInt8) -> UInt8:
     return np.where(high > 0, (high - low) / np.maximum(high, 1) * 255 + 0.5, 0).astype(np.uint8)
 
 
-__all__ = ["TissueMap", "find_tissue", "otsu_threshold"]
+__all__ = ["TissueMap", "check_mask_wanted", "find_tissue", "otsu_threshold"]

@@ -157,4 +157,6 @@ def test_the_tissue_options_change_what_is_counted(
     assert "no 20x tile is tissue" in empty.out
     missing = cmamil("inspect", synthetic_slide, "--tissue", "mask", "--tissue-masks", "none.png")
     assert missing.code == 3
-    assert missing.err.startswith("cmamil: TISSUE_MASK_INVALID: The mask none.png cannot be read")
+    assert missing.err.startswith(
+        "cmamil: TISSUE_MASK_INVALID: There is no mask file or folder none.png"
+    )

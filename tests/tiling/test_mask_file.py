@@ -91,3 +91,5 @@ def test_the_mask_of_a_slide_in_a_folder(tmp_path):
         mask_file(tmp_path, "b")
     with pytest.raises(TissueMaskInvalid, match="no mask for slide c"):
         mask_file(tmp_path, "c")
+    with pytest.raises(TissueMaskInvalid, match=r"no mask file or folder .*none\.png"):
+        mask_file(tmp_path / "none.png", "a")
