@@ -269,6 +269,7 @@ def test_the_slide_is_named_by_its_last_extension_only(predictor, synthetic_slid
 
 
 def test_masks_are_for_bundles_that_want_them(bundle, predictor, synthetic_slide, tmp_path):
+    (tmp_path / "m.png").touch()
     with pytest.raises(FieldInvalid, match="no effect"):
         predictor.predict(synthetic_slide, tissue_masks=tmp_path / "m.png")
     Image.fromarray(np.full((150, 200), 255, np.uint8)).save(tmp_path / "synthetic.png")
