@@ -26,6 +26,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── MppUnknown                FAILED_PRECONDITION
     │   ├── MppUnusable               FAILED_PRECONDITION
     │   ├── NoTissue                  FAILED_PRECONDITION
+    │   ├── TissueMaskInvalid         FAILED_PRECONDITION
     │   ├── FeatureFileInvalid        FAILED_PRECONDITION
     │   ├── FeatureFileUnreadable     PERMISSION_DENIED
     │   ├── RecipeMismatch            FAILED_PRECONDITION
@@ -168,6 +169,10 @@ class MppUnusable(InputError):
 
 class NoTissue(InputError):
     """No tile of the slide holds enough tissue."""
+
+
+class TissueMaskInvalid(InputError):
+    """A tissue mask is missing, cannot be read, or is not of the slide's shape."""
 
 
 class FeatureFileInvalid(InputError):

@@ -18,6 +18,7 @@ from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName, open_slide
+from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
 from cmamil_sdk.wording import counted
 
@@ -137,6 +138,7 @@ class LocalPredictor:
         *,
         mpp: float | None = None,
         reader: ReaderName = "auto",
+        tissue_masks: Path | None = None,
         top_k: int = 16,
         cancel: threading.Event | None = None,
         on_progress: Callable[[ProgressEvent], None] | None = None,
@@ -147,13 +149,16 @@ class LocalPredictor:
             path: the slide file.
             mpp: microns per pixel of level 0, overriding the file.
             reader: as :func:`~cmamil_sdk.slides.open_slide`.
+            tissue_masks: the slide's mask or a folder of masks, for a bundle that takes its tissue
+                from such.
             top_k: how many telling tiles to name.
             cancel: checked between batches.
             on_progress: called in this thread.
 
         Raises:
-            FieldInvalid: ``top_k`` is negative, or ``mpp`` implausible.
-            InputError: the slide cannot be used.
+            FieldInvalid: ``top_k`` is negative, ``mpp`` implausible, or masks are given and the
+                bundle does not use them, or the other way round.
+            InputError: the slide or its mask cannot be used.
             Cancelled: ``cancel`` was set.
         """
         if top_k < 0:
@@ -164,7 +169,8 @@ class LocalPredictor:
         with open_slide(path, mpp=mpp, reader=reader) as slide:
             report(ProgressEvent("open", 1, 1))
             seconds["open"] = time.perf_counter() - started
-            plan = make_plan(slide, self.bundle.manifest.recipe)
+            mask = None if tissue_masks is None else mask_file(tissue_masks, slide.facts.slide_id)
+            plan = make_plan(slide, self.bundle.manifest.recipe, mask=mask)
         report(ProgressEvent("tissue", 1, 1))
         seconds["tissue"] = time.perf_counter() - started - seconds["open"]
         builder = extract_bag(

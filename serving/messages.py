@@ -20,7 +20,7 @@ from cmamil_sdk.slides.base import Level, SlideFacts
 from cmamil_sdk.slides.open import ReaderName
 from cmamil_sdk.tiling.geometry import ReadGeometry
 from cmamil_sdk.tiling.plan import PlannedScale, TileBatch, TilePlan
-from cmamil_sdk.tiling.recipe import Scale, TilingRecipe, TissueRecipe
+from cmamil_sdk.tiling.recipe import Scale, TileSample, TilingRecipe, TissueRecipe
 
 from .paths import SlideRef
 
@@ -127,6 +127,7 @@ _ALLOWED = {
         SlideFacts,
         TileBatch,
         TilePlan,
+        TileSample,
         TilingRecipe,
         TissueRecipe,
     )

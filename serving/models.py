@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.manifest import ENCODER_GRAPH
-from cmamil_sdk.errors import ConfigInvalid, ModelNotFound, ModelNotReady
+from cmamil_sdk.errors import BundleUnsupported, ConfigInvalid, ModelNotFound, ModelNotReady
 
 from .config import ServerConfig
 from .messages import EncoderSpec
@@ -98,11 +98,17 @@ def load_models(config: ServerConfig) -> list[LoadedModel]:
 
     Raises:
         ConfigInvalid: two bundles have the same name and version.
+        BundleUnsupported: a bundle takes tissue from mask files, which a server is not given.
         CmamilError: as :meth:`Bundle.load`.
     """
     models: list[LoadedModel] = []
     for number, path in enumerate(config.bundles):
         bundle = Bundle.load(path, engine=config.engine, device=config.device)
+        if bundle.manifest.recipe.tissue.method == "mask":
+            raise BundleUnsupported(
+                f"The bundle {path} takes tissue from mask files, which a server is not given; "
+                "use `cmamil predict --tissue-masks`."
+            )
         model = LoadedModel(number, bundle)
         for other in models:
             if other.resource == model.resource:

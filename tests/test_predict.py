@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import FieldInvalid, MppUnknown, NoTissue, SlideNotFound
@@ -25,6 +26,7 @@ from cmamil_sdk.predict import (
     top_tiles,
 )
 from cmamil_sdk.synthetic.svs import write_svs
+from cmamil_sdk.tiling.recipe import TissueRecipe
 
 JSON_KEYS = [
     *("slide", "label", "probabilities", "coarse", "tiles", "tiles_failed", "mpp", "mpp_source"),
@@ -264,3 +266,18 @@ def test_the_slide_is_named_by_its_last_extension_only(predictor, synthetic_slid
 
     with open_slide(link) as reader:
         assert reader.facts.slide_id == "case.7.b"
+
+
+def test_masks_are_for_bundles_that_want_them(bundle, predictor, synthetic_slide, tmp_path):
+    (tmp_path / "m.png").touch()
+    with pytest.raises(FieldInvalid, match="no effect"):
+        predictor.predict(synthetic_slide, tissue_masks=tmp_path / "m.png")
+    Image.fromarray(np.full((150, 200), 255, np.uint8)).save(tmp_path / "synthetic.png")
+    by_mask = bundle.manifest.recipe.model_copy(update={"tissue": TissueRecipe(method="mask")})
+    manifest = bundle.manifest.model_copy(update={"recipe": by_mask})
+    masked = Bundle(bundle.root, manifest, bundle.sha256, "auto", "cpu")
+    wanting = LocalPredictor(masked, workers=1)
+    assert wanting.predict(synthetic_slide, tissue_masks=tmp_path).tiles["20x"] == 63
+    with pytest.raises(FieldInvalid, match="--tissue-masks"):
+        wanting.predict(synthetic_slide)
+    wanting.close()

@@ -27,6 +27,7 @@ from cmamil_sdk.errors import (
     BundleCorrupt,
     BundleUnsupported,
     NonFiniteOutput,
+    NoTissue,
     RecipeMismatch,
     SelfTestFailed,
 )
@@ -133,10 +134,16 @@ class Bundle:
         """Run the aggregator on one bag, made with this bundle's recipe and encoder.
 
         Raises:
+            NoTissue: the bag has no tiles.
             ScaleMismatch: the bag lacks a scale.
             FieldInvalid: features of another width.
             NonFiniteOutput: a logit is NaN or infinite.
         """
+        if bag.is_empty:
+            raise NoTissue(
+                f"Slide {bag.slide_id} has no tissue, so there are no tiles to predict from; "
+                "leave it out."
+            )
         started = time.perf_counter()
         names = self.manifest.recipe.names
         bag = bag.select(names)

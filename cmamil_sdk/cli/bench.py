@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli import bench_accuracy, bench_readers, bench_training
+from cmamil_sdk.cli import bench_accuracy, bench_pens, bench_readers, bench_training
 from cmamil_sdk.cli.options import Device, EngineName, Json, Reader, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.wording import counted
@@ -16,6 +16,7 @@ _HELP = "Latency, throughput and accuracy on this machine."
 app = typer.Typer(help=_HELP, no_args_is_help=True)
 app.command("accuracy")(bench_accuracy.run)
 app.command("readers")(bench_readers.run)
+app.command("pens")(bench_pens.run)
 
 
 @app.callback()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli import tissue as tissue_options
 from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.wording import counted
@@ -24,7 +25,20 @@ def run(
         Path | None, typer.Option(help="Encoder weights from a file instead of its own.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Magnifications, nested.")] = "5x,10x,20x",
-    tissue: Annotated[Literal["otsu", "none"], typer.Option(help="How tissue is found.")] = "otsu",
+    tissue: tissue_options.Method = "otsu",
+    tissue_masks: tissue_options.Masks = None,
+    edge_threshold: tissue_options.EdgeThreshold = None,
+    edge_area: tissue_options.EdgeArea = None,
+    pens: tissue_options.Pens = "keep",
+    pen_min_um2: tissue_options.PenMinUm2 = None,
+    fill_holes_um2: tissue_options.FillHolesUm2 = 0.0,
+    drop_specks_um2: tissue_options.DropSpecksUm2 = 0.0,
+    max_tiles: tissue_options.MaxTiles = None,
+    seed: tissue_options.Seed = None,
+    allow_empty: Annotated[
+        bool,
+        typer.Option("--allow-empty", help="Write a file without tiles if there is no tissue."),
+    ] = False,
     engine: EngineName = "auto",
     device: Device = "auto",
     workers: Workers = None,
@@ -43,16 +57,28 @@ def run(
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.features.slide import extract_slide
     from cmamil_sdk.slides.open import check_mpp
-    from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
+    from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
     check_mpp(mpp)
+    tissue_recipe = tissue_options.tissue_recipe(
+        tissue,
+        edge_threshold=edge_threshold,
+        edge_area=edge_area,
+        pens=pens,
+        pen_min_um2=pen_min_um2,
+        fill_holes_um2=fill_holes_um2,
+        drop_specks_um2=drop_specks_um2,
+    )
+    sample = tissue_options.tile_sample(max_tiles, seed)
     files = expand_slides(slides)
+    tissue_options.check_masks(tissue_recipe, tissue_masks, files)
     output_folder(out)
     exported = exported_encoder(encoder, weights)
     recipe = TilingRecipe(
         scales=parse_scales(scales),
         tile_px=exported.info.tile_px,
-        tissue=TissueRecipe(method=tissue),
+        tissue=tissue_recipe,
+        sample=sample,
     )
     loaded = load_engine(exported.graph, engine=engine, device=device)
     done: list[dict[str, Any]] = []
@@ -69,6 +95,8 @@ def run(
             reader=reader,
             workers=workers,
             resume=resume,
+            tissue_masks=tissue_masks,
+            allow_empty=allow_empty,
             on_progress=progress.update,
         )
         done.append(

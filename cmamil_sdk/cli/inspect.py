@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli import tissue as tissue_options
 from cmamil_sdk.cli.options import Json, Reader
 from cmamil_sdk.cli.output import note, output_folder, say, say_json, table
 
@@ -18,36 +19,71 @@ def run(
     ] = None,
     scales: Annotated[str, typer.Option(help="Scales to count tiles for.")] = "5x,10x,20x",
     reader: Reader = "auto",
+    tissue: tissue_options.Method = "otsu",
+    tissue_masks: tissue_options.Masks = None,
+    edge_threshold: tissue_options.EdgeThreshold = None,
+    edge_area: tissue_options.EdgeArea = None,
+    pens: tissue_options.Pens = "keep",
+    pen_min_um2: tissue_options.PenMinUm2 = None,
+    fill_holes_um2: tissue_options.FillHolesUm2 = 0.0,
+    drop_specks_um2: tissue_options.DropSpecksUm2 = 0.0,
+    max_tiles: tissue_options.MaxTiles = None,
+    seed: tissue_options.Seed = None,
     json: Json = False,
     thumbnail: Annotated[
-        Path | None, typer.Option(help="Write a PNG with the tiles that would be read.")
+        Path | None,
+        typer.Option(help="Write a PNG with tissue, tiles and excluded ink drawn in."),
     ] = None,
 ) -> None:
     """Size, levels, microns per pixel, vendor, compression, hash; tissue and tiles per scale.
 
     A slide that does not say its microns per pixel is described without tiles; --mpp mends that.
     """
-    from cmamil_sdk.errors import MppUnknown, MppUnusable, NoTissue
+    from cmamil_sdk.errors import MppUnknown, MppUnusable
     from cmamil_sdk.files import sha256_of_file
     from cmamil_sdk.slides import open_slide
-    from cmamil_sdk.tiling.plan import TilePlan, make_plan
+    from cmamil_sdk.tiling.geometry import read_geometry
+    from cmamil_sdk.tiling.mask_file import mask_file
+    from cmamil_sdk.tiling.plan import TilePlan, no_tissue, plan_tiles
     from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+    from cmamil_sdk.tiling.tissue import TissueMap, find_tissue
 
-    recipe = TilingRecipe(scales=parse_scales(scales))
+    recipe = TilingRecipe(
+        scales=parse_scales(scales),
+        tissue=tissue_options.tissue_recipe(
+            tissue,
+            edge_threshold=edge_threshold,
+            edge_area=edge_area,
+            pens=pens,
+            pen_min_um2=pen_min_um2,
+            fill_holes_um2=fill_holes_um2,
+            drop_specks_um2=drop_specks_um2,
+        ),
+        sample=tissue_options.tile_sample(max_tiles, seed),
+    )
+    tissue_options.check_masks(recipe.tissue, tissue_masks, [slide])
     plan: TilePlan | None = None
+    found: TissueMap | None = None
     problems: list[str] = []
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
-        try:
-            plan = make_plan(opened, recipe)
-        except (MppUnknown, MppUnusable, NoTissue) as problem:
-            problems.append(str(problem))
         facts = opened.facts
+        mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
+        try:
+            geometry = read_geometry(facts, recipe)
+        except (MppUnknown, MppUnusable) as problem:
+            problems.append(str(problem))
+        else:
+            found = find_tissue(opened, recipe, geometry, mask=mask)
+            plan = plan_tiles(facts, recipe, geometry, found)
+            if plan.total_tiles() == 0:
+                problems.append(no_tissue(plan))
         if thumbnail is not None:
             from cmamil_sdk.explain.overview import write_overview
 
             output_folder(thumbnail.parent)
-            write_overview(thumbnail, opened, plan)
+            write_overview(thumbnail, opened, plan, found)
             note(f"wrote {thumbnail}")
+    tiled = plan if plan is not None and plan.total_tiles() else None
     document: dict[str, Any] = {
         "slide": str(slide),
         "sha256": sha256_of_file(slide),
@@ -61,8 +97,8 @@ def run(
         "compression": facts.compression,
         "reader": facts.reader,
         "reader_reason": facts.reader_reason,
-        "tissue_fraction": None if plan is None else round(plan.tissue_share, 4),
-        "tiles": None if plan is None else plan.counts(),
+        "tissue_fraction": None if tiled is None else round(tiled.tissue_share, 4),
+        "tiles": None if tiled is None else tiled.counts(),
         "warnings": [*facts.warnings, *problems],
     }
     if json:

@@ -21,6 +21,12 @@ def run(
     ] = None,
     mpp: RunMpp = None,
     reader: Reader = "auto",
+    tissue_masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tissue masks, a file or a folder, for a bundle that takes its tissue from such."
+        ),
+    ] = None,
     heatmap: Annotated[bool, typer.Option(help="Write <out>/<slide>.heatmap.png.")] = False,
     top_k: Annotated[int, typer.Option(min=0, help="How many telling tiles to name.")] = 16,
     engine: EngineName = "auto",
@@ -33,6 +39,7 @@ def run(
     from cmamil_sdk.bundle import Bundle
     from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.cli.slide_runs import each_slide
+    from cmamil_sdk.cli.tissue import check_masks
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.explain import save_heatmap
     from cmamil_sdk.files import write_json
@@ -51,6 +58,7 @@ def run(
             f"--heatmap: model {loaded.manifest.model_kind} of bundle {loaded.label} does not say which "
             "tiles its answer comes from; leave --heatmap out."
         )
+    check_masks(loaded.manifest.recipe.tissue, tissue_masks, files)
     predictor = LocalPredictor(loaded, workers=workers)
     predictions: list[Prediction] = []
 
@@ -59,6 +67,7 @@ def run(
             slide,
             mpp=mpp,
             reader=reader,
+            tissue_masks=tissue_masks,
             top_k=top_k,
             on_progress=lambda event: progress.update(event.done, event.total, event.stage),
         )

@@ -24,7 +24,7 @@ class Bag:
     Attributes:
         slide_id: the slide's file name without its last extension.
         scales: coarse to fine.
-        features: per scale ``[N, D]`` float32, N >= 1.
+        features: per scale ``[N, D]`` float32; N >= 1, or 0 at every scale of a slide without tissue.
         coords: per scale ``[N, 2]`` int64 ``(x, y)`` of the tile's top left corner, level-0 pixels.
         parent: per scale ``[N]`` int64, row of the enclosing tile at the next coarser scale, -1 if
             none (all -1 at the coarsest).
@@ -42,6 +42,11 @@ class Bag:
     def dim(self) -> int:
         """Length D of a feature vector."""
         return int(self.features[self.scales[-1].name].shape[1])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the slide has no tissue, and so no tiles."""
+        return not any(self.counts().values())
 
     def counts(self) -> dict[str, int]:
         """Number of tiles per scale."""
@@ -81,14 +86,15 @@ class Bag:
             FeatureFileInvalid: arrays disagree, a scale is empty, a feature is NaN or infinite, or a
                 parent does not exist.
         """
-        n_above = 0
+        n_above, empty = 0, self.is_empty
         for scale in self.scales:
             name = scale.name
             features, n = self.features[name], len(self.features[name])
             where = f"Slide {self.slide_id}, scale {name}"
-            if features.ndim != 2 or n == 0:
+            if features.ndim != 2 or (n == 0) != empty:
                 raise FeatureFileInvalid(
-                    f"{where}: features have shape {features.shape}, [N >= 1, D] is needed; "
+                    f"{where}: features have shape {features.shape}, [N >= 1, D] is needed, or no "
+                    "tile at any scale; "
                     "extract them again."
                 )
             if features.shape[1] != self.dim:
@@ -106,7 +112,7 @@ class Bag:
             if broken is not None:
                 raise FeatureFileInvalid(f"{where}, {broken}; extract them again.")
             parent = self.parent[name]
-            if parent.dtype.kind != "i" or parent.min() < -1 or parent.max() >= n_above:
+            if parent.dtype.kind != "i" or ((parent < -1) | (parent >= n_above)).any():
                 raise FeatureFileInvalid(
                     f"{where}: a parent is no row of the next coarser scale "
                     f"({counted(n_above, 'tile')}); extract them again."

@@ -114,7 +114,7 @@ class BagBuilder:
                 f"{self._plan.facts.path}: {self.tiles_done} of {counted(total, 'tile')} were encoded "
                 "when the bag was closed; report this."
             )
-        lost_scale = any(not ok.any() for ok in self._ok)
+        lost_scale = any(ok.size and not ok.any() for ok in self._ok)
         if self.tiles_failed > MAX_FAILED_SHARE * total or lost_scale:
             raise SlideCorrupt(
                 f"{self._plan.facts.path}: {self.tiles_failed} of {counted(total, 'tile')} cannot be "

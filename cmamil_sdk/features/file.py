@@ -52,6 +52,9 @@ class FeatureProvenance(BaseModel):
     encoder: EncoderInfo
     engine: str
     tiles_failed: int = Field(0, ge=0)
+    tissue_mask_sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the slide's mask file, if it had one"
+    )
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def recipe_key(self) -> str:
@@ -76,7 +79,7 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with h5py.File(temporary, "w") as file:
-            for field, value in provenance.model_dump(mode="json").items():
+            for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
                 file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
             for scale in bag.scales:
                 group = file.create_group(f"scales/{scale.name}")

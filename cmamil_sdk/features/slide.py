@@ -22,6 +22,7 @@ from cmamil_sdk.features.file import (
 )
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.slides import ReaderName, open_slide
+from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
@@ -53,6 +54,8 @@ def extract_slide(
     reader: ReaderName = "auto",
     workers: int | None = None,
     resume: bool = True,
+    tissue_masks: Path | None = None,
+    allow_empty: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SlideFeatures:
     """Write the feature file of one slide.
@@ -66,12 +69,15 @@ def extract_slide(
         mpp: microns per pixel of level 0, overriding the file.
         reader: as :func:`~cmamil_sdk.slides.open_slide`; it changes no feature.
         workers: threads, one per core by default.
-        resume: keep a complete file of the same slide, microns per pixel, recipe and encoder.
+        resume: keep a complete file of the same slide, microns per pixel, mask, recipe and encoder.
+        tissue_masks: for the tissue method ``mask``, the slide's mask or a folder of masks.
+        allow_empty: a slide without tissue gets a file without tiles.
         on_progress: called with tiles done and tiles in all.
 
     Raises:
-        FieldInvalid: the encoder takes tiles of another size.
-        InputError: the slide cannot be used; nothing is written.
+        FieldInvalid: the encoder takes tiles of another size, or masks are given and the recipe does not
+            use them, or the other way round.
+        InputError: the slide or its mask cannot be used; nothing is written.
     """
     if recipe.tile_px != encoder.tile_px:
         raise FieldInvalid(
@@ -81,17 +87,23 @@ def extract_slide(
     started = time.perf_counter()
     target = feature_path(folder, slide)
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
-        digest = sha256_of_file(slide)
-        done = _already_done(target, digest, recipe, encoder, opened.facts.mpp) if resume else None
+        facts = opened.facts
+        mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
+        same = _Sameness(
+            slide_sha256=sha256_of_file(slide),
+            mask_sha256=None if mask is None else sha256_of_file(mask),
+            recipe_key=recipe_key(recipe, encoder),
+            mpp=facts.mpp,
+        )
+        done = _already_done(target, same, allow_empty=allow_empty) if resume else None
         if done is not None:
             return done
-        plan = make_plan(opened, recipe)
-        facts = opened.facts
+        plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
     builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
     bag = builder.finish()
     provenance = FeatureProvenance(
         slide_id=facts.slide_id,
-        slide_sha256=digest,
+        slide_sha256=same.slide_sha256,
         width=facts.width,
         height=facts.height,
         mpp=facts.require_mpp(),
@@ -101,6 +113,7 @@ def extract_slide(
         encoder=encoder,
         engine=engine.info.label,
         tiles_failed=builder.tiles_failed,
+        tissue_mask_sha256=same.mask_sha256,
     )
     write_feature_file(target, bag, provenance)
     return SlideFeatures(
@@ -108,9 +121,17 @@ def extract_slide(
     )
 
 
-def _already_done(
-    target: Path, digest: str, recipe: TilingRecipe, encoder: EncoderInfo, mpp: float | None
-) -> SlideFeatures | None:
+@dataclass(frozen=True)
+class _Sameness:
+    """What must be equal for an old file to stand for a new one; ``mpp`` is None when unknown."""
+
+    slide_sha256: str
+    mask_sha256: str | None
+    recipe_key: str
+    mpp: float | None
+
+
+def _already_done(target: Path, wanted: _Sameness, *, allow_empty: bool) -> SlideFeatures | None:
     if not target.is_file():
         return None
     try:
@@ -119,8 +140,10 @@ def _already_done(
             counts = {n: len(file[f"scales/{n}/features"]) for n in stored.recipe.names}
     except (FeatureFileInvalid, *UNREADABLE):
         return None
-    same = (stored.slide_sha256, stored.recipe_key()) == (digest, recipe_key(recipe, encoder))
-    if not same or stored.mpp != mpp:
+    found = _Sameness(
+        stored.slide_sha256, stored.tissue_mask_sha256, stored.recipe_key(), stored.mpp
+    )
+    if found != wanted or not (allow_empty or any(counts.values())):
         return None
     return SlideFeatures(target, counts, stored.tiles_failed, 0.0, resumed=True)
 

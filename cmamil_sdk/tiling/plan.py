@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ from cmamil_sdk.errors import NoTissue, TooManyTiles
 from cmamil_sdk.slides.base import SlideFacts, SlideReader
 from cmamil_sdk.tiling.geometry import ReadGeometry, read_geometry
 from cmamil_sdk.tiling.recipe import TilingRecipe
-from cmamil_sdk.tiling.tissue import cells_per_tile, tissue_mask
+from cmamil_sdk.tiling.sampling import sample_tiles
+from cmamil_sdk.tiling.tissue import TissueMap, find_tissue
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -133,40 +135,71 @@ class TilePlan:
 
 
 def make_plan(
-    reader: SlideReader, recipe: TilingRecipe, *, max_tiles: int | None = None
+    reader: SlideReader,
+    recipe: TilingRecipe,
+    *,
+    mask: Path | None = None,
+    max_tiles: int | None = None,
+    allow_empty: bool = False,
 ) -> TilePlan:
     """Find the tissue and list the tiles to read.
 
-    A tile is kept if its tissue share reaches ``recipe.tissue.min_share`` and at least half of it
-    lies within the bounds; the ancestors of a kept tile are kept.
+    Args:
+        reader: the open slide.
+        recipe: scales, tissue, and how many tiles.
+        mask: the slide's mask file, for the tissue method ``mask``.
+        max_tiles: most tiles, over all scales.
+        allow_empty: a slide without tissue has a plan without tiles.
 
     Raises:
         MppUnknown, MppUnusable: the scales cannot be laid on this slide.
         NoTissue: no tile of the finest scale is kept.
         TooManyTiles: more tiles than ``max_tiles``.
         SlideCorrupt: the overview cannot be decoded.
+        FieldInvalid, TissueMaskInvalid: as :func:`~cmamil_sdk.tiling.tissue.find_tissue`.
     """
     geometry = read_geometry(reader.facts, recipe)
-    mask = tissue_mask(reader, recipe, geometry)
-    cells = cells_per_tile(recipe)
-    shares = [_block_means(mask, cells * ratio) for ratio in geometry.ratios]
-    kept = _keep(shares, geometry, recipe.tissue.min_share)
-    if not kept[-1].any():
-        raise NoTissue(
-            f"{reader.facts.path}: no {recipe.finest.name} tile is tissue to "
-            f"{recipe.tissue.min_share:.0%}; look at it with `cmamil inspect --thumbnail`."
-        )
-    total = sum(int(k.sum()) for k in kept)
+    plan = plan_tiles(
+        reader.facts, recipe, geometry, find_tissue(reader, recipe, geometry, mask=mask)
+    )
+    total = plan.total_tiles()
+    if total == 0 and not allow_empty:
+        raise NoTissue(no_tissue(plan))
     if max_tiles is not None and total > max_tiles:
         raise TooManyTiles(
             f"{reader.facts.path} has {total} tiles, the limit is {max_tiles}; "
             "raise the limit, or cut the slide into smaller ones."
         )
+    return plan
+
+
+def no_tissue(plan: TilePlan) -> str:
+    """The sentence about a slide whose plan is empty."""
+    return (
+        f"{plan.facts.path}: no {plan.recipe.finest.name} tile is tissue to "
+        f"{plan.recipe.tissue.min_share:.0%}; look at it with `cmamil inspect --thumbnail`."
+    )
+
+
+def plan_tiles(
+    facts: SlideFacts, recipe: TilingRecipe, geometry: ReadGeometry, found: TissueMap
+) -> TilePlan:
+    """List the tiles of a slide whose tissue is known.
+
+    A tile is kept if its tissue share reaches ``recipe.tissue.min_share`` and at least half of it
+    lies within the bounds; the ancestors of a kept tile are kept. If no tile of the finest scale is
+    kept, none is. A recipe with a ``sample`` takes some of these.
+    """
+    cells = found.grid.per_tile
+    shares = [_block_means(found.tissue, cells * ratio) for ratio in geometry.ratios]
+    kept = _keep(shares, geometry, recipe.tissue.min_share)
+    if recipe.sample is not None:
+        kept = sample_tiles(kept, recipe.sample)
     return TilePlan(
-        facts=reader.facts,
+        facts=facts,
         recipe=recipe,
         geometry=geometry,
-        tissue_share=_tissue_share(mask, geometry, cells),
+        tissue_share=_tissue_share(found, geometry),
         scales=_planned_scales(recipe, geometry, shares, kept),
     )
 
@@ -183,6 +216,8 @@ def _keep(shares: list[Float32], geometry: ReadGeometry, min_share: float) -> li
     for number, share in enumerate(shares):
         in_x, in_y = geometry.inside_share(number)
         kept.append((share >= min_share) & (in_y[:, None] * in_x[None, :] >= MIN_INSIDE))
+    if not kept[-1].any():
+        return [np.zeros_like(mask) for mask in kept]
     for number in range(len(kept) - 2, -1, -1):
         step = geometry.ratios[number] // geometry.ratios[number + 1]
         rows, columns = kept[number].shape
@@ -219,12 +254,20 @@ def _planned_scales(
     return tuple(planned)
 
 
-def _tissue_share(mask: BoolMask, geometry: ReadGeometry, cells: int) -> float:
-    cell = geometry.tile_size_level0 / cells
+def _tissue_share(found: TissueMap, geometry: ReadGeometry) -> float:
+    cell = found.grid.size_level0
     width, height = (
         end - start for end, start in zip(geometry.bounds_end, geometry.origin, strict=True)
     )
-    return float(min(1.0, mask.sum() * cell * cell / (width * height)))
+    return float(min(1.0, found.tissue.sum() * cell * cell / (width * height)))
 
 
-__all__ = ["DEFAULT_BATCH_TILES", "PlannedScale", "TileBatch", "TilePlan", "make_plan"]
+__all__ = [
+    "DEFAULT_BATCH_TILES",
+    "PlannedScale",
+    "TileBatch",
+    "TilePlan",
+    "make_plan",
+    "no_tissue",
+    "plan_tiles",
+]

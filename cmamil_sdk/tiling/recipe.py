@@ -2,16 +2,28 @@
 
 The recipe fixes the pixels a model sees. It travels with features, checkpoints and bundles, and two
 artefacts are only used together when their recipes are equal.
+
+Recipes outlive versions of this package: a field that came later has a default under which everything
+is as it was before, and is written only where it has another value. So an old recipe reads, prints and
+hashes as ever.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from cmamil_sdk.errors import ScaleMismatch
+from cmamil_sdk.tiling.edge_density import EDGE_DENSITY_THRESHOLD
 
 _RATIO_TOLERANCE = 1e-6
 MAX_RATIO = 16
@@ -27,13 +39,34 @@ class Scale(BaseModel):
     mpp: float = Field(gt=0.0, le=1000.0, allow_inf_nan=False)
 
 
-class TissueRecipe(BaseModel):
-    """How tissue is told from background, and how much of a tile must be tissue."""
+class _Recipe(BaseModel):
+    """A part of a recipe; fields in ``_later`` are written only where they are not the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["otsu", "none"] = Field(
-        "otsu", description="otsu: saturation (HSV) above Otsu's threshold; none: all is tissue"
+    _later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        for name in self._later:
+            if getattr(self, name) == fields[name].default:
+                document.pop(name, None)
+        return document
+
+
+class TissueRecipe(_Recipe):
+    """How tissue is told from background, and how much of a tile must be tissue."""
+
+    _later = frozenset(
+        ("edge_threshold", "edge_area", "pens", "pen_min_um2", "fill_holes_um2", "drop_specks_um2")
+    )
+
+    method: Literal["otsu", "edge-density", "mask", "none"] = Field(
+        "otsu",
+        description="otsu: saturation (HSV) above Otsu's threshold; edge-density: as CMA-MIL's "
+        "published tiler; mask: a picture for each slide says it; none: all is tissue",
     )
     min_value: float = Field(
         0.15,
@@ -43,9 +76,50 @@ class TissueRecipe(BaseModel):
     )
     min_share: float = Field(0.25, ge=0.0, le=1.0, description="smallest tissue share of a tile")
     cell_um: float = Field(8.0, gt=0.0, description="edge of one mask cell, micrometres, about")
+    edge_threshold: float = Field(
+        EDGE_DENSITY_THRESHOLD,
+        ge=0.0,
+        le=255.0,
+        description="edge-density: a tile of the finest scale is tissue if its score is above",
+    )
+    edge_area: Literal["tile", "inside"] = Field(
+        "tile",
+        description="edge-density: the area that a score is divided by at the slide's edge; tile: "
+        "a whole tile's, as published; inside: that of the part inside the slide",
+    )
+    pens: Literal["keep", "exclude"] = Field(
+        "keep", description="exclude: marks of pens on the glass are no tissue (H&E only)"
+    )
+    pen_min_um2: float = Field(
+        50_000.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="what has the colour of ink and is smaller is no mark, square micrometres",
+    )
+    fill_holes_um2: float = Field(
+        0.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="holes in the tissue up to this area are tissue, square micrometres",
+    )
+    drop_specks_um2: float = Field(
+        0.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="pieces of tissue smaller than this are none, square micrometres",
+    )
 
 
-class TilingRecipe(BaseModel):
+class TileSample(BaseModel):
+    """A cap on the tiles of the finest scale; which ones are taken is drawn by ``seed``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tiles: int = Field(ge=1, description="most tiles of the finest scale")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class TilingRecipe(_Recipe):
     """The full description of which pixels are read; equal recipes give equal tiles.
 
     ``scales`` are ordered from coarse to fine; each one's mpp is a whole multiple of the next's.
@@ -56,13 +130,14 @@ class TilingRecipe(BaseModel):
         ScaleMismatch: scales are empty, double, out of order, or do not nest.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    _later = frozenset(("sample",))
 
     scales: tuple[Scale, ...]
     tile_px: int = Field(224, ge=16, le=4096)
     scale_source: Literal["finest"] = "finest"
     mpp_tolerance: float = Field(0.02, ge=0.0, le=0.1)
     tissue: TissueRecipe = TissueRecipe()
+    sample: TileSample | None = Field(None, description="None: all tiles with enough tissue")
 
     @field_validator("scales")
     @classmethod
@@ -130,4 +205,4 @@ def _names(scales: tuple[Scale, ...]) -> str:
     return ",".join(scale.name for scale in scales)
 
 
-__all__ = ["Scale", "TilingRecipe", "TissueRecipe", "parse_scales"]
+__all__ = ["Scale", "TileSample", "TilingRecipe", "TissueRecipe", "parse_scales"]

@@ -1,69 +1,164 @@
-"""Tissue against background, on a mask whose cells divide the tiles evenly.
-
-The mask's cells share the grid's origin and a finest tile holds a whole number of them, so the tissue
-share of any tile at any scale is an exact mean of cells.
-"""
+"""Tissue against background: the methods of a recipe, and what is taken off and filled in after them."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.errors import SlideCorrupt
+from cmamil_sdk.errors import FieldInvalid, SlideCorrupt
 from cmamil_sdk.slides.base import SlideReader
-from cmamil_sdk.slides.resample import area_average
+from cmamil_sdk.tiling.blocks import read_block
+from cmamil_sdk.tiling.edge_density import edge_density
 from cmamil_sdk.tiling.geometry import ReadGeometry
-from cmamil_sdk.tiling.recipe import TilingRecipe
+from cmamil_sdk.tiling.low_power import (
+    MAX_LOST_SHARE,
+    CellGrid,
+    Overview,
+    cell_grid,
+    read_overview,
+)
+from cmamil_sdk.tiling.mask_file import read_mask
+from cmamil_sdk.tiling.pens import pen_marks
+from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe
+from cmamil_sdk.tiling.regions import drop_small, fill_holes
 
 UInt8 = npt.NDArray[np.uint8]
-_Cells = tuple[int, int, int, int]
 BoolMask = npt.NDArray[np.bool_]
 
-MAX_LOST_SHARE = 0.05
-"""A slide fails when a larger share of its overview than this cannot be decoded."""
-
-_STRIP_PX = 2_000_000
 # Otsu splits any image in two, also one of tissue alone or of background alone. Saturation of glass
 # stays below the lower limit, that of stained tissue above the upper one (of 255).
 _SATURATION_LIMITS = (12, 40)
 
 
-def cells_per_tile(recipe: TilingRecipe) -> int:
-    """Mask cells along the edge of a finest tile."""
-    return max(1, round(recipe.tile_px * recipe.finest.mpp / recipe.tissue.cell_um))
+@dataclass(frozen=True)
+class TissueMap:
+    """What was found on a slide, in cells over the whole grid.
+
+    Attributes:
+        grid: the cells.
+        tissue: ``[rows, columns]`` bool.
+        pens: ``[rows, columns]`` bool, ink that was excluded; all False if the recipe keeps it.
+    """
+
+    grid: CellGrid
+    tissue: BoolMask
+    pens: BoolMask
 
 
-def tissue_mask(reader: SlideReader, recipe: TilingRecipe, geometry: ReadGeometry) -> BoolMask:
-    """True where there is tissue, ``[rows, columns]`` of cells over the whole grid.
+def find_tissue(
+    reader: SlideReader, recipe: TilingRecipe, geometry: ReadGeometry, *, mask: Path | None = None
+) -> TissueMap:
+    """Tell tissue from background as the recipe says.
 
-    Cells whose centre lies outside the slide's bounds are False. Cells that cannot be decoded count as
-    tissue: their tiles are planned, fail when they are read, and are reported; as background they
-    would vanish unseen.
+    Cells whose centre lies outside the slide's bounds are no tissue. What cannot be decoded counts as
+    tissue: its tiles are planned, fail when they are read, and are reported; as background they would
+    vanish unseen. Ink is taken off before holes are filled and after, so no stroke is filled in; specks
+    are dropped last.
+
+    Args:
+        reader: the open slide.
+        recipe: method and parameters.
+        geometry: of the recipe on this slide.
+        mask: the slide's mask file, for method ``mask`` and for no other.
 
     Raises:
-        SlideCorrupt: more than 5 % of the cells cannot be decoded.
+        FieldInvalid: the method needs a mask file and none was given, or the other way round.
+        SlideCorrupt: more than 5 % of the slide cannot be decoded.
+        TissueMaskInvalid: the mask file cannot be read or has another shape than the slide.
     """
-    cells = cells_per_tile(recipe) * geometry.block_ratio
-    shape = (geometry.rows * cells, geometry.columns * cells)
-    cell_size = geometry.tile_size_level0 / cells_per_tile(recipe)
-    inside_rows, inside_cols = (
-        (np.arange(n) + 0.5) * cell_size <= geometry.bounds_end[axis] - geometry.origin[axis]
-        for n, axis in ((shape[0], 1), (shape[1], 0))
-    )
-    inside: BoolMask = inside_rows[:, None] & inside_cols[None, :]
-    if recipe.tissue.method == "none":
-        return inside
-    overview = _read_overview(reader, geometry, shape, cell_size)
-    saturation = _saturation(overview.rgb)
-    threshold = np.clip(otsu_threshold(saturation[inside & ~overview.lost]), *_SATURATION_LIMITS)
-    stained = (saturation > threshold) & (
-        overview.rgb.max(axis=-1) >= recipe.tissue.min_value * 255
-    )
-    mask: BoolMask = inside & (stained | overview.lost)
-    return mask
+    settings = recipe.tissue
+    check_mask_wanted(settings, mask)
+    grid = cell_grid(recipe, geometry)
+    pens, lost = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
+    overview: Overview | None = None
+    if settings.method == "otsu" or settings.pens == "exclude":
+        overview = read_overview(reader, geometry, grid)
+        lost |= overview.lost
+    if overview is not None and settings.pens == "exclude":
+        pens = grid.inside & pen_marks(
+            overview.rgb, cell_um=grid.size_um, min_um2=settings.pen_min_um2
+        )
+    found = grid.inside
+    if overview is not None and settings.method == "otsu":
+        found = _stained(overview.rgb, grid.inside & ~lost & ~pens, settings.min_value)
+    elif settings.method == "edge-density":
+        found, unread = _rich_in_edges(reader, geometry, grid, settings)
+        lost |= unread
+    elif mask is not None:
+        found = read_mask(mask, reader.facts, geometry, grid)
+    tissue = grid.inside & (_tidied(found & grid.inside, pens, grid, settings) | lost)
+    return TissueMap(grid, tissue, pens)
+
+
+def check_mask_wanted(settings: TissueRecipe, mask: Path | None) -> None:
+    """Refuse a recipe without the mask that it needs, and a mask that it does not use.
+
+    Raises:
+        FieldInvalid: one of these.
+    """
+    if settings.method == "mask" and mask is None:
+        raise FieldInvalid(
+            "The recipe takes tissue from mask files and none was given; "
+            "give them with --tissue-masks."
+        )
+    if settings.method != "mask" and mask is not None:
+        raise FieldInvalid(
+            f"The mask file {mask} would have no effect: the recipe finds tissue by "
+            f"{settings.method}; leave --tissue-masks out, or choose --tissue mask."
+        )
+
+
+def _tidied(found: BoolMask, pens: BoolMask, grid: CellGrid, settings: TissueRecipe) -> BoolMask:
+    """Without ink, with small holes filled and small pieces dropped."""
+    cell_um2 = grid.size_um**2
+    tissue = found & ~pens
+    if settings.fill_holes_um2:
+        tissue = fill_holes(tissue, settings.fill_holes_um2 / cell_um2) & ~pens
+    if settings.drop_specks_um2:
+        tissue = drop_small(tissue, settings.drop_specks_um2 / cell_um2)
+    return tissue
+
+
+def _stained(rgb: UInt8, judged: BoolMask, min_value: float) -> BoolMask:
+    """Cells that are more saturated than Otsu's threshold over the ``judged`` cells, and not black."""
+    saturation = _saturation(rgb)
+    threshold = np.clip(otsu_threshold(saturation[judged]), *_SATURATION_LIMITS)
+    stained: BoolMask = (saturation > threshold) & (rgb.max(axis=-1) >= min_value * 255)
+    return stained
+
+
+def _rich_in_edges(
+    reader: SlideReader, geometry: ReadGeometry, grid: CellGrid, settings: TissueRecipe
+) -> tuple[BoolMask, BoolMask]:
+    """Cells of finest tiles whose edge density is above the threshold, and of tiles not decoded.
+
+    Every tile is read at the finest scale, as it will be when it is encoded; of a tile across the
+    border of the slide's bounds, the part inside is scored.
+    """
+    ratio, px = geometry.block_ratio, geometry.tile_px
+    rows, columns = geometry.rows * ratio, geometry.columns * ratio
+    rich, lost = np.zeros((rows, columns), dtype=bool), np.zeros((rows, columns), dtype=bool)
+    share_x, share_y = geometry.inside_share(len(geometry.ratios) - 1)
+    widths, heights = np.round(share_x * px).astype(int), np.round(share_y * px).astype(int)
+    area_px = px if settings.edge_area == "tile" else None
+    for row, column in np.ndindex(geometry.rows, geometry.columns):
+        block, decoded = read_block(reader, geometry, column, row)
+        for y, x in np.ndindex(ratio, ratio):
+            tile_y, tile_x = row * ratio + y, column * ratio + x
+            part = block[y * px : y * px + heights[tile_y], x * px : x * px + widths[tile_x]]
+            score = edge_density(part, tile_size_px=area_px)
+            rich[tile_y, tile_x] = score > settings.edge_threshold
+            lost[tile_y, tile_x] = not decoded[y, x]
+        if lost.sum() > MAX_LOST_SHARE * lost.size:
+            raise SlideCorrupt(
+                f"{reader.facts.path}: more than {MAX_LOST_SHARE:.0%} of the slide cannot be "
+                "decoded; copy the file again from its source."
+            )
+    cells = np.ones((grid.per_tile, grid.per_tile), dtype=bool)
+    return np.kron(rich, cells), np.kron(lost, cells)
 
 
 def otsu_threshold(values: UInt8) -> int:
@@ -81,84 +176,10 @@ def otsu_threshold(values: UInt8) -> int:
     return int(np.argmax(variance))
 
 
-@dataclass
-class _Overview:
-    """Mean colour of every cell, ``rgb [rows, columns, 3]``, and which cells cannot be decoded."""
-
-    reader: SlideReader
-    origin: tuple[float, float]
-    level: int
-    cell_px: float
-    rgb: UInt8
-    lost: BoolMask
-    lost_limit: int
-
-    def read(self, top: int, bottom: int, left: int, right: int, smallest: int) -> None:
-        """Fill a box of cells; where decoding fails, halve the box until the fault is enclosed.
-
-        Raises:
-            SlideCorrupt: more cells are lost than ``lost_limit``.
-        """
-        x, y = (start + i * self.cell_px for start, i in zip(self.origin, (left, top), strict=True))
-        x0, y0 = math.floor(x), math.floor(y)
-        width, height = (right - left) * self.cell_px, (bottom - top) * self.cell_px
-        x1, y1 = math.ceil(x + width), math.ceil(y + height)
-        try:
-            pixels = self.reader.read_region(self.level, x0, y0, x1 - x0, y1 - y0)
-        except SlideCorrupt:
-            if max(bottom - top, right - left) > smallest:
-                for part in _halves((top, bottom, left, right), smallest):
-                    self.read(*part, smallest)
-                return
-            self.lost[top:bottom, left:right] = True
-            if self.lost.sum() > self.lost_limit:
-                raise
-            return
-        box = (x - x0, y - y0, x - x0 + width, y - y0 + height)
-        self.rgb[top:bottom, left:right] = area_average(pixels, box, right - left, bottom - top)
-
-
-def _read_overview(
-    reader: SlideReader, geometry: ReadGeometry, shape: tuple[int, int], cell_size: float
-) -> _Overview:
-    """Read the coarsest level that is no coarser than a cell, in strips."""
-    levels = reader.facts.levels
-    level = max(i for i, lv in enumerate(levels) if i == 0 or lv.downsample <= cell_size)
-    downsample = levels[level].downsample
-    smallest = round(geometry.tile_size_level0 / cell_size)
-    overview = _Overview(
-        reader=reader,
-        origin=(geometry.origin[0] / downsample, geometry.origin[1] / downsample),
-        level=level,
-        cell_px=cell_size / downsample,
-        rgb=np.full((*shape, 3), 255, dtype=np.uint8),
-        lost=np.zeros(shape, dtype=bool),
-        lost_limit=int(MAX_LOST_SHARE * shape[0] * shape[1]),
-    )
-    strip = max(1, int(_STRIP_PX / (overview.cell_px**2 * shape[1])) // smallest) * smallest
-    for first in range(0, shape[0], strip):
-        overview.read(first, min(shape[0], first + strip), 0, shape[1], smallest)
-    return overview
-
-
-def _halves(box: _Cells, unit: int) -> list[_Cells]:
-    """A box ``(top, bottom, left, right)`` cut in two across its longer side, at whole ``unit``s."""
-    top, bottom, left, right = box
-    if bottom - top > right - left:
-        middle = _middle(top, bottom, unit)
-        return [(top, middle, left, right), (middle, bottom, left, right)]
-    middle = _middle(left, right, unit)
-    return [(top, bottom, left, middle), (top, bottom, middle, right)]
-
-
-def _middle(first: int, last: int, unit: int) -> int:
-    return first + max(1, (last - first) // unit // 2) * unit
-
-
 def _saturation(rgb: UInt8) -> UInt8:
     """Saturation of the HSV cone, 0 to 255."""
     high, low = rgb.max(axis=-1).astype(np.float32), rgb.min(axis=-1).astype(np.float32)
     return np.where(high > 0, (high - low) / np.maximum(high, 1) * 255 + 0.5, 0).astype(np.uint8)
 
 
-__all__ = ["cells_per_tile", "otsu_threshold", "tissue_mask"]
+__all__ = ["TissueMap", "check_mask_wanted", "find_tissue", "otsu_threshold"]

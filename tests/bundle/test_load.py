@@ -17,6 +17,7 @@ from cmamil_sdk.errors import (
     EngineMissing,
     FieldInvalid,
     NonFiniteOutput,
+    NoTissue,
     RecipeMismatch,
     ScaleMismatch,
     SelfTestFailed,
@@ -347,3 +348,17 @@ def test_features_of_another_recipe_are_refused(bundle, tmp_path):
         write_feature_file(path, bag, provenance(**changes))
         with pytest.raises(RecipeMismatch, match="s7"):
             bundle.aggregate_file(path)
+
+
+def test_a_bag_without_tiles_has_no_answer(bundle):
+    names = bundle.manifest.recipe.names
+    bag = Bag(
+        slide_id="glass",
+        scales=bundle.manifest.recipe.scales,
+        features={n: np.zeros((0, 1280), np.float32) for n in names},
+        coords={n: np.zeros((0, 2), np.int64) for n in names},
+        parent={n: np.zeros(0, np.int64) for n in names},
+        tissue={n: np.zeros(0, np.float32) for n in names},
+    )
+    with pytest.raises(NoTissue, match="glass"):
+        bundle.aggregate(bag)

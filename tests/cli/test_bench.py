@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cmamil_sdk.benchmarks import training
 from cmamil_sdk.benchmarks.accuracy import tables
@@ -124,3 +126,19 @@ def test_accuracy_refuses_before_it_starts(cmamil: Callable[..., Any], tmp_path:
     empty = cmamil("bench", "accuracy", "musk", "--data", tmp_path, "--seeds", "0")
     assert empty.code == 3
     assert "musk1.csv.gz" in empty.err
+
+
+def test_pens(cmamil: Callable[..., Any], tmp_path: Path) -> None:
+    rgb = np.full((100, 60, 3), 243, dtype=np.uint8)
+    rgb[10:30, 10:40] = (34, 136, 118)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    line = ("bench", "pens", tmp_path, "--um-per-px", 10)
+    answer = cmamil(*line, "--json")
+    assert [row["found"] for row in answer.document["pens"]] == [600, 0]
+    assert answer.document["pens"][0]["recall"] is None
+    Image.fromarray(rgb[..., 0] < 100).save(tmp_path / "a_mask.png")
+    assert "1.000" in cmamil(*line).out
+    assert "1.000" not in cmamil(*line, "--pen-min-um2", 60_001).out
+    (tmp_path / "empty").mkdir()
+    refused = cmamil("bench", "pens", tmp_path / "empty", "--um-per-px", 10)
+    assert (refused.code, "FIELD_INVALID" in refused.err) == (2, True)

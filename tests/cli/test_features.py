@@ -120,6 +120,16 @@ def test_equal_ids_are_a_usage_error(
         (("--engine", "nonsense"), "FIELD_INVALID"),
         (("--device", "tpu"), "FIELD_INVALID"),
         (("--weights", "/nowhere.pth"), "FIELD_INVALID"),
+        (("--tissue", "mask"), "FIELD_INVALID"),
+        (("--tissue-masks", "m.png"), "FIELD_INVALID"),
+        (("--edge-threshold", "10"), "FIELD_INVALID"),
+        (("--edge-area", "inside"), "FIELD_INVALID"),
+        (("--tissue", "edge-density", "--edge-threshold", "256"), "FIELD_INVALID"),
+        (("--pen-min-um2", "10"), "FIELD_INVALID"),
+        (("--fill-holes-um2", "nan"), "FIELD_INVALID"),
+        (("--drop-specks-um2", "-1"), "FIELD_INVALID"),
+        (("--max-tiles", "0"), "FIELD_INVALID"),
+        (("--seed", "1"), "FIELD_INVALID"),
     ],
 )
 def test_nonsense_options(
@@ -180,3 +190,56 @@ def test_interrupts_end_soon_and_leave_no_half_file(
     assert [path.name for path in out.iterdir()] == ["1-first.h5"]
     busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert seconds < STOP_WITHIN_S * busy
+
+
+def test_which_tiles_are_read_is_recorded(
+    cmamil: Callable[..., Any], small_slide: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    line = ("features", "--slides", small_slide, "--out", out, "--json")
+    sampled = (*line, "--max-tiles", 5, "--seed", 3, "--pens", "exclude", "--fill-holes-um2", 900)
+    first = cmamil(*sampled, "--workers", 1).document["features"][0]
+    assert first["tiles"] == {"5x": 1, "10x": 4, "20x": 5}
+    bag, provenance = read_feature_file(Path(first["file"]))
+    recipe = provenance.recipe
+    assert recipe.sample is not None
+    assert (recipe.sample.max_tiles, recipe.sample.seed) == (5, 3)
+    assert (recipe.tissue.pens, recipe.tissue.fill_holes_um2) == ("exclude", 900.0)
+    assert cmamil(*sampled).document["features"][0]["resumed"]
+    again = cmamil(*sampled, "--workers", 4, "--no-resume").document["features"][0]
+    np.testing.assert_array_equal(
+        read_feature_file(Path(again["file"]))[0].coords["20x"], bag.coords["20x"]
+    )
+    assert not cmamil(*line).document["features"][0]["resumed"]
+
+
+def test_a_slide_without_tissue_fails_or_gives_a_file_without_tiles(
+    cmamil: Callable[..., Any], tmp_path: Path
+) -> None:
+    glass = tmp_path / "glass.svs"
+    write_svs(np.full((600, 600, 3), 244, np.uint8), glass, mpp=0.5, objective_power=20.0)
+    line = ("features", "--slides", glass, "--out", tmp_path / "out", "--json")
+    refused = cmamil(*line)
+    assert refused.code == 3
+    assert refused.document["failed"][0]["reason"] == "NO_TISSUE"
+    assert list((tmp_path / "out").iterdir()) == []
+    allowed = cmamil(*line, "--allow-empty")
+    assert allowed.code == 0
+    assert allowed.document["features"][0]["tiles"] == {"5x": 0, "10x": 0, "20x": 0}
+    bag, _ = read_feature_file(tmp_path / "out" / "glass.h5")
+    assert bag.is_empty
+    assert bag.features["20x"].shape == (0, 1280)
+    assert cmamil(*line, "--allow-empty").document["features"][0]["resumed"]
+    assert cmamil(*line).code == 3, "an old empty file does not stand for tissue"
+
+
+def test_one_mask_cannot_serve_two_slides(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m.png").touch()
+    answer = cmamil(
+        *("features", "--slides", slides / "a.svs", slides / "b.svs", "--out", tmp_path / "o"),
+        *("--tissue", "mask", "--tissue-masks", tmp_path / "m.png"),
+    )
+    assert answer.code == 2
+    assert "name a folder" in answer.err

@@ -14,6 +14,7 @@ import pytest
 from cmamil_sdk.bundle import Bundle, Manifest
 from cmamil_sdk.features.file import FeatureProvenance, read_feature_file
 from cmamil_sdk.features.slide import extract_slide
+from cmamil_sdk.tiling.recipe import TileSample, TilingRecipe, TissueRecipe
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -75,7 +76,7 @@ def test_feature_file_page_names_everything_in_the_file(workplace: Path) -> None
     with h5py.File(workplace / "features" / "slide-1.h5") as file:
         for name in file.attrs:
             assert f"`{name}`" in page
-        assert set(file.attrs) == set(FeatureProvenance.model_fields)
+        assert set(file.attrs) == set(FeatureProvenance.model_fields) - {"tissue_mask_sha256"}
         assert set(file) == {"scales"}
         for group in file["scales"].values():
             assert set(group.attrs) == {"mpp"}
@@ -87,7 +88,10 @@ def test_feature_file_page_names_everything_in_the_file(workplace: Path) -> None
                 "tissue": (np.float32, 1),
             }
         recipe, encoder = json.loads(file.attrs["recipe"]), json.loads(file.attrs["encoder"])
-    for name in [*recipe, *encoder, *(f"tissue.{field}" for field in recipe["tissue"])]:
+    assert set(recipe) <= set(TilingRecipe.model_fields)
+    later = ["tissue_mask_sha256", "sample", *TileSample.model_fields]
+    tissue = [f"tissue.{field}" for field in TissueRecipe.model_fields]
+    for name in [*recipe, *encoder, *tissue, *later]:
         assert f"`{name}" in page
 
 

@@ -94,3 +94,24 @@ def test_nonsense_is_refused(part, scale, value):
     broken = replace(bag, **{part: {**getattr(bag, part), scale: value}})
     with pytest.raises(FeatureFileInvalid, match="Slide s"):
         broken.validate()
+
+
+def without_tiles(*names: str) -> Bag:
+    bag = small_bag()
+    parts = {
+        part: {n: v[:0] if n in names else v for n, v in getattr(bag, part).items()}
+        for part in ("features", "coords", "parent", "tissue")
+    }
+    return replace(bag, **parts)
+
+
+def test_a_slide_without_tissue_has_no_tile_at_any_scale():
+    empty = without_tiles("5x", "10x", "20x")
+    empty.validate()
+    assert empty.is_empty
+    assert empty.dim == 4
+    assert not small_bag().is_empty
+    with pytest.raises(FeatureFileInvalid, match="scale 20x"):
+        without_tiles("20x").validate()
+    with pytest.raises(FeatureFileInvalid, match="scale 5x"):
+        without_tiles("5x").validate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -224,3 +225,23 @@ def test_the_recipe_key_covers_tiling_and_encoder_and_nothing_else():
         recipe_key(RECIPE, ENCODER.model_copy(update={"precision": "fp16"})),
     ]
     assert len({key, *others}) == 5
+
+
+def test_what_a_slide_has_not_is_not_in_its_file(file, tmp_path):
+    bag, provenance = bag_and_provenance()
+    masked = provenance.model_copy(update={"tissue_mask_sha256": "b" * 64})
+    write_feature_file(tmp_path / "masked.h5", bag, masked)
+    with h5py.File(file) as plain, h5py.File(tmp_path / "masked.h5") as other:
+        assert set(other.attrs) - set(plain.attrs) == {"tissue_mask_sha256"}
+    assert read_provenance(tmp_path / "masked.h5").tissue_mask_sha256 == "b" * 64
+    assert read_provenance(file).tissue_mask_sha256 is None
+
+
+def test_a_file_of_version_0_1_0_is_read_as_ever(file):
+    # What it wrote had these attributes, and a recipe without the fields that came later.
+    with h5py.File(file, "r+") as old:
+        assert set(old.attrs) == set(FeatureProvenance.model_fields) - {"tissue_mask_sha256"}
+        recipe = json.loads(old.attrs["recipe"])
+        assert set(recipe) == {"scales", "tile_px", "scale_source", "mpp_tolerance", "tissue"}
+        assert set(recipe["tissue"]) == {"method", "min_value", "min_share", "cell_um"}
+    assert read_provenance(file).recipe == RECIPE

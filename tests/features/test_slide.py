@@ -7,13 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FieldInvalid, MppUnusable, SlideCorrupt, SlideFormatUnsupported
+from cmamil_sdk.errors import (
+    FieldInvalid,
+    MppUnusable,
+    NoTissue,
+    SlideCorrupt,
+    SlideFormatUnsupported,
+)
 from cmamil_sdk.features.file import read_feature_file
 from cmamil_sdk.features.slide import extract_slide, feature_path
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
+from cmamil_sdk.synthetic import write_svs
+from cmamil_sdk.tiling.recipe import TileSample, TilingRecipe, TissueRecipe, parse_scales
 
 RECIPE = TilingRecipe(scales=parse_scales("10x,20x"))
 ENCODER = EncoderInfo(
@@ -98,10 +106,12 @@ def test_a_complete_file_is_kept(extract, engine):
     [
         {"recipe": RECIPE.model_copy(update={"scales": parse_scales("20x")})},
         {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(method="none")})},
+        {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(pens="exclude")})},
+        {"recipe": RECIPE.model_copy(update={"sample": TileSample(max_tiles=1000)})},
         {"encoder": ENCODER.model_copy(update={"weights_sha256": "1" * 64})},
         {"mpp": 0.25},
     ],
-    ids=["scales", "tissue", "weights", "mpp"],
+    ids=["scales", "tissue", "pens", "sample", "weights", "mpp"],
 )
 def test_a_file_of_another_recipe_is_not(extract, changes):
     extract()
@@ -156,3 +166,50 @@ def test_a_lost_tile_is_told(extract, with_zeroed, textured_slide):
 def test_tiles_of_another_size_than_the_encoder_takes(extract):
     with pytest.raises(FieldInvalid, match="--tile-px"):
         extract(recipe=RECIPE.model_copy(update={"tile_px": 256}))
+
+
+BY_MASK = RECIPE.model_copy(update={"tissue": TissueRecipe(method="mask")})
+
+
+def test_a_mask_decides_and_is_recorded(extract, synthetic_slide, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    mask = np.zeros((150, 200), np.uint8)
+    mask[:45, :90] = 255  # 2 x 4 tiles of 224 px at 20x, 1 x 2 at 10x
+    Image.fromarray(mask).save(masks / "synthetic.png")
+    first = extract(recipe=BY_MASK, tissue_masks=masks)
+    assert first.tiles == {"10x": 2, "20x": 8}
+    stored = read_feature_file(first.path)[1]
+    assert stored.tissue_mask_sha256 == sha256_of_file(masks / "synthetic.png")
+    assert extract(recipe=BY_MASK, tissue_masks=masks / "synthetic.png").resumed
+    Image.fromarray(mask[::-1]).save(masks / "synthetic.png")
+    assert not extract(recipe=BY_MASK, tissue_masks=masks).resumed, "another mask"
+    with pytest.raises(FieldInvalid, match="--tissue-masks"):
+        extract(recipe=BY_MASK, resume=False)
+
+
+def test_an_empty_slide_is_an_error_or_a_file_without_tiles(extract, tmp_path, engine):
+    glass = tmp_path / "glass.svs"
+    write_svs(np.full((600, 600, 3), 244, np.uint8), glass, mpp=0.5, objective_power=20.0)
+    with pytest.raises(NoTissue, match=r"glass\.svs"):
+        extract(glass)
+    result = extract(glass, allow_empty=True)
+    assert result.tiles == {"10x": 0, "20x": 0}
+    bag, provenance = read_feature_file(result.path)
+    assert bag.is_empty
+    assert bag.features["10x"].shape == (0, 48)
+    assert provenance.tiles_failed == engine.tiles == 0
+
+
+def test_a_sample_does_not_depend_on_workers(extract):
+    recipe = RECIPE.model_copy(update={"sample": TileSample(max_tiles=10, seed=2)})
+    bags = []
+    for workers in (1, 3):
+        result = extract(recipe=recipe, workers=workers, resume=False)
+        assert result.tiles["20x"] == 10
+        bag, provenance = read_feature_file(result.path)
+        assert provenance.recipe.sample == TileSample(max_tiles=10, seed=2)
+        bags.append(bag)
+    for name in ("10x", "20x"):
+        np.testing.assert_array_equal(bags[0].features[name], bags[1].features[name])
+        np.testing.assert_array_equal(bags[0].coords[name], bags[1].coords[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,12 +15,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmamil_sdk.client import Client
 from cmamil_sdk.errors import (
     BundleCorrupt,
+    BundleUnsupported,
     ConfigInvalid,
     ModelNotReady,
     ServerDraining,
@@ -229,3 +232,35 @@ def test_wrong_settings_are_named(
 ) -> None:
     with pytest.raises(ConfigInvalid, match=named):
         ServerConfig.parse({**config.model_dump(), **change})
+
+
+def with_recipe(bundle: Path, folder: Path, change: dict[str, Any]) -> Path:
+    """A copy of a bundle that reads other tiles."""
+    copy = folder / "bundle"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for part, values in change.items():
+        manifest["recipe"][part] = manifest["recipe"].get(part, {}) | values
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_a_bundle_that_needs_mask_files_is_refused(
+    config: ServerConfig, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = with_recipe(tiny_bundle, tmp_path, {"tissue": {"method": "mask"}})
+    refused = background_server(config.model_copy(update={"bundles": (bundle,)}))
+    with pytest.raises(BundleUnsupported, match="cmamil predict --tissue-masks"), refused:
+        pass
+
+
+def test_a_server_reads_the_tiles_that_the_recipe_says(
+    config: ServerConfig, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    change = {"tissue": {"pens": "exclude", "fill_holes_um2": 900.0}, "sample": {"max_tiles": 7}}
+    bundle = with_recipe(tiny_bundle, tmp_path, change)
+    with (
+        background_server(config.model_copy(update={"bundles": (bundle,), "workers": 1})) as server,
+        Client(f"127.0.0.1:{server.port}", timeout_s=60.0) as client,
+    ):
+        assert client.predict("a.svs").tiles["20x"] == 7

@@ -17,6 +17,7 @@ from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.tiling.geometry import read_geometry
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
+from cmamil_sdk.tiling.tissue import find_tissue
 from cmamil_sdk.units import MicronsPerPixel
 
 THREE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
@@ -263,3 +264,24 @@ def test_two_files_of_one_region_have_the_same_tiles(real_data):
             counts.append(make_plan(reader, THREE).counts())
     assert counts[0]["20x"] > 40
     assert all(abs(counts[0][name] - counts[1][name]) <= 2 for name in counts[0])
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "mpp", "scales"),
+    [
+        ("CMU-1-Small-Region.svs", None, "20x"),
+        ("CMU-1-Small-Region.pyramid.svs", None, "20x"),
+        ("tcga-cr-7395-01a-01-ts1.svs", 0.5, "20x"),
+        ("camelyon-lowpower-jpeg.dcm", None, "0.3x"),
+    ],
+)
+def test_excluding_ink_costs_no_tissue_where_there_is_none(real_data, name, mpp, scales):
+    masks = []
+    for pens in ("keep", "exclude"):
+        recipe = TilingRecipe(scales=parse_scales(scales), tissue=TissueRecipe(pens=pens))
+        with open_slide(real_data / "slides" / name, mpp=mpp) as reader:
+            found = find_tissue(reader, recipe, read_geometry(reader.facts, recipe))
+        masks.append(found.tissue)
+    assert masks[0].any()
+    assert (masks[0] == masks[1]).all()

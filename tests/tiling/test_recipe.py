@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
+from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.errors import ScaleMismatch
+from cmamil_sdk.features.file import recipe_key
 from cmamil_sdk.tiling.recipe import Scale, TilingRecipe, parse_scales
 
 
@@ -62,6 +66,12 @@ def test_ratios_count_finest_tiles():
         {"tissue": {"method": "magic"}},
         {"tissue": {"min_share": 1.5}},
         {"tissue": {"cell_um": 0.0}},
+        {"tissue": {"pens": "erase"}},
+        {"tissue": {"fill_holes_um2": float("inf")}},
+        {"tissue": {"drop_specks_um2": -1.0}},
+        {"tissue": {"edge_threshold": 256.0}},
+        {"sample": {"max_tiles": 0}},
+        {"sample": {"max_tiles": 5, "seed": -1}},
     ],
 )
 def test_fields_out_of_range_or_unknown(fields):
@@ -79,3 +89,45 @@ def test_scales_too_far_apart_to_be_read_as_one_block():
     assert TilingRecipe(scales=parse_scales("1.25x,20x")).ratios() == (16, 1)
     with pytest.raises(ScaleMismatch, match="16 times"):
         TilingRecipe(scales=parse_scales("1x,20x"))
+
+
+OLD_JSON = (
+    '{"scales":[{"name":"5x","mpp":2.0},{"name":"10x","mpp":1.0},{"name":"20x","mpp":0.5}],'
+    '"tile_px":224,"scale_source":"finest","mpp_tolerance":0.02,'
+    '"tissue":{"method":"otsu","min_value":0.15,"min_share":0.25,"cell_um":8.0}}'
+)
+"""As version 0.1.0 wrote it, before there were ink, holes, specks and samples."""
+
+
+def test_an_old_recipe_keeps_its_meaning_its_text_and_its_hash():
+    old = TilingRecipe.model_validate_json(OLD_JSON)
+    tissue = old.tissue
+    assert (tissue.pens, tissue.fill_holes_um2, tissue.drop_specks_um2) == ("keep", 0.0, 0.0)
+    assert old.sample is None
+    assert old == TilingRecipe(scales=parse_scales("5x,10x,20x"))
+    assert old.model_dump_json() == OLD_JSON
+    encoder = EncoderInfo(
+        id="test", weights_sha256="0" * 64, dim=4, tile_px=224, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    key = "f776787937bab8724ccc25a8dee51484502cb4fa0a0a2bec3cec95ccbb7a503d"
+    assert recipe_key(old, encoder) == key
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("tissue", "edge_threshold", 14.0),
+        ("tissue", "edge_area", "inside"),
+        ("tissue", "pens", "exclude"),
+        ("tissue", "pen_min_um2", 1.0),
+        ("tissue", "fill_holes_um2", 1.0),
+        ("tissue", "drop_specks_um2", 1.0),
+        ("sample", "max_tiles", 5),
+    ],
+)
+def test_later_fields_are_written_and_hashed_where_they_say_something(part, name, value):
+    recipe = TilingRecipe.model_validate({**json.loads(OLD_JSON), part: {name: value}})
+    document = recipe.model_dump(mode="json")
+    assert document[part][name] == value
+    assert TilingRecipe.model_validate(document) == recipe
+    assert recipe != TilingRecipe.model_validate_json(OLD_JSON)

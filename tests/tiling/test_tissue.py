@@ -14,9 +14,10 @@ from cmamil_sdk.errors import SlideCorrupt
 from cmamil_sdk.slides import SlideReader, open_slide
 from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.tiling.geometry import read_geometry
+from cmamil_sdk.tiling.low_power import cells_per_tile
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
-from cmamil_sdk.tiling.tissue import _saturation, cells_per_tile, otsu_threshold, tissue_mask
+from cmamil_sdk.tiling.tissue import _saturation, find_tissue, otsu_threshold
 
 
 def between_class_variance(values: np.ndarray, threshold: int) -> float:
@@ -49,7 +50,7 @@ def test_the_mask_is_exact_on_a_known_slide(synthetic_slide):
     recipe = TilingRecipe(scales=parse_scales("5x,10x,20x"))
     assert cells_per_tile(recipe) == 14  # 224 px of 0.5 um, in cells of 8 um
     with open_slide(synthetic_slide) as reader:
-        mask = tissue_mask(reader, recipe, read_geometry(reader.facts, recipe))
+        mask = find_tissue(reader, recipe, read_geometry(reader.facts, recipe)).tissue
     assert mask.shape == (2 * 4 * 14, 3 * 4 * 14)
     # Tissue covers x 224..1568 and y 0..1344 in cells of 16 px; JPEG blurs the last cell's border.
     assert mask[0:83, 15:97].all()
@@ -61,7 +62,7 @@ def test_the_mask_is_exact_on_a_known_slide(synthetic_slide):
 def test_method_none_takes_what_lies_inside(synthetic_slide):
     recipe = TilingRecipe(scales=parse_scales("20x"), tissue=TissueRecipe(method="none"))
     with open_slide(synthetic_slide) as reader:
-        mask = tissue_mask(reader, recipe, read_geometry(reader.facts, recipe))
+        mask = find_tissue(reader, recipe, read_geometry(reader.facts, recipe)).tissue
     assert mask.shape == (7 * 14, 9 * 14)
     assert mask[:94, :125].all()  # 1500 / 16 = 93.75, 2000 / 16 = 125
     assert not mask[94:].any()
@@ -80,7 +81,7 @@ def test_tissue_alone_is_all_tissue_and_glass_alone_is_none(tmp_path):
     for rgb, share in (((205, 130, 175), 1.0), ((243, 242, 244), 0.0)):
         with open_slide(slide_of(tmp_path / f"{share}.svs", rgb)) as reader:
             geometry = read_geometry(reader.facts, recipe)
-            mask = tissue_mask(reader, recipe, geometry)
+            mask = find_tissue(reader, recipe, geometry).tissue
         inside = mask[:31, :43]
         assert inside.mean() == share
 
@@ -89,9 +90,9 @@ def test_strips_do_not_change_the_mask(synthetic_slide, monkeypatch):
     recipe = TilingRecipe(scales=parse_scales("20x"))
     with open_slide(synthetic_slide) as reader:
         geometry = read_geometry(reader.facts, recipe)
-        whole = tissue_mask(reader, recipe, geometry)
-        monkeypatch.setattr("cmamil_sdk.tiling.tissue._STRIP_PX", 500)
-        assert (tissue_mask(reader, recipe, geometry) == whole).all()
+        whole = find_tissue(reader, recipe, geometry).tissue
+        monkeypatch.setattr("cmamil_sdk.tiling.low_power._STRIP_PX", 500)
+        assert (find_tissue(reader, recipe, geometry).tissue == whole).all()
 
 
 class _HoleyReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from cmamil_sdk.errors import (
     EngineMissing,
     FeatureFileInvalid,
     LabelsInvalid,
+    NoTissue,
     RecipeMismatch,
+    ScaleMismatch,
 )
 from cmamil_sdk.training.config import load_config, make_config
 from cmamil_sdk.training.run import train
@@ -161,3 +164,21 @@ def test_an_unknown_key(tmp_path: Path) -> None:
 def test_a_device_or_precision_that_is_not_here(refused: Callable[..., None]) -> None:
     refused(EngineMissing, "cuda:7", device="cuda:7")
     refused(ConfigInvalid, "fp16-mixed", precision="fp16-mixed", device="cpu")
+
+
+def test_a_slide_without_tissue(cohort: Cohort, refused: Callable[..., None]) -> None:
+    arrays = {
+        f"scales/{s}/{name}": lambda values: values[:0] for s in ("10x", "20x") for name in FINE
+    }
+    change(cohort, arrays)
+    refused(NoTissue, r"slide_05\.h5 holds no tiles.*remove the file")
+
+
+def test_a_sample_by_tiles_of_a_scale_that_is_left_out(
+    cohort: Cohort, refused: Callable[..., None]
+) -> None:
+    for path in cohort.features.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            recipe = json.loads(file.attrs["recipe"]) | {"sample": {"max_tiles": 500}}
+            file.attrs["recipe"] = json.dumps(recipe)
+    refused(ScaleMismatch, "leave out 10x, by whose tiles", scales=("20x",))

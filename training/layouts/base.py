@@ -85,6 +85,7 @@ class Layout(Protocol):
         Raises:
             FeatureFileInvalid: a file is damaged, empty, not finite, or of another form.
             FeatureFileUnreadable: this process may not read a file.
+            NoTissue: the slide has no tiles, because it has no tissue.
             ScaleMismatch: the features lack a wanted scale.
         """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from cmamil_sdk.errors import FeatureFileInvalid, ScaleMismatch
+from cmamil_sdk.errors import FeatureFileInvalid, NoTissue, ScaleMismatch
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import forbidden, is_feature_file, read_feature_file, read_provenance
 from cmamil_sdk.files import sha256_of_file
@@ -75,6 +75,11 @@ class FeatureFolder:
                 f"{path} holds the features of slide {provenance.slide_id!r}; "
                 "give the file its slide's name."
             )
+        if bag.is_empty:
+            raise NoTissue(
+                f"{path} holds no tiles, because its slide has no tissue; remove the file, and the "
+                "slide from the labels."
+            )
         chosen = _choose(path, bag, provenance.recipe, self._scales)
         finer = chosen.scales[1:]
         return SlideFeatures(
@@ -129,7 +134,7 @@ def _choose(path: Path, bag: Bag, recipe: TilingRecipe, wanted: tuple[str, ...] 
     """The bag at the wanted scales, which must be there and include the features' finest.
 
     Coarse tiles are kept and averaged from the finest scale, so without it the recipe would name
-    other pixels than those behind the features.
+    other pixels than those behind the features. A sample is drawn by tiles of the coarsest scale.
     """
     if wanted is None:
         return bag
@@ -143,6 +148,11 @@ def _choose(path: Path, bag: Bag, recipe: TilingRecipe, wanted: tuple[str, ...] 
         raise ScaleMismatch(
             f"scales {', '.join(wanted)} leave out {recipe.finest.name}, from which {path} made its "
             "coarser tiles; keep it, or extract features at the wanted scales alone."
+        )
+    if recipe.sample is not None and recipe.scales[0].name not in wanted:
+        raise ScaleMismatch(
+            f"scales {', '.join(wanted)} leave out {recipe.scales[0].name}, by whose tiles those of "
+            f"{path} were sampled; keep it, or extract features at the wanted scales alone."
         )
     return bag.select(wanted)
 

@@ -1,0 +1,79 @@
+"""Pixels of a block: one tile of the coarsest scale at the finest scale's resolution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.errors import SlideCorrupt
+from cmamil_sdk.slides.base import SlideReader
+from cmamil_sdk.slides.resample import area_average
+from cmamil_sdk.tiling.geometry import ReadGeometry
+
+UInt8 = npt.NDArray[np.uint8]
+BoolMask = npt.NDArray[np.bool_]
+
+
+def read_block(
+    reader: SlideReader, geometry: ReadGeometry, column: int, row: int
+) -> tuple[UInt8, BoolMask]:
+    """A block at the finest scale, and which of its finest tiles could be decoded.
+
+    Returns ``[block_px, block_px, 3]`` and ``[ratio, ratio]`` (row, column).
+    """
+    ratio, px = geometry.block_ratio, geometry.tile_px
+    first_x, first_y = column * ratio, row * ratio
+    try:
+        whole = _read_square(reader, geometry, first_x, first_y, ratio)
+        return whole, np.ones((ratio, ratio), dtype=bool)
+    except SlideCorrupt:
+        image = np.full((geometry.block_px, geometry.block_px, 3), 255, dtype=np.uint8)
+        decoded = np.zeros((ratio, ratio), dtype=bool)
+    for y in range(ratio):
+        for x in range(ratio):
+            try:
+                tile = _read_square(reader, geometry, first_x + x, first_y + y, 1)
+            except SlideCorrupt:
+                continue
+            image[y * px : (y + 1) * px, x * px : (x + 1) * px] = tile
+            decoded[y, x] = True
+    return image, decoded
+
+
+def _read_square(
+    reader: SlideReader, geometry: ReadGeometry, column: int, row: int, tiles: int
+) -> UInt8:
+    """``tiles`` x ``tiles`` finest tiles from grid position ``(column, row)``, at the finest scale."""
+    scale = geometry.downsample
+    size = geometry.tile_size_level
+    left = geometry.origin[0] / scale + column * size
+    top = geometry.origin[1] / scale + row * size
+    if size.is_integer():
+        # Whole pixels per tile: start on a pixel, so that tiles are cut, not resampled.
+        left, top = math.floor(left + 0.5), math.floor(top + 0.5)
+    x0, y0 = math.floor(left), math.floor(top)
+    x1, y1 = math.ceil(left + tiles * size), math.ceil(top + tiles * size)
+    pixels = _read_in_bounds(reader, geometry, x0, y0, x1, y1)
+    box = (left - x0, top - y0, left - x0 + tiles * size, top - y0 + tiles * size)
+    edge = tiles * geometry.tile_px
+    return area_average(pixels, box, edge, edge)
+
+
+def _read_in_bounds(
+    reader: SlideReader, geometry: ReadGeometry, x0: int, y0: int, x1: int, y1: int
+) -> UInt8:
+    """Level pixels of a box; what lies outside the slide's bounds is white."""
+    end_x, end_y = (math.floor(end / geometry.downsample + 0.5) for end in geometry.bounds_end)
+    right, bottom = min(x1, end_x), min(y1, end_y)
+    if (right, bottom) == (x1, y1):
+        return reader.read_region(geometry.level, x0, y0, x1 - x0, y1 - y0)
+    pixels = np.full((y1 - y0, x1 - x0, 3), 255, dtype=np.uint8)
+    if right > x0 and bottom > y0:
+        inside = reader.read_region(geometry.level, x0, y0, right - x0, bottom - y0)
+        pixels[: bottom - y0, : right - x0] = inside
+    return pixels
+
+
+__all__ = ["read_block"]
