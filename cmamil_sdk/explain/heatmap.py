@@ -171,20 +171,18 @@ def _bar() -> Image.Image:
 
 def _meaning(prediction: Prediction, grid: Float64, limit: float) -> str:
     """The legend's sentences: of what the values are, and between which they lie."""
-    names = [scale_map.scale for scale_map in prediction.maps]
-    tile = f"tile at {names[-1]}"
-    spread = ""
-    if len(names) > 1:
-        spread = (
-            f" {', '.join(names)} are added up: a larger tile's value is spread evenly over the area "
-            f"of the {names[-1]} tiles in it."
-        )
     if limit == 0:
         return f"No tile speaks for or against {prediction.label}."
+    names = [scale_map.scale for scale_map in prediction.maps]
+    spread = (
+        f" {', '.join(names)} are added up: a larger tile's value is spread evenly over the area of "
+        f"the {names[-1]} tiles in it."
+    )
     return (
-        f"Evidence per {tile}: its share in the logit of {prediction.label}, less its mean share in "
-        f"those of all classes.{spread} Found: {_signed(float(np.nanmin(grid)))} to "
-        f"{_signed(float(np.nanmax(grid)))}; {_STRONGEST_PERCENTILE:g} % lie within the bar."
+        f"Evidence per tile at {names[-1]}: its share in the logit of {prediction.label}, less its "
+        f"mean share in those of all classes.{spread if len(names) > 1 else ''} Found: "
+        f"{_signed(float(np.nanmin(grid)))} to {_signed(float(np.nanmax(grid)))}; "
+        f"{_STRONGEST_PERCENTILE:g} % lie within the bar."
     )
 
 
