@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from cmamil_sdk.errors import RunInvalid
 from cmamil_sdk.files import write_atomic
+
+from .lightning_import import CheckpointIO
 
 
 class AtomicCheckpointIO(CheckpointIO):

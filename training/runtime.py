@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from cmamil_sdk.errors import ConfigInvalid, EngineMissing
 
 from .config import Precision
+from .lightning_import import PossibleUserWarning
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _MEMORY: Any = torch.utils.deterministic
