@@ -37,6 +37,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   └── ParityFailed              FAILED_PRECONDITION
     ├── CapabilityError               exit 4   this machine or server cannot do it now
     │   ├── DependencyMissing         FAILED_PRECONDITION
+    │   ├── WeightsMissing            FAILED_PRECONDITION
     │   ├── EngineMissing             FAILED_PRECONDITION
     │   ├── ModelNotFound             NOT_FOUND
     │   ├── ModelNotReady             UNAVAILABLE
@@ -220,6 +221,10 @@ class CapabilityError(CmamilError):
 
 class DependencyMissing(CapabilityError):
     """A Python package that this command needs is not installed."""
+
+
+class WeightsMissing(CapabilityError):
+    """The weights of an encoder are not on this machine and cannot be fetched."""
 
 
 class EngineMissing(CapabilityError):

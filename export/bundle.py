@@ -20,7 +20,7 @@ from cmamil_sdk.bundle.manifest import (
 )
 from cmamil_sdk.bundle.write import write_bundle
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FieldInvalid, ProvenanceUnknown, RecipeMismatch, RunInvalid
+from cmamil_sdk.errors import FieldInvalid, ProvenanceUnknown, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
 from cmamil_sdk.runs import (
@@ -39,7 +39,7 @@ from .aggregator import (
     export_aggregator,
     probe_bag,
 )
-from .encoder import EncoderGraph, eager_features, exported_encoder, load_encoder, probe_tiles
+from .encoder import Encoder, encoder_of, probe_tiles
 from .graph import OPSET
 
 GOLDEN_TILES = 4
@@ -154,13 +154,7 @@ def _traced(meta: CheckpointMeta, where: Path) -> _TracedMeta:
 def _write_graphs(
     folder: Path, model: MILModel, meta: _TracedMeta, encoder_weights: Path | None
 ) -> dict[str, float]:
-    encoder = exported_encoder(meta.encoder.id, encoder_weights)
-    if encoder.info != meta.encoder:
-        raise RecipeMismatch(
-            f"The run's features were made with weights {meta.encoder.weights_sha256[:12]}… of "
-            f"{meta.encoder.id}, these are {encoder.info.weights_sha256[:12]}…; "
-            "give the same file with --weights."
-        )
+    encoder = encoder_of(meta.encoder, encoder_weights)
     shutil.copyfile(encoder.graph, folder / ENCODER_GRAPH)
     scales = meta.recipe.scales
     parity = export_aggregator(
@@ -170,17 +164,14 @@ def _write_graphs(
         folder / AGGREGATOR_GRAPH,
         coarse_temperature=meta.coarse_temperature,
     )
-    _write_golden(folder / GOLDEN, model, meta, encoder_weights)
+    _write_golden(folder / GOLDEN, model, meta, encoder.encoder)
     return {**encoder.parity, **parity}
 
 
-def _write_golden(
-    path: Path, model: MILModel, meta: _TracedMeta, encoder_weights: Path | None
-) -> None:
+def _write_golden(path: Path, model: MILModel, meta: _TracedMeta, encoder: Encoder) -> None:
     """Inputs and eager outputs that every load reproduces before the bundle is used."""
-    network, info = load_encoder(meta.encoder.id, encoder_weights)
-    tiles = probe_tiles(info.tile_px, count=GOLDEN_TILES, seed=7)
-    features = eager_features(EncoderGraph(network, info).eval(), tiles)
+    tiles = probe_tiles(meta.encoder.tile_px, count=GOLDEN_TILES, seed=7)
+    features = encoder.features(tiles)
     bag = probe_bag(meta.recipe.scales, model.feature_dim, finest_tiles=GOLDEN_FINEST_TILES, seed=7)
     names = [*(f"features_{s}" for s in model.scales), *model.index_names]
     inputs = {name: bag[name] for name in names}

@@ -68,7 +68,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             hyperparameters=model.hyperparameters,
             labels=LABELS,
             recipe=TilingRecipe(scales=parse_scales(scales)),
-            encoder=load_encoder("efficientnet_lite0")[1],
+            encoder=load_encoder("efficientnet_lite0").info,
             fold=0,
             seed=0,
             temperature=1.5,
@@ -92,3 +92,27 @@ def tiny_bundle(make_bundle: Callable[..., Path]) -> Path:
 def silent_bundle(make_bundle: Callable[..., Path]) -> Path:
     """A bundle of a model that says nothing of its tiles."""
     return make_bundle("silent", "torchmil:TransMIL", "20x")
+
+
+@pytest.fixture(scope="session")
+def shufflenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded weights for ``shufflenet_v2_x1_0``, normalised so that features are about 1 large."""
+    import torch
+
+    from cmamil_sdk.encoders.torchvision_ops import import_torchvision
+    from cmamil_sdk.export.encoder import probe_tiles
+
+    import_torchvision()
+    from torchvision.models import shufflenet_v2_x1_0
+
+    images = torch.from_numpy(probe_tiles(224, count=8)).permute(0, 3, 1, 2) / 128.0 - 1.0
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        network = shufflenet_v2_x1_0().train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        network(images)
+    path = tmp_path_factory.mktemp("weights") / "shufflenetv2_x1-5666bf0f80.pth"
+    torch.save(network.state_dict(), path)
+    return path

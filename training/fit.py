@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.base import MILModel
@@ -18,6 +16,7 @@ from cmamil_sdk.models.base import MILModel
 from .config import TrainConfig
 from .data import Moments, TrainingBag, moments_of
 from .keeper import FitResult, Keeper, ProgressCallback
+from .lightning_import import L, TensorBoardLogger
 from .loading import EpochLoader
 from .module import MILModule
 from .objective import make_objective

@@ -56,9 +56,11 @@ def plan_folds(
         LabelsInvalid: the folds leak, or cannot be learned or measured.
     """
     if isinstance(layout, ScaleTrees):
-        if splits is not None or config.ignore_unlabelled:
-            extra = "ignore_unlabelled" if splits is None else f"splits {splits}"
-            raise ConfigInvalid(f"Trees hold their own folds and labels; leave out {extra}.")
+        if config.ignore_unlabelled:
+            raise ConfigInvalid("Trees hold their own labels; leave out ignore_unlabelled.")
+        if layout.has_folds and splits is not None:
+            raise ConfigInvalid(f"Trees with folds hold their own; leave out splits {splits}.")
+    if isinstance(layout, ScaleTrees) and layout.has_folds:
         return _given(config, layout.rows(table), table, str(layout.place))
     if splits is not None:
         return _given(config, read_splits(splits, table), table, str(splits))

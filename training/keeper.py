@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from cmamil_sdk.errors import NonFiniteOutput
 
+from .lightning_import import L, TensorBoardLogger
 from .module import MILModule
 from .resume import random_states, restore_random_states
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchmetrics.functional import classification as tm
 
 from .bootstrap import CALIBRATION_BINS, Float64, Int64, Scored, mean_of_known, weighted_auc
+from .torchmetrics_import import tm
 
 COUNTS = ("slides", "patients")
 """Entries of a score that are no metrics."""

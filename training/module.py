@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from cmamil_sdk.models.base import MILModel
@@ -15,6 +13,7 @@ from cmamil_sdk.models.output import MILOutput
 
 from .config import TrainConfig
 from .data import TrainingBag
+from .lightning_import import L, OptimizerLRScheduler
 from .metrics import log_loss, macro_auc, softmax
 from .objective import Objective
 from .steps import StepBag, StepLoss

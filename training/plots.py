@@ -12,10 +12,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torchmetrics.functional.classification import binary_roc
 
 from .bootstrap import CALIBRATION_BINS, Float64, Int64, Scored
 from .metrics import calibration_error, class_auc
+from .torchmetrics_import import tm
 
 _DPI = 110
 _BLUE, _RED, _GREY = "#1f5fa8", "#b3402e", "#8a8a8a"
@@ -124,7 +124,7 @@ def calibration_png(before: Sequence[Scored], after: Sequence[Scored]) -> bytes:
 
 def _roc(scores: Float64, positive: Any) -> tuple[Float64, Float64]:
     """False and true positive shares, ascending."""
-    false_share, true_share, _ = binary_roc(
+    false_share, true_share, _ = tm.binary_roc(
         torch.from_numpy(np.ascontiguousarray(scores)), torch.from_numpy(positive).long()
     )
     return false_share.double().numpy(), true_share.double().numpy()

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from cmamil_sdk.errors import RunInvalid
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.runs import UNFINISHED_FIT, fold_directory
 from cmamil_sdk.wording import counted
+
+from .lightning_import import CheckpointIO
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 
 from cmamil_sdk.errors import ConfigInvalid, EngineMissing
 from cmamil_sdk.wording import counted
 
 from .config import Precision
+from .lightning_import import PossibleUserWarning
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 _MEMORY: Any = torch.utils.deterministic

@@ -26,6 +26,7 @@ from cmamil_sdk.cli import (
     predict,
     serve,
     split,
+    tile,
     train,
     verify,
 )
@@ -62,6 +63,7 @@ def _program(
 
 app.command("doctor")(doctor.run)
 app.command("inspect")(inspect.run)
+app.command("tile")(tile.run)
 app.command("features")(features.run)
 app.command("split")(split.run)
 app.command("train")(train.run)

@@ -15,7 +15,7 @@ _ALIASES_OF_COMMAND = {
     "split": {"--root": "--out"},
     "train": {"--root": "--results-dir"},
 }
-_TAKES_SEVERAL = {"--slides", "--bundles", "--slides-root", "--rows", "--seeds"}
+_TAKES_SEVERAL = {"--slides", "--bundles", "--slides-root", "--rows", "--seeds", "--magnifications"}
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:

@@ -29,6 +29,8 @@ _PACKAGES = {
     "onnx": "export",
     "onnxscript": "export",
     "efficientnet-lite-pytorch": "train",
+    "torchvision": "train",
+    "timm": "timm",
 }
 
 

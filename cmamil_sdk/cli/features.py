@@ -1,29 +1,53 @@
-"""``cmamil features``: slides to feature files."""
+"""``cmamil features``: slides to feature files, or tiles on disk to arrays."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli import encoder_options
 from cmamil_sdk.cli import tissue as tissue_options
 from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.patch_features import extract_patches
+from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.wording import counted
+
+_WITH_TILES = frozenset(
+    (
+        *("patch_root", "out", "encoder", "weights", "projection", "resize_tiles", "accept_mpp"),
+        *("engine", "device", "workers", "batch_size", "on_error", "resume", "json"),
+    )
+)
+"""Options that mean something with --patch-root; all others are about slides."""
 
 
 def run(
-    slides: Annotated[
-        list[Path],
-        typer.Option(help="Slide files, folders of slides, or a CSV with a slide column."),
-    ],
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the feature files.")],
-    encoder: Annotated[str, typer.Option(help="Tile encoder.")] = "efficientnet_lite0",
-    weights: Annotated[
-        Path | None, typer.Option(help="Encoder weights from a file instead of its own.")
+    slides: Annotated[
+        list[Path] | None,
+        typer.Option(help="Slide files, folders of slides, or a CSV with a slide column."),
     ] = None,
+    patch_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of slides, a folder of tiles: <class>/<slide>/<col>_<row>.jpeg."
+        ),
+    ] = None,
+    encoder: encoder_options.Encoder = None,
+    weights: encoder_options.Weights = None,
+    projection: encoder_options.Projection = None,
+    tile_px: Annotated[
+        int | None,
+        typer.Option(min=16, max=4096, help="Edge of a tile. Default: what the encoder takes."),
+    ] = None,
+    resize_tiles: encoder_options.ResizeTiles = False,
+    accept_mpp: encoder_options.AcceptMpp = False,
     scales: Annotated[str, typer.Option(help="Magnifications, nested.")] = "5x,10x,20x",
     tissue: tissue_options.Method = "otsu",
     tissue_masks: tissue_options.Masks = None,
@@ -42,6 +66,9 @@ def run(
     engine: EngineName = "auto",
     device: Device = "auto",
     workers: Workers = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --patch-root, tiles per batch. Default: 32.")
+    ] = None,
     mpp: RunMpp = None,
     reader: Reader = "auto",
     on_error: OnError = "skip",
@@ -50,9 +77,36 @@ def run(
     ] = True,
     json: Json = False,
 ) -> None:
-    """Extract the features of every slide at all scales in one pass, one .h5 file per slide."""
+    """Extract the features of every slide at all scales in one pass, one .h5 file per slide.
+
+    With --patch-root, of tiles that `cmamil tile` wrote: one .npy per slide.
+    """
+    if (slides is None) == (patch_root is None):
+        raise FieldInvalid("Give either --slides or --patch-root.")
+    if patch_root is not None:
+        _refuse_without_effect(context, "--patch-root", _WITH_TILES)
+        raise typer.Exit(
+            extract_patches(
+                patch_root,
+                out,
+                encoder=encoder,
+                weights=weights,
+                projection=projection,
+                resize_tiles=resize_tiles,
+                accept_mpp=accept_mpp,
+                engine=engine,
+                device=device,
+                workers=workers,
+                batch_size=batch_size,
+                stop_on_error=on_error == "stop",
+                resume=resume,
+                json=json,
+            )
+        )
+    _refuse_without_effect(context, "--slides", context.params.keys() - {"batch_size"})
     from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.cli.slide_runs import each_slide
+    from cmamil_sdk.encoders.fit import check_encoder_mpp
     from cmamil_sdk.engines import load_engine
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.features.slide import extract_slide
@@ -70,16 +124,23 @@ def run(
         drop_specks_um2=drop_specks_um2,
     )
     sample = tissue_options.tile_sample(max_tiles, seed)
-    files = expand_slides(slides)
+    files = expand_slides(slides or [])
     tissue_options.check_masks(tissue_recipe, tissue_masks, files)
     output_folder(out)
-    exported = exported_encoder(encoder, weights)
+    exported = exported_encoder(
+        encoder or encoder_options.SLIDES_ENCODER,
+        weights,
+        projection=projection == "seeded",
+        tile_px=tile_px,
+        resize_tiles=resize_tiles,
+    )
     recipe = TilingRecipe(
         scales=parse_scales(scales),
         tile_px=exported.info.tile_px,
         tissue=tissue_recipe,
         sample=sample,
     )
+    check_encoder_mpp(exported.info, recipe.scales, accept=accept_mpp)
     loaded = load_engine(exported.graph, engine=engine, device=device)
     done: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -116,6 +177,14 @@ def run(
     else:
         _say_summary(done, len(files), out, time.perf_counter() - started)
     raise typer.Exit(failures.exit_code(len(files)))
+
+
+def _refuse_without_effect(context: typer.Context, mode: str, known: Collection[str]) -> None:
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in known and source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise FieldInvalid(f"{option} has no effect with {mode}; leave it out.")
 
 
 def _say_summary(done: list[dict[str, Any]], slides: int, out: Path, seconds: float) -> None:

@@ -44,6 +44,33 @@ def expand_slides(names: Sequence[Path]) -> list[Path]:
     return slides
 
 
+def slides_by_class(root: Path, suffix: str) -> dict[Path, str]:
+    """Slides in ``<root>/<class>/`` or ``<root>/<class>/<folder>/``, sorted, each with its class.
+
+    Args:
+        root: the folder of classes.
+        suffix: of slide files, with or without its dot; upper or lower case.
+
+    Raises:
+        SlideNotFound: there is none.
+        SlideIdDuplicate: two slides have the same file name without extension.
+    """
+    wanted = f".{suffix.removeprefix('.').lower()}"
+    slides = {
+        path: path.relative_to(root).parts[0]
+        for pattern in ("[!.]*/*", "[!.]*/*/*")
+        for path in root.glob(pattern)
+        if path.suffix.lower() == wanted and not path.name.startswith(".")
+    }
+    if not slides:
+        raise SlideNotFound(
+            f"There is no slide *{wanted} at {root}/<class>/ or {root}/<class>/<folder>/; name the "
+            "folder of classes with --data-root, and the files' extension with --slide-format."
+        )
+    _refuse_doubles(slides)
+    return dict(sorted(slides.items()))
+
+
 def _of_one(name: Path) -> list[Path]:
     if _is_folder(name):
         return _of_folder(name)
@@ -107,4 +134,4 @@ def _refuse_doubles(slides: Iterable[Path]) -> None:
         seen[slide.stem] = slide
 
 
-__all__ = ["expand_slides"]
+__all__ = ["expand_slides", "slides_by_class"]

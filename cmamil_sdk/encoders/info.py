@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class ProjectionInfo(BaseModel):
+    """A linear layer with ReLU behind the network, whose weights follow from ``seed``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dim: int = Field(gt=0, description="length of a projected feature vector")
+    seed: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of its weight and bias")
+
+
+class ResizeInfo(BaseModel):
+    """How the graph resizes tiles before the network sees them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network_px: int = Field(gt=0, description="edge of the images that the network takes")
+    interpolation: Interpolation
 
 
 class EncoderInfo(BaseModel):
@@ -21,6 +44,11 @@ class EncoderInfo(BaseModel):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     precision: str = "fp32"
+    mpp: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="microns per pixel it was made for, if known"
+    )
+    resize: ResizeInfo | None = Field(None, description="None: the network takes tiles as they are")
+    projection: ProjectionInfo | None = None
 
 
-__all__ = ["EncoderInfo"]
+__all__ = ["EncoderInfo", "Interpolation", "ProjectionInfo", "ResizeInfo"]

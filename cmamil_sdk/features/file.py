@@ -64,7 +64,9 @@ class FeatureProvenance(BaseModel):
 
 def recipe_key(recipe: TilingRecipe, encoder: EncoderInfo) -> str:
     """sha256 over what decides the values in a feature file, apart from the slide."""
-    document = [recipe.model_dump(mode="json"), encoder.model_dump(mode="json")]
+    # what an encoder does not have is left out, so that a new field leaves old keys as they are
+    encoder_document = encoder.model_dump(mode="json", exclude_none=True)
+    document = [recipe.model_dump(mode="json"), encoder_document]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

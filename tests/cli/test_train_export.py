@@ -82,7 +82,7 @@ OTHER_VALUES: dict[str, tuple[list[str], Any]] = {
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``features/`` of twelve slides of two kinds, and ``labels.csv``."""
     folder = tmp_path_factory.mktemp("cohort")
-    encoder = load_encoder("efficientnet_lite0")[1]
+    encoder = load_encoder("efficientnet_lite0").info
     rng = np.random.default_rng(0)
     lines = ["slide,patient,label"]
     for number in range(12):

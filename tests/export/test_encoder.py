@@ -13,8 +13,9 @@ from cmamil_sdk.encoders.info import EncoderInfo  # noqa: E402
 from cmamil_sdk.engines import load_engine  # noqa: E402
 from cmamil_sdk.errors import ParityFailed  # noqa: E402
 from cmamil_sdk.export import encoder as module  # noqa: E402
-from cmamil_sdk.export.encoder import EncoderGraph, exported_encoder, probe_tiles  # noqa: E402
+from cmamil_sdk.export.encoder import exported_encoder, load_encoder, probe_tiles  # noqa: E402
 from cmamil_sdk.export.parity import encoder_parity  # noqa: E402
+from cmamil_sdk.export.tile_network import TorchEncoder  # noqa: E402
 from cmamil_sdk.files import write_atomic  # noqa: E402
 
 INFO = EncoderInfo(
@@ -41,20 +42,21 @@ def tiny_network() -> torch.nn.Module:
 def tiny(monkeypatch, tmp_path):
     """``exported_encoder("tiny")`` with a cache of its own and no torch; returns the exports made."""
     exports: list[object] = []
+    loaded = TorchEncoder(tiny_network(), INFO)
 
-    def counted(_network, info, path):
-        exports.append(info)
+    def counted(encoder, path):
+        exports.append(encoder.info)
         write_atomic(path, b"a graph" * len(exports))
         return {"encoder_cosine_worst": 1.0}
 
     monkeypatch.setenv("CMAMIL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "load_encoder", lambda *_a: (tiny_network(), INFO))
+    monkeypatch.setattr(module, "load_encoder", lambda *_a, **_k: loaded)
     monkeypatch.setattr(module, "export_encoder", counted)
     return exports
 
 
 def test_the_graph_normalises_by_itself_and_takes_any_batch(tmp_path):
-    parity = module.export_encoder(tiny_network(), INFO, tmp_path / "encoder.onnx")
+    parity = module.export_encoder(TorchEncoder(tiny_network(), INFO), tmp_path / "encoder.onnx")
     engine = load_engine(tmp_path / "encoder.onnx", device="cpu")
     for count in (1, 2, 9):
         tiles = probe_tiles(32, count=count, seed=count)
@@ -104,11 +106,8 @@ def test_the_cache_is_used_and_every_damage_noticed(tiny):
 
 
 def test_the_real_encoder_in_the_bundle_is_the_eager_one(tiny_bundle):
-    from cmamil_sdk.export.encoder import eager_features, load_encoder
-
-    network, info = load_encoder("efficientnet_lite0")
     tiles = probe_tiles(224, count=3, seed=99)
-    expected = eager_features(EncoderGraph(network, info).eval(), tiles)
+    expected = load_encoder("efficientnet_lite0").features(tiles)
     got = load_engine(tiny_bundle / "encoder.onnx", device="cpu").infer({"tiles": tiles})
     np.testing.assert_allclose(got["features"], expected, rtol=1e-3, atol=1e-3)
 

@@ -96,7 +96,7 @@ def write_run(run: Path, model: HMIL, coarse_temperature: float | None = TEMPERA
         labels=LABELS,
         hierarchy=HIERARCHY,
         recipe=TilingRecipe(scales=parse_scales("10x,20x")),
-        encoder=load_encoder("efficientnet_lite0")[1],
+        encoder=load_encoder("efficientnet_lite0").info,
         fold=0,
         seed=0,
         temperature=TEMPERATURES[0],

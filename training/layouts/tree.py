@@ -1,6 +1,7 @@
-"""CMA-MIL's tree: ``<root of a scale>/<fold>/{train,val,test}/<class>/<slide>.npy``.
+"""CMA-MIL's trees: ``<root of a scale>/<fold>/{train,val,test}/<class>/<slide>.npy``.
 
-Classes, folds and parts come from the folders. The scales are joined by slide id, never by order.
+Classes, folds and parts come from the folders. A tree without folds, ``<root>/<class>/<slide>.npy``, is
+what feature extraction writes. The scales are joined by slide id, never by order.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class _Entry:
-    """One file of the tree: where it stands in its fold."""
+    """One file of the tree: where it stands in its fold; the part is empty in a tree without folds."""
 
     part: str
     label: str
@@ -103,6 +104,11 @@ class ScaleTrees:
             for (fold, slide), entry in self._entries.items()
         ]
 
+    @property
+    def has_folds(self) -> bool:
+        """Whether the folders say folds and parts."""
+        return any(entry.part for entry in self._entries.values())
+
     def file(self, slide: str) -> Path:
         """The file of a slide at the coarsest scale, in its first fold."""
         return next(iter(self._files[slide].values()))
@@ -126,6 +132,8 @@ class ScaleTrees:
 
 def _scan(root: Path) -> dict[_Key, _Entry]:
     """All files of one scale's tree by fold and slide."""
+    if _is_without_folds(root):
+        return _scan_classes(_folders(root))
     entries: dict[_Key, _Entry] = {}
     for fold, folder in _folds(root).items():
         for part in _folders(folder):
@@ -133,21 +141,42 @@ def _scan(root: Path) -> dict[_Key, _Entry]:
                 raise FeatureFileInvalid(
                     f"{part} is no part of a fold; name it {', '.join(_PARTS)}, or remove it."
                 )
-            for classes in _folders(part):
-                for slide, path in files_by_slide(classes).items():
-                    known = entries.get((fold, slide))
-                    if known is not None:
-                        raise LabelsInvalid(
-                            f"{path} and {known.path} are one slide in one fold; remove one of "
-                            "them, or rename it if they are two slides."
-                        )
-                    entries[fold, slide] = _Entry(part.name, classes.name, path)
+            for label in _folders(part):
+                _add_files(entries, fold, part.name, label)
     if not entries:
         raise FeatureFileInvalid(
-            f"{root} holds no features as <fold>/train/<class>/<slide>.npy ({', '.join(SUFFIXES)} "
-            "are read, pickles are not); name the root of one scale's tree."
+            f"{root} holds no features as <fold>/train/<class>/<slide>.npy or <class>/<slide>.npy "
+            f"({', '.join(SUFFIXES)} are read, pickles are not); name the root of one scale's tree."
         )
     return entries
+
+
+def _is_without_folds(root: Path) -> bool:
+    """Whether folders right below ``root`` hold features, and none holds parts of a fold."""
+    folders = _folders(root)
+    has_parts = any((folder / part).is_dir() for folder in folders for part in _PARTS)
+    return not has_parts and any(files_by_slide(folder) for folder in folders)
+
+
+def _scan_classes(classes: list[Path]) -> dict[_Key, _Entry]:
+    """All files of a tree without folds, as one fold without parts."""
+    entries: dict[_Key, _Entry] = {}
+    for label in classes:
+        _add_files(entries, 0, "", label)
+    return entries
+
+
+def _add_files(entries: dict[_Key, _Entry], fold: int, part: str, label: Path) -> None:
+    """Enter the files of a folder of a class."""
+    for slide, path in files_by_slide(label).items():
+        known = entries.get((fold, slide))
+        if known is not None:
+            within = "one fold" if part else "one tree"
+            raise LabelsInvalid(
+                f"{path} and {known.path} are one slide in {within}; remove one of them, or rename it "
+                "if they are two slides."
+            )
+        entries[fold, slide] = _Entry(part, label.name, path)
 
 
 def _folds(root: Path) -> dict[int, Path]:
@@ -178,19 +207,23 @@ def _refuse_disagreement(trees: Mapping[str, Mapping[_Key, _Entry]]) -> None:
         for one, have, other, lack in ((first, entries, name, tree), (name, tree, first, entries)):
             missing = sorted(have.keys() - lack.keys())
             if missing:
-                fold, slide = missing[0]
                 raise LabelsInvalid(
-                    f"Slide {slide!r} of fold {fold} is there at {one} ({have[missing[0]].path}) "
+                    f"{_shown(missing[0], have)} is there at {one} ({have[missing[0]].path}) "
                     f"and missing at {other}{_more(len(missing))}; extract it at every scale, or "
                     "remove it from all."
                 )
-        for (fold, slide), entry in entries.items():
-            twin = tree[fold, slide]
+        for key, entry in entries.items():
+            twin = tree[key]
             if (twin.part, twin.label) != (entry.part, entry.label):
                 raise LabelsInvalid(
-                    f"Slide {slide!r} of fold {fold} is {entry.part}/{entry.label} at {first} and "
-                    f"{twin.part}/{twin.label} at {name}; move one of the files."
+                    f"{_shown(key, entries)} is {Path(entry.part, entry.label)} at {first} and "
+                    f"{Path(twin.part, twin.label)} at {name}; move one of the files."
                 )
+
+
+def _shown(key: _Key, entries: Mapping[_Key, _Entry]) -> str:
+    fold, slide = key
+    return f"Slide {slide!r} of fold {fold}" if entries[key].part else f"Slide {slide!r}"
 
 
 def _more(n_missing: int) -> str:

@@ -15,7 +15,7 @@ from cmamil_sdk.training.run import train
 from cmamil_sdk.training.splits import slides_of
 from cmamil_sdk.training.store import FeatureStore, resolve_cross_attention
 
-from .trees import CLASSES, FOLDS, features_of, write_tree
+from .trees import CLASSES, FOLDS, TILES, features_of, write_tree
 
 
 @pytest.fixture
@@ -183,3 +183,45 @@ def test_scales_of_different_width_are_named(roots: dict[str, Path]) -> None:
     trees = ScaleTrees(roots)
     with pytest.raises(FeatureFileInvalid, match=r"calm_2\.npy: .* 4 at 5x, 5 at 20x wide"):
         FeatureStore.open(trees, trees.table)
+
+
+def write_classes(folder: Path) -> dict[str, Path]:
+    """Roots by scale of trees without folds, as feature extraction leaves them."""
+    roots = {scale: folder / f"patches_{scale}" for scale in TILES}
+    for scale, root in roots.items():
+        for label in CLASSES:
+            (root / label).mkdir(parents=True)
+            for n in range(4):
+                slide = f"{label}_{n}"
+                np.save(root / label / f"{slide}.npy", features_of(slide, scale))
+                (root / label / f"{slide}.json").write_text("{}")
+        np.save(root / "dataset_index.npy", np.array([["a", "0"]]))
+    return roots
+
+
+def test_a_tree_without_folds_has_labels_alone(tmp_path: Path) -> None:
+    trees = ScaleTrees(write_classes(tmp_path))
+    assert not trees.has_folds
+    assert {row.slide: row.label for row in trees.table.rows} == {
+        f"{label}_{n}": label for label in CLASSES for n in range(4)
+    }
+    read = trees.read("wild_2").features
+    for scale in TILES:
+        np.testing.assert_array_equal(read[scale], features_of("wild_2", scale))
+
+
+def test_in_a_tree_without_folds_scales_are_joined_by_name(tmp_path: Path) -> None:
+    roots = write_classes(tmp_path)
+    (roots["20x"] / "calm" / "calm_1.npy").rename(roots["20x"] / "wild" / "calm_1.npy")
+    with pytest.raises(LabelsInvalid, match=r"Slide 'calm_1' is calm at 5x and wild at 20x"):
+        ScaleTrees(roots)
+    (roots["20x"] / "wild" / "calm_1.npy").unlink()
+    with pytest.raises(LabelsInvalid, match=r"Slide 'calm_1' is there at 5x .* missing at 20x"):
+        ScaleTrees(roots)
+
+
+def test_a_stray_file_beside_the_parts_makes_no_tree_without_folds(tmp_path: Path) -> None:
+    roots = write_tree(tmp_path)
+    np.save(roots["5x"] / "1" / "stray.npy", features_of("stray", "5x"))
+    trees = ScaleTrees(roots)
+    assert trees.has_folds and "stray" not in trees.slides

@@ -1,0 +1,113 @@
+"""``cmamil tile``: slides to JPEG tiles on disk, as CMA-MIL's own tool writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cmamil_sdk.cli.options import Json, OnError, RunMpp
+from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.errors import FieldInvalid
+
+
+def run(
+    data_root: Annotated[Path, typer.Option(help="Folder of classes: <class>/<slide>.svs.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Name that the folders of tiles begin with: patches makes patches_20x, and so on."
+        ),
+    ] = Path("patches"),
+    slide_format: Annotated[str, typer.Option(help="Extension of the slide files.")] = "svs",
+    tile_size: Annotated[int, typer.Option(min=16, max=4096, help="Edge of a tile, pixels.")] = 224,
+    base_mag: Annotated[float, typer.Option(help="Magnification that is halved.")] = 20.0,
+    magnifications: Annotated[
+        list[int] | None,
+        typer.Option(min=0, max=8, help="Halvings of it: 0 1 2 are 20x, 10x and 5x. Default: 0."),
+    ] = None,
+    objective: Annotated[
+        float | None,
+        typer.Option(help="Power of slides that name neither it nor their microns per pixel."),
+    ] = None,
+    mpp: RunMpp = None,
+    overlap: Annotated[
+        int, typer.Option(min=0, max=512, help="Pixels by which a tile reaches over on each side.")
+    ] = 0,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG files.")] = 70,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one per core by default.")
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, help="Edge density above which a tile is kept, docs/tiles.md."),
+    ] = 15.0,
+    on_error: OnError = "skip",
+    json: Json = False,
+) -> None:
+    """Cut slides into JPEG tiles: <out>_<magnification>/<class>/<slide>/<column>_<row>.jpeg."""
+    from cmamil_sdk.cli.slide_list import slides_by_class
+    from cmamil_sdk.cli.slide_runs import each_slide
+    from cmamil_sdk.patches.grid import magnifications as halved
+    from cmamil_sdk.patches.manifest import PatchRecipe
+    from cmamil_sdk.patches.write import tile_slide
+    from cmamil_sdk.slides.open import check_mpp
+
+    check_mpp(mpp)
+    for option, value in (("--base-mag", base_mag), ("--objective", objective)):
+        if value is not None and not 0.5 <= value <= 200:
+            raise FieldInvalid(f"{option} {value:g} is no magnification; give 20 or 40, say.")
+    slides = slides_by_class(data_root, slide_format)
+    output_folder(out.parent)
+    recipes = tuple(
+        PatchRecipe(
+            scale=scale, tile_px=tile_size, overlap_px=overlap, threshold=threshold, quality=quality
+        )
+        for scale in halved(base_mag, magnifications or [0])
+    )
+    done: list[dict[str, Any]] = []
+
+    def tile(slide: Path, progress: Progress) -> None:
+        scales = tile_slide(
+            slide,
+            slides[slide],
+            out,
+            recipes,
+            objective=objective,
+            mpp=mpp,
+            workers=workers,
+            on_progress=progress.update,
+        )
+        done.extend(
+            {
+                "slide": slide.stem,
+                "class": slides[slide],
+                "scale": scale.manifest.recipe.scale.name,
+                "folder": str(scale.folder),
+                "tiles": scale.manifest.kept,
+                "tiles_in_grid": scale.manifest.columns * scale.manifest.rows,
+                "tiles_failed": len(scale.manifest.lost),
+                "mpp": scale.manifest.mpp,
+                "mpp_source": scale.manifest.mpp_source,
+                "resumed": scale.resumed,
+            }
+            for scale in scales
+        )
+
+    failures = each_slide(list(slides), tile, stop_on_error=on_error == "stop")
+    if json:
+        say_json({"tiles": done, "failed": failures.slides})
+    else:
+        _say_summary(done)
+    raise typer.Exit(failures.exit_code(len(slides)))
+
+
+def _say_summary(done: list[dict[str, Any]]) -> None:
+    columns = ("slide", "class", "scale", "tiles", "tiles_in_grid", "tiles_failed")
+    rows = [[*(entry[c] for c in columns), "kept" if entry["resumed"] else ""] for entry in done]
+    if rows:
+        say(table(["slide", "class", "scale", "tiles", "of", "lost", ""], rows))
+
+
+__all__ = ["run"]

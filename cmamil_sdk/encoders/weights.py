@@ -1,0 +1,77 @@
+"""Weights of networks in files: read without running anything in them."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.files import sha256_of_file
+
+# What torch's unpickler raises depends on where in the bytes it stumbles.
+UNLOADABLE = (
+    OSError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    struct.error,
+    SafetensorError,
+)
+
+
+def read_weights(path: Path, encoder: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name in ``path`` (torch.save, or ``.safetensors``), and the sha256 of the file.
+
+    Raises:
+        FieldInvalid: the file is missing, or holds no such thing.
+    """
+    try:
+        digest = sha256_of_file(path)
+        if path.suffix == ".safetensors":
+            return load_file(path), digest
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): _tensor(value) for name, value in state.items()}, digest
+    except UNLOADABLE as problem:
+        raise unloadable(path, encoder, problem) from problem
+
+
+def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, encoder: str) -> None:
+    """Put ``state`` into ``network``, every tensor of it and no other.
+
+    Raises:
+        FieldInvalid: names or shapes differ; ``path`` is named as the source.
+    """
+    try:
+        network.load_state_dict(state)
+    except UNLOADABLE as problem:
+        raise unloadable(path, encoder, problem) from problem
+
+
+def unloadable(path: Path, encoder: str, problem: Exception) -> FieldInvalid:
+    """The error for a weights file that does not fit."""
+    lines = " ".join(str(problem).split()) or type(problem).__name__
+    shown = lines if len(lines) <= 160 else f"{lines[:160]}…"
+    return FieldInvalid(
+        f"--weights {path} cannot be loaded into {encoder} ({shown}); "
+        "give a state dict of this network."
+    )
+
+
+def _tensor(value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"it holds a {type(value).__name__} among its tensors")
+    return value
+
+
+__all__ = ["UNLOADABLE", "load_into", "read_weights", "unloadable"]

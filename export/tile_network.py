@@ -1,0 +1,76 @@
+"""A torch network as a tile encoder: uint8 tiles in, features out, normalisation inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.encoders.resize import resize_matrix
+
+from .graph import export_graph
+
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+
+_MAX_BATCH = 4096
+_EXAMPLE_TILES = 3
+
+
+class EncoderGraph(nn.Module):
+    """Tiles ``[B, px, px, 3]`` uint8 -> features ``[B, D]`` float32."""
+
+    mean: Tensor
+    std: Tensor
+    resize: Tensor | None
+
+    def __init__(self, network: nn.Module, info: EncoderInfo) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(info.std).view(1, 3, 1, 1))
+        matrix = None
+        if info.resize is not None:
+            matrix = resize_matrix(info.tile_px, info.resize.network_px, info.resize.interpolation)
+        self.register_buffer("resize", matrix)
+
+    def forward(self, *tiles: Tensor) -> tuple[Tensor]:
+        """One tensor in, one out; variadic because all exported graphs are."""
+        images = tiles[0].permute(0, 3, 1, 2).to(torch.float32)
+        if self.resize is not None:
+            images = (self.resize @ images @ self.resize.T).clamp(0.0, 255.0)
+        return (self.network((images - self.mean) / self.std),)
+
+
+class TorchEncoder:
+    """A network in eval mode, normalised images ``[B, 3, H, W]`` to ``[B, D]``, and who it is."""
+
+    def __init__(self, network: nn.Module, info: EncoderInfo) -> None:
+        self.network = network
+        self.info = info
+        self._graph = EncoderGraph(network, info).eval()
+
+    def features(self, tiles: UInt8) -> Float32:
+        """Features ``[B, D]`` of tiles ``[B, px, px, 3]``, by torch."""
+        with torch.inference_mode():
+            features: Float32 = self._graph(torch.from_numpy(tiles))[0].numpy()
+        return features
+
+    def write_graph(self, path: Path) -> None:
+        """Export to ``path``; only the batch is dynamic."""
+        px = self.info.tile_px
+        export_graph(
+            self._graph,
+            (torch.zeros(_EXAMPLE_TILES, px, px, 3, dtype=torch.uint8),),
+            path,
+            inputs={"tiles": {0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)}},
+            outputs=["features"],
+            argument="tiles",
+        )
+
+
+__all__ = ["EncoderGraph", "TorchEncoder"]
