@@ -169,6 +169,8 @@ def test_tiles_of_another_size_need_leave(cmamil: Callable[..., Any], tmp_path: 
         ("features --out o --patch-root p --scales 5x", "--scales has no effect with --patch-root"),
         ("features --out o --slides s --batch-size 4", "--batch-size has no effect with --slides"),
         ("features --out o --patch-root p", "There is no folder p"),
+        ("features --out o --slides s --resize-tiles", "no effect without --tile-px"),
+        ("features --out o --slides s --encoder onnx:m --weights w", "no effect with onnx:"),
         (
             "features --out o --slides data/raw_wsi/calm --projection seeded",
             "belongs to shufflenet_v2_x1_0",
