@@ -83,6 +83,10 @@ def run(
     """
     if (slides is None) == (patch_root is None):
         raise FieldInvalid("Give either --slides or --patch-root.")
+    if weights is not None and (encoder or "").startswith("onnx:"):
+        raise FieldInvalid(
+            "--weights has no effect with onnx:, whose file holds them; leave it out."
+        )
     if patch_root is not None:
         _refuse_without_effect(context, "--patch-root", _WITH_TILES)
         raise typer.Exit(
@@ -104,6 +108,8 @@ def run(
             )
         )
     _refuse_without_effect(context, "--slides", context.params.keys() - {"batch_size"})
+    if resize_tiles and tile_px is None:
+        raise FieldInvalid("--resize-tiles has no effect without --tile-px; give the size as well.")
     from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.encoders.fit import check_encoder_mpp

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.options import Json, OnError, RunMpp
+from cmamil_sdk.cli.options import Json, OnError, Reader, RunMpp
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.errors import FieldInvalid
 
@@ -32,6 +32,7 @@ def run(
         typer.Option(help="Power of slides that name neither it nor their microns per pixel."),
     ] = None,
     mpp: RunMpp = None,
+    reader: Reader = "auto",
     overlap: Annotated[
         int, typer.Option(min=0, max=512, help="Pixels by which a tile reaches over on each side.")
     ] = 0,
@@ -51,21 +52,24 @@ def run(
     from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.patches.grid import magnifications as halved
     from cmamil_sdk.patches.manifest import PatchRecipe
-    from cmamil_sdk.patches.write import tile_slide
+    from cmamil_sdk.patches.write import scale_folder, tile_slide
     from cmamil_sdk.slides.open import check_mpp
 
     check_mpp(mpp)
     for option, value in (("--base-mag", base_mag), ("--objective", objective)):
         if value is not None and not 0.5 <= value <= 200:
             raise FieldInvalid(f"{option} {value:g} is no magnification; give 20 or 40, say.")
+    if out.name in ("", ".."):
+        raise FieldInvalid(f"--out-dir {out} is no name for folders to begin with; give one.")
     slides = slides_by_class(data_root, slide_format)
-    output_folder(out.parent)
     recipes = tuple(
         PatchRecipe(
             scale=scale, tile_px=tile_size, overlap_px=overlap, threshold=threshold, quality=quality
         )
         for scale in halved(base_mag, magnifications or [0])
     )
+    for recipe in recipes:
+        output_folder(scale_folder(out, recipe.scale))
     done: list[dict[str, Any]] = []
 
     def tile(slide: Path, progress: Progress) -> None:
@@ -76,6 +80,7 @@ def run(
             recipes,
             objective=objective,
             mpp=mpp,
+            reader=reader,
             workers=workers,
             on_progress=progress.update,
         )

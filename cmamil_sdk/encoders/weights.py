@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import sha256_of_file
 
+_LONGEST = 160
 # What torch's unpickler raises depends on where in the bytes it stumbles.
 UNLOADABLE = (
     OSError,
@@ -60,8 +61,12 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, encod
 
 def unloadable(path: Path, encoder: str, problem: Exception) -> FieldInvalid:
     """The error for a weights file that does not fit."""
-    lines = " ".join(str(problem).split()) or type(problem).__name__
-    shown = lines if len(lines) <= 160 else f"{lines[:160]}…"
+    said = " ".join(str(problem).split()) or type(problem).__name__
+    if isinstance(problem, pickle.UnpicklingError):
+        said = (
+            "it holds something else than tensors by name"  # torch's own text is about its options
+        )
+    shown = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
     return FieldInvalid(
         f"--weights {path} cannot be loaded into {encoder} ({shown}); "
         "give a state dict of this network."

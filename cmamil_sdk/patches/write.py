@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from PIL import Image
@@ -28,10 +29,12 @@ from cmamil_sdk.patches.manifest import (
     read_manifest,
     write_manifest,
 )
-from cmamil_sdk.slides.open import open_slide
+from cmamil_sdk.slides import ReaderName, open_slide
+from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.tiling.edge_density import edge_density
+from cmamil_sdk.tiling.recipe import Scale
 
-_CHUNK_TILES = 32  # so few that all processes end within a second
+_CHUNK_TILES = 32
 
 Address = tuple[int, int]
 
@@ -54,14 +57,32 @@ class _Slide:
     sha256: str
     mpp: float
     mpp_source: str
+    reader: ReaderName
+
+
+@dataclass
+class _Process:
+    """What a process keeps from chunk to chunk: the slide, open, and the word to stop."""
+
+    slide: _Slide
+    stop: Event
+    opened: SlideReader | None = None
+
+    def reader(self) -> SlideReader:
+        """The open slide."""
+        if self.opened is None:
+            slide = self.slide
+            self.opened = open_slide(slide.path, mpp=slide.mpp, reader=slide.reader)
+        return self.opened
+
+
+_this_process: list[_Process] = []
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some tiles for one process: where they go, and how they are read."""
+    """Some tiles for one process, and where they go."""
 
-    slide: Path
-    mpp: float
     grid: PatchGrid
     folder: Path
     addresses: tuple[Address, ...]
@@ -75,9 +96,9 @@ class _Written:
     lost: list[Address]
 
 
-def tile_folder(out: Path, scale: str, label: str, slide_id: str) -> Path:
-    """Where the tiles of a slide go: ``<out>_<scale>/<label>/<slide id>``."""
-    return out.with_name(f"{out.name}_{scale}") / label / slide_id
+def scale_folder(out: Path, scale: Scale) -> Path:
+    """Where the tiles of a magnification go: ``<out>_<scale>``."""
+    return out.with_name(f"{out.name}_{scale.name}")
 
 
 def tile_slide(
@@ -88,6 +109,7 @@ def tile_slide(
     *,
     objective: float | None = None,
     mpp: float | None = None,
+    reader: ReaderName = "auto",
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[TiledScale]:
@@ -100,6 +122,7 @@ def tile_slide(
         recipes: one per magnification, coarse to fine.
         objective: power to assume where the slide names neither mpp nor objective.
         mpp: microns per pixel of level 0, overriding the file.
+        reader: as :func:`~cmamil_sdk.slides.open_slide`; it changes no tile.
         workers: processes, one per core by default.
         on_progress: called with tiles looked at and tiles in all.
 
@@ -109,12 +132,12 @@ def tile_slide(
         InputError: the slide cannot be used; nothing is left of the magnification at which it fails.
         DecoderCrashed: a process died while it read the slide.
     """
-    with open_slide(slide, mpp=mpp) as reader:
-        used_mpp, source = scale_of_slide(reader.facts, objective)
-    with open_slide(slide, mpp=used_mpp) as reader:
-        facts = reader.facts
+    with open_slide(slide, mpp=mpp, reader=reader) as opened:
+        used_mpp, source = scale_of_slide(opened.facts, objective)
+    with open_slide(slide, mpp=used_mpp, reader=reader) as opened:
+        facts = opened.facts
     grids = patch_grids(facts, recipes)
-    known = _Slide(slide, facts.slide_id, sha256_of_file(slide), used_mpp, source)
+    known = _Slide(slide, facts.slide_id, sha256_of_file(slide), used_mpp, source, facts.reader)
     seen, total = 0, sum(len(grid) for grid in grids)
 
     def count(tiles: int) -> None:
@@ -125,7 +148,7 @@ def tile_slide(
 
     results = []
     for grid in grids:
-        folder = tile_folder(out, grid.recipe.scale.name, label, facts.slide_id)
+        folder = scale_folder(out, grid.recipe.scale) / label / facts.slide_id
         manifest = _finished(folder, known, grid.recipe)
         if manifest is None:
             results.append(_tile_scale(known, grid, folder, workers, count))
@@ -157,7 +180,7 @@ def _tile_scale(
     count: Callable[[int], None],
 ) -> TiledScale:
     with _whole_folder(folder) as temporary:
-        written = _write_tiles(_chunks(slide, grid, temporary), workers, count)
+        written = _write_tiles(slide, _chunks(grid, temporary), workers, count)
         manifest = PatchManifest(
             slide_id=slide.slide_id,
             slide_sha256=slide.sha256,
@@ -187,11 +210,8 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _chunks(slide: _Slide, grid: PatchGrid, folder: Path) -> list[_Chunk]:
-    return [
-        _Chunk(slide.path, slide.mpp, grid, folder, addresses)
-        for addresses in _in_chunks(grid.addresses())
-    ]
+def _chunks(grid: PatchGrid, folder: Path) -> list[_Chunk]:
+    return [_Chunk(grid, folder, addresses) for addresses in _in_chunks(grid.addresses())]
 
 
 def _in_chunks(addresses: Iterator[Address]) -> Iterator[tuple[Address, ...]]:
@@ -200,13 +220,16 @@ def _in_chunks(addresses: Iterator[Address]) -> Iterator[tuple[Address, ...]]:
 
 
 def _write_tiles(
-    chunks: list[_Chunk], workers: int | None, count: Callable[[int], None]
+    slide: _Slide, chunks: list[_Chunk], workers: int | None, count: Callable[[int], None]
 ) -> _Written:
     """All chunks, in processes: a decoder that crashes takes none of ours with it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     processes = max(1, min(workers or available_cores(), len(chunks)))
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_ctrl_c)
+    stop = context.Event()
+    pool = ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start_process, initargs=(slide, stop)
+    )
     whole = _Written([], [])
     try:
         running = {pool.submit(_write_chunk, chunk): chunk for chunk in chunks}
@@ -217,37 +240,42 @@ def _write_tiles(
             count(len(running[future].addresses))
     except BrokenProcessPool as problem:
         raise DecoderCrashed(
-            f"{chunks[0].slide}: a process died while it read this slide; give the machine more memory "
+            f"{slide.path}: a process died while it read this slide; give the machine more memory "
             "or run fewer --workers, and if it dies again, convert the slide to a tiled TIFF."
         ) from problem
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
     whole.tiles.sort(key=lambda tile: (tile.row, tile.col))
     whole.lost.sort(key=lambda address: address[::-1])
     return whole
 
 
-def _leave_ctrl_c() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent ends the others in order."""
+def _start_process(slide: _Slide, stop: Event) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent ends the others in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _this_process.append(_Process(slide, stop))
 
 
 def _write_chunk(chunk: _Chunk) -> _Written:
     written = _Written([], [])
     recipe = chunk.grid.recipe
-    with open_slide(chunk.slide, mpp=chunk.mpp) as reader:
-        for column, row in chunk.addresses:
-            image = chunk.grid.read(reader, column, row)
-            if image is None:
-                written.lost.append((column, row))
-                continue
-            inside = chunk.grid.inside(image, column, row)
-            score = edge_density(inside, tile_size_px=recipe.image_px)
-            if score > recipe.threshold:
-                path = chunk.folder / f"{column}_{row}.jpeg"
-                Image.fromarray(image).save(path, "JPEG", quality=recipe.quality)
-                x, y = chunk.grid.corner(column, row)
-                written.tiles.append(PatchTile(col=column, row=row, x=x, y=y, score=score))
+    (process,) = _this_process
+    reader = process.reader()
+    for column, row in chunk.addresses:
+        if process.stop.is_set():
+            break  # nobody asks for the rest
+        image = chunk.grid.read(reader, column, row)
+        if image is None:
+            written.lost.append((column, row))
+            continue
+        inside = chunk.grid.inside(image, column, row)
+        score = edge_density(inside, tile_size_px=recipe.image_px)
+        if score > recipe.threshold:
+            path = chunk.folder / f"{column}_{row}.jpeg"
+            Image.fromarray(image).save(path, "JPEG", quality=recipe.quality)
+            x, y = chunk.grid.corner(column, row)
+            written.tiles.append(PatchTile(col=column, row=row, x=x, y=y, score=score))
     return written
 
 
@@ -266,4 +294,4 @@ def _refuse_poor(slide: Path, manifest: PatchManifest) -> None:
         )
 
 
-__all__ = ["TiledScale", "tile_folder", "tile_slide"]
+__all__ = ["TiledScale", "scale_folder", "tile_slide"]
