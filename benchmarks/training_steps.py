@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from cmamil_sdk.synthetic.bags import SCALES
 from cmamil_sdk.tiling.nesting import nesting_arrays
 from cmamil_sdk.training.config import TrainConfig, make_config
 from cmamil_sdk.training.data import TrainingBag
+from cmamil_sdk.training.hyperparameters import hyperparameters_of
 from cmamil_sdk.training.objective import make_objective
 
 from .published import PublishedCMAMIL, PublishedHMIL
@@ -57,14 +57,14 @@ def our_step(form: str, feature_dim: int) -> Step:
         else make_config(cross_attention=form)
     )
     scales = SCALES[-1:] if hmil else SCALES
-    settings: dict[str, Any] = {
-        "scales": [scale.name for scale in scales],
-        "feature_dim": feature_dim,
-        "n_classes": len(PARENTS),
-        "dim": config.dim,
-        "dropout": config.drop_out,
-        **({"parents": list(PARENTS)} if hmil else {"cross_attention": form}),
-    }
+    settings = hyperparameters_of(
+        config,
+        scales=[scale.name for scale in scales],
+        feature_dim=feature_dim,
+        n_classes=len(PARENTS),
+        cross_attention="none" if hmil else form,
+        parents=PARENTS if hmil else None,
+    )
     model = build_model(config.model, settings).train()
     objective = make_objective(model, config, range(len(PARENTS)))
 

@@ -324,7 +324,7 @@ class TrainConfig(BaseModel):
     def slides_per_step(self, n_train: int) -> int:
         """Slides that make an optimiser step, of ``n_train`` to train on.
 
-        Where ``accumulate`` does not say it, an epoch has at least six steps of at least two.
+        Where ``accumulate`` does not say it: a sixth of them, at least two and at most 64.
         """
         return self.accumulate or max(2, min(_MOST_PER_STEP, n_train // _LEAST_STEPS))
 

@@ -74,13 +74,25 @@ def _balanced(
     random order that is dealt to its end. So are the bags of a class, and a rare one comes again.
     """
     bags = [_dealt(members, generator) for members in classes]
-    turns = _dealt(range(len(classes)), generator)
+    waiting: list[int] = []
     order: list[int] = []
     while len(order) < n:
         rounds, rest = divmod(min(step_size, n - len(order)), len(classes))
-        step = [*range(len(classes))] * rounds + [next(turns) for _ in range(rest)]
+        step = [*range(len(classes))] * rounds + _next_turns(len(classes), rest, waiting, generator)
         order += [next(bags[label]) for label in step]
     return order
+
+
+def _next_turns(
+    n_classes: int, count: int, waiting: list[int], generator: torch.Generator
+) -> list[int]:
+    """The next ``count`` different classes of those ``waiting``, which is dealt anew when short."""
+    if len(set(waiting)) < count:
+        waiting += torch.randperm(n_classes, generator=generator).tolist()
+    chosen = list(dict.fromkeys(waiting))[:count]
+    for label in chosen:
+        waiting.remove(label)
+    return chosen
 
 
 def _dealt(items: Sequence[int], generator: torch.Generator) -> Iterator[int]:

@@ -108,15 +108,25 @@ def _leftovers(run: Path) -> set[Path]:
 
 
 def _refuse_difference(run: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
-    others = [
-        f"{name}: {old.get(name)} there, {new.get(name)} here"
-        for name in old | new
-        if name not in _WITHOUT_EFFECT_ON_RESULTS and old.get(name) != new.get(name)
-    ]
+    others = _differences(old, new)
     if others:
         raise OutputExists(
             f"{run} holds a run of another {what} ({'; '.join(others)}); name another directory."
         )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs, value by value; of a mapping within, only what differs in it."""
+    found = []
+    for name in old | new:
+        before, now = old.get(name), new.get(name)
+        if name in _WITHOUT_EFFECT_ON_RESULTS or before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += [f"{name}.{inner}" for inner in _differences(before, now)]
+        else:
+            found.append(f"{name}: {before} there, {now} here")
+    return found
 
 
 __all__ = ["RunRecord", "check_run", "open_run"]

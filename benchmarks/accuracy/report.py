@@ -13,7 +13,8 @@ from cmamil_sdk.benchmarks.environment import describe_machine
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import write_atomic, write_json
 
-from .table import Table
+from .table import ROW_PARTS as _PARTS
+from .table import Table, code_sha256
 
 
 def write_table(folder: Path, document: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -29,19 +30,23 @@ def rows_to_keep(folder: Path, table: Table) -> dict[str, Any]:
     """Rows of ``<table>.json`` in ``folder``, to go on from; empty if there is none.
 
     Raises:
-        ConfigInvalid: it is no such document, or its figures were made with other settings, on
-            another machine or with other versions, and do not belong beside new ones.
+        ConfigInvalid: it is no such document, or its figures were made with other settings or code,
+            on another machine or with other versions, and do not belong beside new ones.
     """
     path = folder / f"{table.name}.json"
     if not path.exists():
         return {}
     try:
         document = json.loads(path.read_bytes())
-        made_with = {"settings": document["settings"], **_where(document["environment"])}
-        rows: dict[str, Any] = document["rows"]
-    except (ValueError, KeyError, TypeError) as error:
+        made_with = {"settings": document["settings"], "code": document["code_sha256"]}
+        made_with |= _where(document["environment"])
+        rows = {
+            name: {part: row[part] for part in _PARTS} for name, row in document["rows"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigInvalid(f"{path} is no table of this benchmark; move it away.") from error
-    now = {"settings": json.loads(json.dumps(table.settings)), **_where(describe_machine())}
+    now = {"settings": json.loads(json.dumps(table.settings)), "code": code_sha256()}
+    now |= _where(describe_machine())
     differ = [name for name in now if now[name] != made_with[name]]
     if differ:
         raise ConfigInvalid(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+import cmamil_sdk
 from cmamil_sdk.benchmarks.environment import describe_machine, load_average
 from cmamil_sdk.errors import ConfigInvalid
 
@@ -22,6 +26,9 @@ OnRun = Callable[[int, int, str], None]
 """``on_run(done, total, row)`` before each training and after the last."""
 OnRow = Callable[[dict[str, Any]], None]
 """Told of the document so far whenever a row is filled."""
+
+ROW_PARTS = ("options", "seeds", "seconds", "scores", "mean", "std")
+"""What a document says of a row."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ def _document(table: Table, filled: Mapping[str, Any], clock: _Clock) -> dict[st
         "table": table.name,
         "title": table.title,
         "settings": dict(table.settings),
+        "code_sha256": code_sha256(),
         "rows": dict(filled),
         "targets": [
             asdict(target.judge(results))
@@ -200,6 +208,16 @@ def _holds(filled: Mapping[str, Any] | None, row: Row, seeds: Sequence[int]) -> 
     if filled is None:
         return False
     return bool(filled["options"] == dict(row.options) and filled["seeds"] == list(seeds))
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Of all sources of this package: defaults that no settings name are in them."""
+    root = Path(cmamil_sdk.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _choose(table: Table, rows: Sequence[str] | None) -> list[str]:
@@ -231,6 +249,7 @@ def _mean(results: Results, row: str, score: str) -> float:
 
 
 __all__ = [
+    "ROW_PARTS",
     "MeanTarget",
     "OnRow",
     "OnRun",
@@ -240,5 +259,6 @@ __all__ = [
     "Table",
     "Target",
     "Verdict",
+    "code_sha256",
     "run_table",
 ]

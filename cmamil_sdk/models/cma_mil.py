@@ -33,8 +33,8 @@ class CMAMIL(MultiScaleMIL):
     """CMA-MIL over ``scales``, ordered coarse to fine.
 
     Each scale has its own adaptor ``ReLU(Linear(E, dim))``. In the ring coarse -> ... -> fine ->
-    coarse each scale then asks the next; with one scale there is nothing to ask. One gated
-    attention and one tile classifier serve all scales; a learned softmax fuses their answers.
+    coarse each scale then asks the next; with one scale there is nothing to ask. Each head, a gated
+    attention and a tile classifier, serves all scales; a learned softmax fuses their answers.
 
     Args:
         scales: names, coarse to fine, each once.

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.training.config import make_config
 from cmamil_sdk.training.hyperparameters import hyperparameters_of
 
@@ -29,3 +30,11 @@ def test_there_are_eight_heads_where_scales_attend_to_each_other(
         cross_attention=cross_attention,
     )
     assert found["heads"] == heads
+
+
+def test_a_norm_after_no_cross_attention_is_refused() -> None:
+    config = make_config(cross_norm="layer")
+    with pytest.raises(ConfigInvalid, match="no effect with cross_attention 'none'"):
+        hyperparameters_of(
+            config, scales=("5x", "20x"), feature_dim=6, n_classes=2, cross_attention="none"
+        )

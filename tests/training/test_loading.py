@@ -115,7 +115,7 @@ def test_scales_that_are_not_tied_are_drawn_by_themselves(index: bool) -> None:
     assert subsample(bag, 30, torch.Generator()) is bag
 
 
-@pytest.mark.parametrize("step_size", [1, 4, 7, 20, 64])
+@pytest.mark.parametrize("step_size", [1, 4, 5, 7, 8, 20, 64])
 def test_balanced_steps_hold_every_class_as_often(step_size: int) -> None:
     options = {"sampling": "balanced", "step_size": step_size}
     loader = EpochLoader(cohort(2, 6, 12), torch.Generator().manual_seed(0), **options)  # type: ignore[arg-type]

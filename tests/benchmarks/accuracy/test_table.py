@@ -94,9 +94,13 @@ def test_rows_of_other_settings_or_machines_are_not_kept(tmp_path: Path) -> None
     path.write_text(json.dumps(document))
     with pytest.raises(ConfigInvalid, match="other cpu"):
         rows_to_keep(tmp_path, table)
-    path.write_text("[]")
-    with pytest.raises(ConfigInvalid, match="no table"):
+    path.write_text(json.dumps(document | {"code_sha256": "0"}))
+    with pytest.raises(ConfigInvalid, match="other code and cpu"):
         rows_to_keep(tmp_path, table)
+    for damaged in ([], document | {"rows": {"bad": {}}}, document | {"rows": []}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(ConfigInvalid, match="no table"):
+            rows_to_keep(tmp_path, table)
 
 
 def test_targets_are_judged_where_their_rows_ran() -> None:
