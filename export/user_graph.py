@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from cmamil_sdk.encoders.fit import resize_for
 from cmamil_sdk.encoders.info import EncoderInfo, Interpolation
@@ -27,7 +27,7 @@ from .preprocessing import with_preprocessing
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
-_Channels = tuple[float, float, float]
+_Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 _PLAIN_MEAN: _Channels = (0.0, 0.0, 0.0)
 _PLAIN_STD: _Channels = (1.0, 1.0, 1.0)

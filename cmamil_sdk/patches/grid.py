@@ -27,6 +27,7 @@ UInt8 = npt.NDArray[np.uint8]
 MPP_TIMES_POWER = 10.0
 """Microns per pixel of level 0 times the objective's power: 0.5 at 20x, 0.25 at 40x."""
 _MAX_DISAGREEMENT = math.sqrt(2)
+_NOMINAL_TOLERANCE = 0.02
 _ONE_TILE = np.zeros(1, np.int64)
 
 
@@ -142,13 +143,18 @@ def patch_grids(facts: SlideFacts, recipes: tuple[PatchRecipe, ...]) -> tuple[Pa
     Raises:
         MppUnusable: the slide is coarser than a magnification that is wanted.
     """
-    finest = recipes[-1].scale.mpp
-    whole = max(1, round(finest / facts.require_mpp()))
-    snapped = finest / whole
-    tolerance = TilingRecipe(scales=(recipes[-1].scale,)).mpp_tolerance
-    near = abs(facts.require_mpp() / snapped - 1) <= tolerance
-    mpp = snapped if near else facts.require_mpp()
+    mpp = _nominal(facts.require_mpp())
     return tuple(_grid(facts, recipe, mpp) for recipe in recipes)
+
+
+def _nominal(mpp: float) -> float:
+    """The mpp of 20x, 40x and so on where ``mpp`` is near it, so that tiles are whole pixels wide.
+
+    It depends on the slide alone: magnifications that are tiled in several runs have one grid.
+    """
+    at_20x = MPP_TIMES_POWER / 20
+    nominal = at_20x * 2.0 ** round(math.log2(mpp / at_20x))
+    return nominal if abs(mpp / nominal - 1) <= _NOMINAL_TOLERANCE else mpp
 
 
 def _grid(facts: SlideFacts, recipe: PatchRecipe, mpp: float) -> PatchGrid:

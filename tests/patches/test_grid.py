@@ -94,6 +94,12 @@ def test_all_magnifications_nest_on_any_slide(
     assert fine.step_level0 == pytest.approx(224 * 0.5 / mpp, rel=0.021)
 
 
+@given(mpp=st.floats(0.1, 0.5))
+def test_a_magnification_has_one_grid_whichever_others_are_tiled(mpp: float) -> None:
+    together = patch_grids(facts(mpp=mpp), recipes())
+    assert [patch_grids(facts(mpp=mpp), (r.recipe,))[0] for r in together] == list(together)
+
+
 def test_overlap_widens_the_image_and_not_the_step() -> None:
     grid = patch_grids(facts(), recipes((0,), overlap=16))[0]
     assert (grid.recipe.image_px, grid.geometry.tile_size_level0) == (256, 256)
