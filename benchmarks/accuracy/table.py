@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -215,7 +216,9 @@ def code_sha256() -> str:
     """Of all sources of this package: defaults that no settings name are in them."""
     root = Path(cmamil_sdk.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    folders = os.walk(root, followlinks=True)  # the workshops are links in a checkout
+    files = (Path(folder, name) for folder, _, names in folders for name in names)
+    for path in sorted(file for file in files if file.suffix == ".py"):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -12,8 +12,15 @@ from typing import Any
 
 import pytest
 
+import cmamil_sdk
 from cmamil_sdk.benchmarks.accuracy.report import csv_bytes, rows_to_keep, write_table
-from cmamil_sdk.benchmarks.accuracy.table import MeanTarget, Row, Table, run_table
+from cmamil_sdk.benchmarks.accuracy.table import (
+    MeanTarget,
+    Row,
+    Table,
+    code_sha256,
+    run_table,
+)
 from cmamil_sdk.benchmarks.accuracy.tables import TABLES, make_table
 from cmamil_sdk.errors import ConfigInvalid
 
@@ -79,6 +86,16 @@ def test_a_kept_row_with_other_seeds_is_run_again(tmp_path: Path) -> None:
     write_table(tmp_path, run_table(table, rows=["bad"], seeds=[0]))
     document = run_table(table, rows=["bad"], kept=rows_to_keep(tmp_path, table))
     assert document["rows"]["bad"]["seeds"] == [0, 1]
+
+
+def test_the_code_of_a_table_includes_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))
+    assert code_sha256.__wrapped__() == code_sha256()
+    assert {"training/fit.py", "models/cma_mil.py", "benchmarks/accuracy/table.py"} <= {
+        str(path.relative_to(Path(cmamil_sdk.__file__).parent)) for path in read
+    }
 
 
 def test_rows_of_other_settings_or_machines_are_not_kept(tmp_path: Path) -> None:
