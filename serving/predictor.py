@@ -217,13 +217,14 @@ def check_attention(plan: TilePlan, manifest: Manifest, max_mib: int) -> None:
 def _scores_held(counts: list[int], manifest: Manifest) -> int:
     """Attention scores that a graph holds at once for a slide with so many tiles at each scale.
 
-    Global attention, with or without a nested bias, has one for each pair of tiles of two scales, a
-    transformer one for each pair of tiles and head. Nested attention is linear and counts as 0.
+    Global attention, with or without a nested bias, has one for each pair of tiles of two scales, or
+    of the only one, a transformer one for each pair of tiles and head. Nested attention is linear and
+    counts as 0.
     """
     if manifest.model_kind == "torchmil:TransformerABMIL":
         return _TRANSFORMER_HEADS * counts[0] ** 2
     kind = manifest.hyperparameters.get("cross_attention")
-    if kind not in ("global", "nested-bias") or len(counts) < 2:
+    if kind != "global" and (kind != "nested-bias" or len(counts) < 2):
         return 0
     return max(n * m for n, m in zip(counts, counts[1:] + counts[:1], strict=True))
 

@@ -74,12 +74,14 @@ class TrainConfig(BaseModel):
     )
     cross_attention: Literal["nested", "global", "nested-bias", "none"] | None = Field(
         None,
-        description="whom a tile asks at the next scale; None: nested, or global where that is unknown",
+        description="whom a tile asks at the next scale; None: nested, or global where that is "
+        "unknown. On one scale None: nobody; global: the other tiles",
         json_schema_extra=_WITH_SCALES,
     )
     cross_norm: Literal["none", "layer"] = Field(
         "none",
-        description="what follows the cross attention; layer: LayerNorm, as published",
+        description="what follows the cross attention, or stands in its place; layer: LayerNorm, "
+        "as published",
         json_schema_extra=_WITH_SCALES,
     )
     pooling: Literal["attention", "reference"] = Field(

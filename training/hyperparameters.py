@@ -59,11 +59,6 @@ def hyperparameters_of(
         raise ConfigInvalid(
             f"{idle} has no effect on the one scale {scales[0]}; leave it out, or train on more."
         )
-    if cross_attention == "none" and config.cross_norm != "none":
-        raise ConfigInvalid(
-            "cross_norm follows the cross attention and has no effect with cross_attention 'none'; "
-            "leave it out."
-        )
     common |= {"cross_attention": cross_attention, "cross_norm": config.cross_norm}
     if parents is None:
         attend = len(scales) > 1 and cross_attention != "none"

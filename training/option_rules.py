@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 _OF_THE_TILE_LOSS = ("bag_weight", "k_sample", "subtyping")
-_OF_SEVERAL_SCALES = ("cross_norm", "scale_loss")
+_OF_SEVERAL_SCALES = ("scale_loss",)
 
 
 def is_set(config: TrainConfig, name: str) -> bool:

@@ -188,19 +188,20 @@ def labels_of(bags: Sequence[TrainingBag]) -> list[int]:
 def resolve_cross_attention(wanted: str | None, store: FeatureStore) -> str:
     """The form of cross attention to train: ``wanted``, or the best that the features allow.
 
-    A single scale has nothing to attend to: "none".
+    A single scale attends to itself only where "global" is wanted.
 
     Raises:
-        ConfigInvalid: scales are to attend to each other and there is one, or to nested tiles and
-            a slide does not know its tiles' parents.
+        ConfigInvalid: tiles are to attend to nested ones and there is one scale, or a slide does not
+            know its tiles' parents.
     """
     if len(store.scales) == 1:
-        if wanted not in (None, "none"):
+        if wanted in ("nested", "nested-bias"):
             raise ConfigInvalid(
                 f"cross_attention {wanted!r} has no effect on the one scale {store.scales[0]}; "
-                "leave it out, or train on more."
+                "leave it out, train on more, or choose 'global', by which its tiles attend to each "
+                "other."
             )
-        return "none"
+        return wanted or "none"
     if wanted in ("nested", "nested-bias") and not store.parents_known:
         raise ConfigInvalid(
             f"cross_attention {wanted!r} needs the tiles' parents, which some feature files do not "

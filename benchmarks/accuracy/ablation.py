@@ -25,6 +25,9 @@ _CHOSEN = {
     "needle": (
         "attention, 200 tiles",
         "reference, 200 tiles",
+        "attention, LayerNorm, 200 tiles",
+        "reference, no LayerNorm, 200 tiles",
+        "attention, self-attention, 200 tiles",
         "attention, 200 tiles, ce tile loss",
         "attention, 200 tiles, svm tile loss",
     ),

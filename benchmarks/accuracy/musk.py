@@ -121,12 +121,20 @@ def musk_table(data: Path) -> Table:
 
 
 def _rows(name: str) -> dict[str, Row]:
-    plain = {"attention_dim": 64, "inst_loss": "none"}
+    # the ring of one scale is itself: instances attend to each other
+    plain = {"attention_dim": 64, "inst_loss": "none", "cross_attention": "global"}
+    alone = plain | {"cross_attention": "none"}
     peers = {
         label: {"model": model} | ({} if model.endswith("TransMIL") else {"attention_dim": 64})
         for label, model in PEERS.items()
     }
-    training = {OURS: plain, f"{OURS}, svm tile loss": plain | {"inst_loss": "svm"}} | peers
+    ours = {
+        OURS: plain,
+        f"{OURS}, svm tile loss": plain | {"inst_loss": "svm"},
+        f"{OURS}, no self-attention": alone,
+        f"{OURS}, no self-attention, svm tile loss": alone | {"inst_loss": "svm"},
+    }
+    training = ours | peers
     return {label: Row({"set": name, "training": options}) for label, options in training.items()}
 
 

@@ -25,7 +25,7 @@ _FIRST_SCORES = 4.0
 """How much larger scores start than by torch's initialisation, where scales attend to each other.
 
 That one makes attention so even at first that small cohorts are learned by heart before it moves.
-Without cross attention there is no such race, and small sets are learned better from even scores.
+On one scale there is no such race, and small sets are learned better from even scores.
 """
 
 
@@ -33,8 +33,9 @@ class CMAMIL(MultiScaleMIL):
     """CMA-MIL over ``scales``, ordered coarse to fine.
 
     Each scale has its own adaptor ``ReLU(Linear(E, dim))``. In the ring coarse -> ... -> fine ->
-    coarse each scale then asks the next; with one scale there is nothing to ask. Each head, a gated
-    attention and a tile classifier, serves all scales; a learned softmax fuses their answers.
+    coarse each scale then asks the next; one scale asks itself if ``cross_attention`` is "global",
+    and else nobody. Each head, a gated attention and a tile classifier, serves all scales; a learned
+    softmax fuses their answers.
 
     Args:
         scales: names, coarse to fine, each once.
@@ -49,7 +50,8 @@ class CMAMIL(MultiScaleMIL):
         dropout: rate after the adaptors and in the gated attention's branches.
         cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias" or
             "none".
-        cross_norm: what follows the cross attention: "none", or "layer" as published.
+        cross_norm: what follows the cross attention, or the adaptors where there is none: "none", or
+            "layer" as published.
         pooling: "attention" (softmax) or "reference" (exp of the softmax, as published: close to a
             mean for bags of usual size).
         standardize: standardise features inside the model, per scale.
@@ -94,7 +96,7 @@ class CMAMIL(MultiScaleMIL):
         self.attention_dim = dim // 2 if attention_dim is None else attention_dim
         self.heads = heads
         self.attention = GatedAttention(dim, self.attention_dim, dropout, heads)
-        if self.cross:
+        if self.cross and len(self.scales) > 1:
             with torch.no_grad():
                 self.attention.score.weight.mul_(_FIRST_SCORES)
         self.classifier = nn.Linear(dim, heads * n_classes)

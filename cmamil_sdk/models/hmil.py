@@ -50,8 +50,8 @@ class HMIL(MultiScaleMIL):
             32, or ``dim`` if that is less.
         dropout: rate after the bottleneck's ReLU (published: 0).
         head: "per_class", or "shared" as published.
-        cross_attention: between several scales: "nested", "global", "nested-bias" or "none".
-        cross_norm: what follows the cross attention: "none" or "layer".
+        cross_attention: "nested", "global", "nested-bias" or "none".
+        cross_norm: what follows the cross attention, or stands in its place: "none" or "layer".
         standardize: standardise features inside the model, per scale.
 
     Raises:

@@ -1,7 +1,7 @@
 """What stands in front of a MIL model that reads several scales: one space, and a look around.
 
 Each scale has its own standardisation and its own adaptor into a common width; then each scale may
-ask the next one in the ring coarse -> ... -> fine -> coarse.
+ask the next one in the ring coarse -> ... -> fine -> coarse. A ring of one scale asks itself.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class MultiScaleMIL(MILModel):
         dim: width of embeddings.
         dropout: rate after the adaptors, and wherever else the model drops.
         cross_attention: "nested" (own children or ancestor), "global" (as published), "nested-bias"
-            (global with a learned preference for the nested) or "none"; with one scale there is
-            nothing to ask.
-        cross_norm: what follows the cross attention: "none", or "layer" as published.
+            (global with a learned preference for the nested) or "none". On one scale "global" is
+            self-attention, and the nested forms, which have nothing to ask, are "none".
+        cross_norm: what follows the cross attention, or the adaptors where there is none: "none", or
+            "layer" as published.
         standardize: standardise features inside the model, per scale.
         adapt: whether features pass an adaptor; without, tiles stay ``[n, E]``.
 
@@ -99,7 +100,10 @@ class MultiScaleMIL(MILModel):
             nn.Linear(embed_dim or feature_dim, dim) for _ in range(n_scales if adapt else 0)
         )
         self.drop = nn.Dropout(dropout)
-        self.cross = nn.ModuleList(self._cross_blocks())
+        width = dim if adapt else embed_dim or feature_dim
+        self.cross = nn.ModuleList(self._cross_blocks(width))
+        lonely = cross_norm == "layer" and not self.cross
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_scales if lonely else 0))
 
     @property
     def index_names(self) -> tuple[str, ...]:
@@ -129,11 +133,12 @@ class MultiScaleMIL(MILModel):
         self.check_inputs(features, index)
         return self._attend(self._adapt(features), index)
 
-    def _cross_blocks(self) -> list[nn.Module]:
-        if len(self.scales) == 1 or self.cross_attention == "none":
+    def _cross_blocks(self, width: int) -> list[nn.Module]:
+        alone = len(self.scales) == 1
+        if self.cross_attention == "none" or (alone and self.cross_attention != "global"):
             return []
         block = _BLOCKS[self.cross_attention]
-        return [block(self.dim, self.cross_norm) for _ in self.scales]
+        return [block(width, self.cross_norm) for _ in self.scales]
 
     def _adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         tiles = [
@@ -151,7 +156,11 @@ class MultiScaleMIL(MILModel):
 
     def _attend(self, tiles: list[Tensor], index: Mapping[str, Tensor]) -> list[Tensor]:
         if not self.cross:
-            return tiles
+            return (
+                [norm(x) for norm, x in zip(self.norms, tiles, strict=True)]
+                if self.norms
+                else tiles
+            )
         ring = zip(self.cross, tiles, [*tiles[1:], tiles[0]], strict=True)
         if self.cross_attention == "global":
             return [block(asking, answering) for block, asking, answering in ring]

@@ -58,6 +58,8 @@ VARIANTS = {
     "nested-bias": ("5x,10x,20x", {"cross_attention": "nested-bias", "embed_dim": 4}),
     "reference": ("5x,20x", {"cross_attention": "none", "pooling": "reference", "heads": 2}),
     "one scale": ("20x", {}),
+    "one scale, self-attention": ("20x", {"cross_attention": "global", "cross_norm": "layer"}),
+    "norm alone": ("5x,20x", {"cross_attention": "none", "cross_norm": "layer"}),
 }
 
 

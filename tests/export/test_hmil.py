@@ -54,6 +54,7 @@ def make_model(scales: str, feature_dim: int, **options: object) -> HMIL:
     [
         ("20x", {}),
         ("20x", {"head": "shared"}),
+        ("20x", {"cross_attention": "global"}),
         ("5x,10x,20x", {}),
         ("5x,20x", {"cross_attention": "global"}),
         ("5x,20x", {"cross_attention": "nested-bias", "embed_dim": 5}),

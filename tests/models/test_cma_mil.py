@@ -61,7 +61,7 @@ def test_published_settings_have_the_published_number_of_parameters() -> None:
 
 @pytest.mark.parametrize(
     ("n_scales", "cross_attention", "gain"),
-    [(3, "nested", 4.0), (3, "none", 1.0), (1, "nested", 1.0)],
+    [(3, "nested", 4.0), (3, "none", 1.0), (1, "nested", 1.0), (1, "global", 1.0)],
 )
 def test_scores_start_larger_where_scales_attend(
     n_scales: int, cross_attention: str, gain: float
@@ -115,20 +115,26 @@ def test_contributions_and_bias_add_up_to_the_logits(
 
 
 @pytest.mark.parametrize("pooling", ["attention", "reference"])
-def test_forward_is_the_published_formula(pooling: str) -> None:
+@pytest.mark.parametrize("counts", [(3, 5, 9), (7,)])
+def test_forward_is_the_published_formula(counts: tuple[int, ...], pooling: str) -> None:
+    """Also on one scale, whose ring is itself."""
     model = make_model(
-        cross_attention="global", cross_norm="layer", pooling=pooling, standardize=False
+        len(counts),
+        cross_attention="global",
+        cross_norm="layer",
+        pooling=pooling,
+        standardize=False,
     )
-    features, index = make_bag((3, 5, 9))
+    features, index = make_bag(counts)
     output = model(features, index)
     h = [
         torch.relu(F.linear(features[s], a.weight, a.bias))
-        for s, a in zip(SCALES, model.adaptors, strict=True)
+        for s, a in zip(SCALES, model.adaptors, strict=False)
     ]
     logits = torch.zeros(1, 3)
     weights = torch.softmax(model.fusion, 0)
     for position, block in enumerate(model.cross):
-        asking, answering = h[position], h[(position + 1) % 3]
+        asking, answering = h[position], h[(position + 1) % len(h)]
         q, k, v = block.query(asking), block.key(answering), block.value(answering)
         attended = torch.softmax(q @ k.T / 8**0.5, dim=1) @ v
         tiles = F.layer_norm(asking + attended, (8,), block.norm.weight, block.norm.bias, 1e-5)
@@ -139,6 +145,23 @@ def test_forward_is_the_published_formula(pooling: str) -> None:
         scores = tiles @ model.classifier.weight.T + model.classifier.bias
         logits = logits + weights[position] * (omega * scores).sum(0, keepdim=True)
     torch.testing.assert_close(output.logits, logits + model.bias, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_scales", [1, 3])
+def test_the_published_norm_stands_alone_where_no_scale_attends(n_scales: int) -> None:
+    plain = make_model(n_scales, cross_attention="none")
+    normed = make_model(n_scales, cross_attention="none", cross_norm="layer")
+    counts = (3, 5, 9)[:n_scales]
+    for name, embedding in run(plain, counts).embedding.items():
+        expected = F.layer_norm(embedding, (8,))
+        torch.testing.assert_close(run(normed, counts).embedding[name], expected)
+
+
+def test_one_scale_has_no_nested_tiles_to_ask() -> None:
+    for kind in ("nested", "nested-bias", "none"):
+        assert not make_model(1, cross_attention=kind).cross
+    alone = make_model(1, cross_attention="global")
+    assert len(alone.cross) == 1 and alone.index_names == ()
 
 
 @pytest.mark.parametrize("pooling", ["attention", "reference"])

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.training.config import make_config
 from cmamil_sdk.training.hyperparameters import hyperparameters_of
 
@@ -15,6 +14,8 @@ from cmamil_sdk.training.hyperparameters import hyperparameters_of
         (("5x", "20x"), "nested", {}, 8),
         (("5x", "20x"), "none", {}, 1),
         (("20x",), "nested", {}, 1),
+        (("20x",), "none", {}, 1),
+        (("20x",), "global", {}, 1),
         (("5x", "20x"), "nested", {"heads": 3}, 3),
         (("20x",), "nested", {"heads": 3}, 3),
     ],
@@ -30,11 +31,3 @@ def test_there_are_eight_heads_where_scales_attend_to_each_other(
         cross_attention=cross_attention,
     )
     assert found["heads"] == heads
-
-
-def test_a_norm_after_no_cross_attention_is_refused() -> None:
-    config = make_config(cross_norm="layer")
-    with pytest.raises(ConfigInvalid, match="no effect with cross_attention 'none'"):
-        hyperparameters_of(
-            config, scales=("5x", "20x"), feature_dim=6, n_classes=2, cross_attention="none"
-        )

@@ -239,7 +239,6 @@ def test_a_split_column_makes_the_single_fold(cohort: Cohort, tmp_path: Path) ->
 def test_the_configuration_reaches_the_model(
     cohort: Cohort, tmp_path: Path, cross_attention: str
 ) -> None:
-    norm = "none" if cross_attention == "none" else "layer"
     config = make_config(
         epochs=1,
         folds=2,
@@ -249,7 +248,7 @@ def test_the_configuration_reaches_the_model(
         heads=2,
         drop_out=0.4,
         cross_attention=cross_attention,
-        cross_norm=norm,
+        cross_norm="layer",
         pooling="reference",
         standardize=False,
         scales=("10x", "20x"),
@@ -266,7 +265,7 @@ def test_the_configuration_reaches_the_model(
         "heads": 2,
         "dropout": 0.4,
         "cross_attention": cross_attention,
-        "cross_norm": norm,
+        "cross_norm": "layer",
         "pooling": "reference",
         "standardize": False,
     }
@@ -302,7 +301,7 @@ def test_bad_input_ends_before_anything_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"cross_norm": "layer"}, {"scale_loss": 0.5}, {"cross_attention": "nested"}],
+    [{"scale_loss": 0.5}, {"cross_attention": "nested"}],
 )
 def test_options_of_several_scales_are_refused_on_one(
     shared_cohort: Cohort, tmp_path: Path, options: dict[str, Any]

@@ -90,7 +90,8 @@ def test_scales_can_be_chosen_but_not_without_the_finest(cohort: Cohort) -> None
     assert store.scales == ("20x",)
     assert set(store.bag("slide_00").features) == {"20x"}
     assert resolve_cross_attention(None, store) == resolve_cross_attention("none", store) == "none"
-    for wanted in ("nested", "global"):
+    assert resolve_cross_attention("global", store) == "global"
+    for wanted in ("nested", "nested-bias"):
         with pytest.raises(ConfigInvalid, match=f"{wanted}' has no effect on the one scale 20x"):
             resolve_cross_attention(wanted, store)
     with pytest.raises(ScaleMismatch, match="leave out 20x"):

@@ -24,6 +24,4 @@ def test_the_targets_of_the_benchmark() -> None:
     rows = sorted({row for target in TABLE.targets for row in target.rows})
     document = run_table(TABLE, rows=rows)
     assert len(document["targets"]) == len(TABLE.targets)
-    missed = [verdict["target"] for verdict in document["targets"] if not verdict["met"]]
-    # a mean of well-trained tile scores finds more than this bound allows it: docs/accuracy.md
-    assert missed == ["reference, 200 tiles: auc at most 0.7"]
+    assert all(verdict["met"] for verdict in document["targets"]), document["targets"]
