@@ -31,7 +31,6 @@ _PANELS = {
     "seed": "Run",
 }
 """Groups of the configuration's options in the help, each by the option that it begins with."""
-_WIDEST_CHOICE = 20
 _METRICS = ("accuracy", "balanced_accuracy", "auc", "f1", "ece", "coarse_auc", "parent_accuracy")
 
 
@@ -113,11 +112,10 @@ def _options() -> list[inspect.Parameter]:
     for name, field in TrainConfig.model_fields.items():
         panel = _PANELS.get(name, panel)
         kind = _plain(field.annotation)
-        choices = "|".join(map(str, get_args(kind)))
-        many = len(choices) > _WIDEST_CHOICE
+        choices = ", ".join(map(str, get_args(kind)))
         option = typer.Option(
-            help=f"{choices}: {_help(name)}" if many else _help(name),
-            metavar="<choice>" if many else None,
+            help=f"{choices}: {_help(name)}" if choices else _help(name),
+            metavar="<choice>" if choices else None,
             show_default=False,
             rich_help_panel=panel,
         )
