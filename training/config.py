@@ -184,12 +184,12 @@ class TrainConfig(BaseModel):
     )
     bag_align_weight: Weight | None = Field(
         None,
-        description="of the loss on fine answers outside the coarse label; None: 1",
+        description="of the loss on fine answers outside the coarse label; None: with ours 0.5, or 1",
         json_schema_extra=_ONLY_HMIL,
     )
     inst_align_weight: Weight | None = Field(
         None,
-        description="of the loss on fine attention off the coarse one; None: 1, with repo 0",
+        description="of the loss on fine attention off the coarse one; None: with ours 4, paper 1, repo 0",
         json_schema_extra=_ONLY_HMIL,
     )
     contrast_weight: Weight | None = Field(

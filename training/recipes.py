@@ -89,7 +89,9 @@ class Recipe:
 
 
 RECIPES = {
-    "ours": Recipe("per_class", Weights(contrast=0.0), 1.0, False, "constant"),
+    "ours": Recipe(
+        "per_class", Weights(bag_align=0.5, inst_align=4.0, contrast=0.0), 1.0, False, "constant"
+    ),
     "paper": Recipe("shared", Weights(), 0.0, True, "paper"),
     "repo": Recipe("shared", Weights(inst_align=0.0), 0.0, True, "repo"),
 }

@@ -108,6 +108,7 @@ TABLE = Table(
         "ours, no logit adjustment": _row(logit_adjust=0.0),
         "flat with logit adjustment": _row(**_FLAT | {"logit_adjust": 1.0}),
         "ours, no coarse loss": _row(coarse_weight=0.0),
+        "ours, all weights 1": _row(bag_align_weight=1.0, inst_align_weight=1.0),
         "ours, no bag alignment": _row(bag_align_weight=0.0),
         "ours, no instance alignment": _row(inst_align_weight=0.0),
         "ours, balanced steps": _row(sampling="balanced"),

@@ -31,7 +31,7 @@ def test_defaults_are_the_documented_ones_of_each_model() -> None:
 def test_what_each_recipe_weighs_in_time() -> None:
     ours, paper, repo = (recipe_of(config(recipe=name)) for name in ("ours", "paper", "repo"))
     for epoch in (0, 100, 199):
-        assert ours.weights_at(epoch, 200) == Weights(1, 1, 1, 1, 0)
+        assert ours.weights_at(epoch, 200) == Weights(1, 1, 0.5, 4, 0)
     assert paper.weights_at(0, 200) == Weights(1, 1, 1, 1, 0)
     assert paper.weights_at(50, 200) == Weights(1, 0.75, 0.75, 0.75, 0.25)
     assert repo.weights_at(0, 200) == Weights(1, 1, 1, 0, 0)
