@@ -189,7 +189,7 @@ class TrainConfig(BaseModel):
     )
     inst_align_weight: Weight | None = Field(
         None,
-        description="of the loss on fine attention off the coarse one; None: with ours 4, paper 1, repo 0",
+        description="of that on fine attention off the coarse one; None: with ours 4, paper 1, repo 0",
         json_schema_extra=_ONLY_HMIL,
     )
     contrast_weight: Weight | None = Field(
