@@ -66,20 +66,24 @@ class GatedAttention(nn.Module):
         return scores.transpose(0, 1)
 
 
-class _CrossAttention(nn.Module):
-    """Projections and what follows the residual, shared by all forms.
+def norm_of_tiles(dim: int, norm: str) -> nn.Module:
+    """What tiles ``[n, dim]`` pass last: with "layer" a LayerNorm, as published, with "none" nothing.
 
-    With ``norm="layer"`` a LayerNorm follows, as published. It makes all tiles equally strong, also
-    those without a finding, and small cohorts are learned badly. With ``norm="none"`` nothing
-    follows.
+    The LayerNorm makes all tiles equally strong, also those without a finding, and small cohorts are
+    learned badly.
     """
+    return nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
+
+
+class _CrossAttention(nn.Module):
+    """Projections and the norm behind the residual (:func:`norm_of_tiles`), shared by all forms."""
 
     def __init__(self, dim: int, norm: str) -> None:
         super().__init__()
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim) if norm == "layer" else nn.Identity()
+        self.norm = norm_of_tiles(dim, norm)
 
 
 class GlobalCrossAttention(_CrossAttention):
@@ -173,4 +177,5 @@ __all__ = [
     "NestedBiasCrossAttention",
     "NestedCrossAttention",
     "linear_after",
+    "norm_of_tiles",
 ]

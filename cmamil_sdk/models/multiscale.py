@@ -17,6 +17,7 @@ from cmamil_sdk.models.attention import (
     GlobalCrossAttention,
     NestedBiasCrossAttention,
     NestedCrossAttention,
+    norm_of_tiles,
 )
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.standardize import Standardize
@@ -102,8 +103,9 @@ class MultiScaleMIL(MILModel):
         self.drop = nn.Dropout(dropout)
         width = dim if adapt else embed_dim or feature_dim
         self.cross = nn.ModuleList(self._cross_blocks(width))
-        lonely = cross_norm == "layer" and not self.cross
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(n_scales if lonely else 0))
+        self.norms = nn.ModuleList(
+            norm_of_tiles(width, cross_norm) for _ in range(0 if self.cross else n_scales)
+        )
 
     @property
     def index_names(self) -> tuple[str, ...]:
@@ -156,11 +158,7 @@ class MultiScaleMIL(MILModel):
 
     def _attend(self, tiles: list[Tensor], index: Mapping[str, Tensor]) -> list[Tensor]:
         if not self.cross:
-            return (
-                [norm(x) for norm, x in zip(self.norms, tiles, strict=True)]
-                if self.norms
-                else tiles
-            )
+            return [norm(x) for norm, x in zip(self.norms, tiles, strict=True)]
         ring = zip(self.cross, tiles, [*tiles[1:], tiles[0]], strict=True)
         if self.cross_attention == "global":
             return [block(asking, answering) for block, asking, answering in ring]
