@@ -47,7 +47,9 @@ class ServerConfig(BaseModel):
     max_queued: int = Field(16, ge=0, le=65536)
     max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
     max_attention_mib: int = Field(
-        4096, ge=1, description="memory of attention between all tiles of two scales, MiB"
+        4096,
+        ge=1,
+        description="memory of attention between all tiles of two scales, or of the only one, MiB",
     )
     max_slide_pixels: int = Field(400_000_000_000, ge=1, description="level-0 pixels of a slide")
     max_levels: int = Field(32, ge=1, description="stored pyramid levels of a slide")

@@ -209,8 +209,8 @@ def check_attention(plan: TilePlan, manifest: Manifest, max_mib: int) -> None:
     if needed_mib > max_mib:
         raise TooManyTiles(
             f"{plan.facts.path} has {plan.total_tiles()} tiles, global attention between them needs "
-            f"{needed_mib} MiB, the limit is {max_mib}; use a model with nested attention, or raise "
-            "the server's max_attention_mib."
+            f"{needed_mib} MiB, the limit is {max_mib}; use a model with nested attention (on one "
+            "scale, without attention between tiles), or raise the server's max_attention_mib."
         )
 
 

@@ -23,7 +23,11 @@ _TEMPORARY = ".*.tmp"  # of atomic writes that were killed
 
 
 class RunRecord(BaseModel):
-    """The configuration as given, and what it came to mean for these features and labels."""
+    """The configuration as given, and what it came to mean for these features and labels.
+
+    ``losses`` are HMIL's recipe with all its weights, whose defaults may change while a run stands
+    still; None for other models, and in runs from before it was written.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +37,7 @@ class RunRecord(BaseModel):
     labels: tuple[str, ...]
     recipe_key: str
     features_sha256: str
+    losses: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, run: Path) -> RunRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def train(
         labels=table.labels,
         recipe_key=store.origin.recipe_key,
         features_sha256=store.digest(),
+        losses=asdict(recipe_of(config)) if config.model == "hmil" else None,
     )
     with sole_writer(run):
         complete = open_run(run, record, rows)

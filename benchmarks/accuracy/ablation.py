@@ -28,6 +28,7 @@ _CHOSEN = {
         "attention, LayerNorm, 200 tiles",
         "reference, no LayerNorm, 200 tiles",
         "attention, self-attention, 200 tiles",
+        "reference, self-attention, 200 tiles",
         "attention, 200 tiles, ce tile loss",
         "attention, 200 tiles, svm tile loss",
     ),

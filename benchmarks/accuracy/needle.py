@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
 N_TRAIN = N_TEST = 300
 
 _REFERENCE = {"pooling": "reference", "cross_norm": "layer"}
-"""As published: a mean in all but name, of tiles that the LayerNorm has made equally strong."""
+"""The published pooling, of tiles that the published LayerNorm has made equally strong."""
 _MANY = {"tiles": 600}
 
 
@@ -57,18 +57,26 @@ TABLE = Table(
         "attention, LayerNorm, 200 tiles": Row({"training": {"cross_norm": "layer"}}),
         "reference, no LayerNorm, 200 tiles": Row({"training": {"pooling": "reference"}}),
         "attention, self-attention, 200 tiles": Row({"training": {"cross_attention": "global"}}),
+        "reference, self-attention, 200 tiles": Row(
+            {"training": _REFERENCE | {"cross_attention": "global"}}
+        ),
         "attention, 200 tiles, ce tile loss": Row({"training": {"inst_loss": "ce"}}),
         "attention, 200 tiles, svm tile loss": Row({"training": {"inst_loss": "svm"}}),
-        "attention, 600 tiles": Row({"data": _MANY}),
-        "reference, 600 tiles": Row({"data": _MANY, "training": _REFERENCE}),
-        "attention, 600 tiles, 20 epochs": Row({"data": _MANY, "training": {"epochs": 20}}),
+        "attention, 600 tiles": Row({"data": _MANY, "training": {"epochs": 20}}),
+        "reference, 600 tiles": Row({"data": _MANY, "training": {"epochs": 20} | _REFERENCE}),
+        "attention, 600 tiles, 30 epochs": Row({"data": _MANY}),
         "attention, 600 tiles, 150 epochs": Row({"data": _MANY, "training": {"epochs": 150}}, 2),
         "attention, 600 tiles, default training": Row({"data": _MANY, "defaults": True}),
     },
     targets=(
         MeanTarget("attention, 200 tiles", "auc", least=0.88),
         MeanTarget("reference, 200 tiles", "auc", most=0.70),
-        MeanTarget("attention, 200 tiles", "auc", least=0.05, over="reference, 200 tiles"),
+        MeanTarget(
+            "attention, 200 tiles", "auc", least=0.05, over="reference, no LayerNorm, 200 tiles"
+        ),
+        MeanTarget(
+            "attention, LayerNorm, 200 tiles", "auc", least=0.05, over="reference, 200 tiles"
+        ),
         MeanTarget("attention, 600 tiles", "auc", least=0.85, aim=0.90),
         MeanTarget("attention, 600 tiles, default training", "auc", least=0.85, aim=0.90),
     ),

@@ -2,8 +2,8 @@
 
 All cross forms are single-head with a residual: a tile of one scale asks, tiles of another scale
 answer, and the result stays one row per asking tile. ``global`` lets it ask every tile of the other
-scale; ``nested`` only those that lie inside it, or that it lies inside; ``nested-bias`` every tile,
-but with a learned preference for those.
+scale, and where there is one scale only, of its own; ``nested`` only those that lie inside it, or
+that it lies inside; ``nested-bias`` every tile, but with a learned preference for those.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _CrossAttention(nn.Module):
 
 
 class GlobalCrossAttention(_CrossAttention):
-    """Every asking tile attends to every tile of the other scale (CMA-MIL as published)."""
+    """Every asking tile attends to every answering tile (CMA-MIL as published)."""
 
     def forward(self, asking: Tensor, answering: Tensor) -> Tensor:
         """``[n, dim]`` and ``[m, dim]`` -> ``[n, dim]``; memory grows with n + m when fused."""

@@ -2,8 +2,8 @@
 
 The published model with its defects repaired: each class has a weight vector of its own
 (``head="shared"`` keeps one for all), bags of one tile work, the forward runs once and never sees a
-label, and any number of scales may be read. On one scale the network is the published one; on
-several, CMA-MIL's adaptors and cross-magnification attention stand in front of it.
+label, and any number of scales may be read. On one scale the network is the published one; where
+tiles attend to each other, CMA-MIL's adaptors and cross-magnification attention stand in front of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _LEAST_FINE_HIDDEN = 32
 class HMIL(MultiScaleMIL):
     """HMIL over ``scales``, ordered coarse to fine.
 
-    Tiles ``x`` of width W (E on one scale, ``dim`` behind the adaptors of several) become
+    Tiles ``x`` of width W (``dim`` behind the adaptors that several scales have, or one with "global"
+    attention; else E) become
     ``h1 = W2 ReLU(W1 x)`` of width W, which the coarse level reads, and ``h2 = W3 h1`` of width
     ``dim``, which the fine level reads. At each level every class has its own gated attention map;
     a class's logit is its head on what it sees. Both levels fuse scales by a learned softmax.
@@ -88,7 +89,7 @@ class HMIL(MultiScaleMIL):
             cross_attention=cross_attention,
             cross_norm=cross_norm,
             standardize=standardize,
-            adapt=len(scales) > 1,
+            adapt=len(scales) > 1 or cross_attention == "global",
         )
         self._check_choice("head", head, get_args(HeadKind))
         _check_parents(parents, n_classes)
@@ -102,7 +103,7 @@ class HMIL(MultiScaleMIL):
         if min(self.coarse_hidden, self.fine_hidden) < 1:
             raise ConfigInvalid("HMIL: coarse_hidden and fine_hidden must be at least 1.")
         self.head: HeadKind = head
-        width = dim if len(self.scales) > 1 else embed_dim or feature_dim
+        width = self.width
         self.trunk = nn.Sequential(
             nn.Linear(width, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, width)
         )

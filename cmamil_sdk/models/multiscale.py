@@ -101,10 +101,10 @@ class MultiScaleMIL(MILModel):
             nn.Linear(embed_dim or feature_dim, dim) for _ in range(n_scales if adapt else 0)
         )
         self.drop = nn.Dropout(dropout)
-        width = dim if adapt else embed_dim or feature_dim
-        self.cross = nn.ModuleList(self._cross_blocks(width))
+        self.width = dim if adapt else embed_dim or feature_dim
+        self.cross = nn.ModuleList(self._cross_blocks())
         self.norms = nn.ModuleList(
-            norm_of_tiles(width, cross_norm) for _ in range(0 if self.cross else n_scales)
+            norm_of_tiles(self.width, cross_norm) for _ in range(0 if self.cross else n_scales)
         )
 
     @property
@@ -127,7 +127,7 @@ class MultiScaleMIL(MILModel):
     def look_around(
         self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]
     ) -> list[Tensor]:
-        """Tiles ``[n, dim]`` of each scale (``[n, E]`` without adaptors), after all of the above.
+        """Tiles ``[n, width]`` of each scale, after all of the above; ``width`` is E without adaptors.
 
         Raises:
             ScaleMismatch: a scale or an index array is missing.
@@ -135,12 +135,12 @@ class MultiScaleMIL(MILModel):
         self.check_inputs(features, index)
         return self._attend(self._adapt(features), index)
 
-    def _cross_blocks(self, width: int) -> list[nn.Module]:
+    def _cross_blocks(self) -> list[nn.Module]:
         alone = len(self.scales) == 1
         if self.cross_attention == "none" or (alone and self.cross_attention != "global"):
             return []
         block = _BLOCKS[self.cross_attention]
-        return [block(width, self.cross_norm) for _ in self.scales]
+        return [block(self.width, self.cross_norm) for _ in self.scales]
 
     def _adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         tiles = [

@@ -129,7 +129,7 @@ def test_forward_is_the_published_formula(counts: tuple[int, ...], pooling: str)
     output = model(features, index)
     h = [
         torch.relu(F.linear(features[s], a.weight, a.bias))
-        for s, a in zip(SCALES, model.adaptors, strict=False)
+        for s, a in zip(SCALES[: len(counts)], model.adaptors, strict=True)
     ]
     logits = torch.zeros(1, 3)
     weights = torch.softmax(model.fusion, 0)

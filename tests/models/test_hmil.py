@@ -80,6 +80,14 @@ def test_forward_is_the_published_formula(head: str) -> None:
     assert output.embedding["5x"].shape == (9, 8)
 
 
+def test_tiles_of_one_scale_attend_to_each_other_in_the_width_of_the_model() -> None:
+    """Not in that of the features, which is many times as wide."""
+    model = HMIL(["20x"], 1024, 5, PARENTS, dim=8, cross_attention="global")
+    assert [tuple(a.weight.shape) for a in model.adaptors] == [(8, 1024)]
+    assert model.cross[0].query.weight.shape == (8, 8) and model.trunk[0].in_features == 8
+    assert not HMIL(["20x"], 1024, 5, PARENTS, dim=8, cross_attention="nested").adaptors
+
+
 def test_a_projection_of_the_features_narrows_all_that_follows() -> None:
     model, features = make_model(embed_dim=5), make_bag((9,))[0]
     assert model.embed is not None and model.trunk[0].weight.shape == (8, 5)

@@ -184,6 +184,26 @@ def test_a_run_of_another_hierarchy_or_recipe_is_another_run(
             train(settings, run=tmp_path / "run", **paths)
 
 
+def test_a_run_that_was_begun_with_other_default_weights_does_not_go_on(
+    shared_cohort: Cohort, tmp_path: Path
+) -> None:
+    """Unset weights look alike in the configuration, whatever they meant when the run was begun."""
+    from cmamil_sdk.errors import OutputExists
+
+    paths = {"features": shared_cohort.features, "labels": shared_cohort.labels}
+    run = tmp_path / "run"
+    train(config(epochs=1), run=run, **paths)
+    record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert record["config"]["inst_align_weight"] is None
+    assert record["losses"]["weights"]["inst_align"] == 4.0
+    train(config(epochs=1), run=run, **paths)
+    record["losses"]["weights"]["inst_align"] = 1.0
+    for losses in (record["losses"], None):
+        (run / "config.json").write_text(json.dumps(record | {"losses": losses}), encoding="utf-8")
+        with pytest.raises(OutputExists, match="losses"):
+            train(config(epochs=1), run=run, **paths)
+
+
 @pytest.mark.parametrize(
     ("hierarchy", "message"),
     [

@@ -235,9 +235,17 @@ def test_a_split_column_makes_the_single_fold(cohort: Cohort, tmp_path: Path) ->
     assert {row["slide"] for row in tested} == set(cohort.slides[24:])
 
 
-@pytest.mark.parametrize("cross_attention", ["global", "none"])
+@pytest.mark.parametrize(
+    ("scales", "cross_attention"),
+    [
+        (("10x", "20x"), "global"),
+        (("10x", "20x"), "none"),
+        (("20x",), "global"),
+        (("20x",), "none"),
+    ],
+)
 def test_the_configuration_reaches_the_model(
-    cohort: Cohort, tmp_path: Path, cross_attention: str
+    cohort: Cohort, tmp_path: Path, scales: tuple[str, ...], cross_attention: str
 ) -> None:
     config = make_config(
         epochs=1,
@@ -251,12 +259,12 @@ def test_the_configuration_reaches_the_model(
         cross_norm="layer",
         pooling="reference",
         standardize=False,
-        scales=("10x", "20x"),
+        scales=scales,
     )
     run_all(cohort, tmp_path / "run", config)
     meta, tensors = load_checkpoint(tmp_path / "run" / "fold_0")
     assert meta.hyperparameters == {
-        "scales": ["10x", "20x"],
+        "scales": list(scales),
         "feature_dim": 6,
         "n_classes": 3,
         "embed_dim": 5,

@@ -11,12 +11,13 @@ from cmamil_sdk.benchmarks.accuracy.table import run_table
 def test_softmax_pooling_finds_needles_that_the_published_pooling_averages_away() -> None:
     """6 epochs with a step every 4 bags instead of 30 with one every 16."""
     auc = {}
-    for row in ("attention, 200 tiles", "reference, 200 tiles"):
+    averaged = "reference, no LayerNorm, 200 tiles"
+    for row in ("attention, 200 tiles", averaged):
         training = TABLE.rows[row].options.get("training", {}) | {"epochs": 6, "accumulate": 4}
         (scores,) = needle_scores({"training": training}, 0)
         auc[row] = scores["auc"]
     assert auc["attention, 200 tiles"] >= 0.94
-    assert auc["attention, 200 tiles"] >= auc["reference, 200 tiles"] + 0.1
+    assert auc["attention, 200 tiles"] >= auc[averaged] + 0.1
 
 
 @pytest.mark.long
