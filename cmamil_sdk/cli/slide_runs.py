@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmamil_sdk.cli.output import Progress, note, printable
-from cmamil_sdk.errors import CmamilError, SlideUnreadable, UnexpectedError
+from cmamil_sdk.errors import CmamilError, MemoryTooSmall, SlideUnreadable, UnexpectedError
 
 
 @dataclass
@@ -48,6 +48,11 @@ def each_slide(
             failures.add(slide, error)
         except OSError as problem:
             failures.add(slide, SlideUnreadable(f"{slide}: {problem}; check file and folder."))
+        except MemoryError:
+            shown = f"{slide} needs more memory than this machine gives"
+            failures.add(
+                slide, MemoryTooSmall(f"{shown}; use fewer --workers, or a larger machine.")
+            )
         except Exception as problem:  # noqa: BLE001 - one slide's surprise must not end the others
             note(traceback.format_exc())
             shown = f"{type(problem).__name__}: {problem}"

@@ -22,6 +22,7 @@ from cmamil_sdk.features.file import (
 )
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.slides import ReaderName, open_slide
+from cmamil_sdk.slides.unchanged import unchanged
 from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe
@@ -77,7 +78,7 @@ def extract_slide(
     Raises:
         FieldInvalid: the encoder takes tiles of another size, or masks are given and the recipe does not
             use them, or the other way round.
-        InputError: the slide or its mask cannot be used; nothing is written.
+        InputError: the slide or its mask cannot be used, or changed meanwhile; nothing is written.
     """
     if recipe.tile_px != encoder.tile_px:
         raise FieldInvalid(
@@ -86,21 +87,22 @@ def extract_slide(
         )
     started = time.perf_counter()
     target = feature_path(folder, slide)
-    with open_slide(slide, mpp=mpp, reader=reader) as opened:
-        facts = opened.facts
-        mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
-        same = _Sameness(
-            slide_sha256=sha256_of_file(slide),
-            mask_sha256=None if mask is None else sha256_of_file(mask),
-            recipe_key=recipe_key(recipe, encoder),
-            mpp=facts.mpp,
-        )
-        done = _already_done(target, same, allow_empty=allow_empty) if resume else None
-        if done is not None:
-            return done
-        plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
-    builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
-    bag = builder.finish()
+    with unchanged(slide):
+        with open_slide(slide, mpp=mpp, reader=reader) as opened:
+            facts = opened.facts
+            mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
+            same = _Sameness(
+                slide_sha256=sha256_of_file(slide),
+                mask_sha256=None if mask is None else sha256_of_file(mask),
+                recipe_key=recipe_key(recipe, encoder),
+                mpp=facts.mpp,
+            )
+            done = _already_done(target, same, allow_empty=allow_empty) if resume else None
+            if done is not None:
+                return done
+            plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
+        builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
+        bag = builder.finish()
     provenance = FeatureProvenance(
         slide_id=facts.slide_id,
         slide_sha256=same.slide_sha256,

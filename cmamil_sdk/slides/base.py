@@ -120,8 +120,8 @@ class SlideReader(Protocol):
         ...
 
 
-def undecodable(path: Path, x: int, y: int, level: int, problem: Exception) -> SlideCorrupt:
-    """The error of a region that cannot be decoded; ``x, y`` in level-0 pixels."""
+def undecodable(path: Path, x: int, y: int, level: int, problem: object) -> SlideCorrupt:
+    """The error of a region that cannot be decoded, with what says why; ``x, y`` in level-0 pixels."""
     return SlideCorrupt(
         f"{path}: the region at ({x}, {y}), level {level}, cannot be decoded ({problem}); "
         "copy the file again from its source."

@@ -13,6 +13,7 @@ import tifffile
 
 from cmamil_sdk.slides.base import Level
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, tile_prefix
+from cmamil_sdk.slides.tiff_pages import tiff_pages
 
 Int64 = npt.NDArray[np.int64]
 
@@ -26,6 +27,7 @@ UNPARSABLE = (
     ArithmeticError,
     AttributeError,
     LookupError,
+    MemoryError,
     OSError,
     TypeError,
     ValueError,
@@ -83,8 +85,7 @@ def tile_grids(path: Path, levels: Sequence[Level]) -> dict[int, TileGrid]:
     """
     wanted = {n: level for n, level in enumerate(levels) if level.downsample.is_integer()}
     try:
-        with tifffile.TiffFile(path) as file:
-            pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        with tiff_pages(path) as pages:
             return {number: _grid(pages, number, level) for number, level in wanted.items()}
     except UNPARSABLE as problem:
         raise LayoutUnknown("it is no TIFF, or one with an unusual directory") from problem
