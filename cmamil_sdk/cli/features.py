@@ -12,7 +12,7 @@ import typer
 from cmamil_sdk.cli import encoder_options
 from cmamil_sdk.cli import tissue as tissue_options
 from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 from cmamil_sdk.cli.patch_features import extract_patches
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.wording import counted
@@ -168,6 +168,8 @@ def run(
             allow_empty=allow_empty,
             on_progress=progress.update,
         )
+        for warning in result.warnings:
+            note(f"{printable(slide.name)}: warning: {warning}")
         done.append(
             {
                 "slide": slide.stem,
@@ -176,6 +178,7 @@ def run(
                 "tiles_failed": result.tiles_failed,
                 "seconds": round(result.seconds, 3),
                 "resumed": result.resumed,
+                "warnings": list(result.warnings),
             }
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -30,13 +30,17 @@ from cmamil_sdk.tiling.recipe import TilingRecipe
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """What became of one slide: tiles per scale, tiles lost, seconds; ``resumed`` if it was there."""
+    """What became of one slide: tiles per scale, tiles lost, seconds; ``resumed`` if it was there.
+
+    ``warnings`` are those of the slide's facts, of its scale for example.
+    """
 
     path: Path
     tiles: dict[str, int]
     tiles_failed: int
     seconds: float
     resumed: bool
+    warnings: tuple[str, ...] = ()
 
 
 def feature_path(folder: Path, slide: Path) -> Path:
@@ -99,7 +103,7 @@ def extract_slide(
             )
             done = _already_done(target, same, allow_empty=allow_empty) if resume else None
             if done is not None:
-                return done
+                return replace(done, warnings=facts.warnings)
             plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
         builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
         bag = builder.finish()
@@ -119,7 +123,12 @@ def extract_slide(
     )
     write_feature_file(target, bag, provenance)
     return SlideFeatures(
-        target, bag.counts(), builder.tiles_failed, time.perf_counter() - started, resumed=False
+        target,
+        bag.counts(),
+        builder.tiles_failed,
+        time.perf_counter() - started,
+        resumed=False,
+        warnings=facts.warnings,
     )
 
 

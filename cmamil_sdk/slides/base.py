@@ -19,6 +19,11 @@ PLAUSIBLE_MPP = (0.05, 50.0)
 """Microns per pixel of level 0 outside this range are taken for nonsense."""
 
 
+def mpp_of_objective(power: float) -> float:
+    """Microns per pixel that scanners usually reach with an objective: 0.25 with 40x."""
+    return 10.0 / power
+
+
 @dataclass(frozen=True)
 class Level:
     """One stored pyramid level: its size in pixels and how many level-0 pixels one of them spans."""
@@ -72,14 +77,16 @@ class SlideFacts:
         """
         if self.mpp is not None:
             return self.mpp
+        usual = "about 0.25 for 40x, 0.5 for 20x"
+        if self.objective_power:
+            suggested = mpp_of_objective(self.objective_power)
+            usual = f"its objective, {self.objective_power:g}x, suggests about {suggested:.3g}"
         if self.mpp_problem:
             raise MppUnusable(
-                f"{self.path}: {self.mpp_problem}; give the true value with --mpp "
-                "(about 0.25 for 40x, 0.5 for 20x)."
+                f"{self.path}: {self.mpp_problem}; give the true value with --mpp ({usual})."
             )
         raise MppUnknown(
-            f"{self.path} does not say its microns per pixel; give it with --mpp "
-            "(about 0.25 for 40x, 0.5 for 20x)."
+            f"{self.path} does not say its microns per pixel; give it with --mpp ({usual})."
         )
 
 
@@ -128,4 +135,11 @@ def undecodable(path: Path, x: int, y: int, level: int, problem: object) -> Slid
     )
 
 
-__all__ = ["PLAUSIBLE_MPP", "Level", "SlideFacts", "SlideReader", "undecodable"]
+__all__ = [
+    "PLAUSIBLE_MPP",
+    "Level",
+    "SlideFacts",
+    "SlideReader",
+    "mpp_of_objective",
+    "undecodable",
+]

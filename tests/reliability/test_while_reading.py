@@ -1,4 +1,4 @@
-"""A slide that does not stay what it was while it is read: a typed error, and no features of two slides."""
+"""A slide that changes while it is read: a typed error, and no features of two slides."""
 
 from __future__ import annotations
 
