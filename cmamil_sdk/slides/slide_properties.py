@@ -20,7 +20,6 @@ _OBJECTIVE_CONFLICT = 1.6
 _MAX_TAGGED_MPP = 10.0
 """Coarser than 1000 pixels per centimetre, tags hold what printers and screens need, not a scale."""
 _MICRONS = {"centimeter": 10_000.0, "inch": 25_400.0}
-_LEVEL_TOLERANCE_PX = 2
 _NOT_SQUARE = "its pixels are not square"
 
 
@@ -174,21 +173,20 @@ def _stated_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | No
 
 
 def _usable_levels(levels: tuple[Level, ...]) -> tuple[Level, ...]:
-    """The levels before the first that is not the slide made smaller by one factor.
+    """The levels before the first that is not the slide made smaller by its downsample.
 
-    OpenSlide means the ratios of width and of height, and reads such a level out of scale.
+    OpenSlide takes the mean of both edges' ratios, and reads a level of another shape out of scale.
     """
     for number_of, level in enumerate(levels):
-        ranges = [
-            (whole / (part + _LEVEL_TOLERANCE_PX), whole / max(0.5, part - _LEVEL_TOLERANCE_PX))
-            for whole, part in (
-                (levels[0].width, level.width),
-                (levels[0].height, level.height),
-            )
-        ]
-        if max(low for low, _ in ranges) > min(high for _, high in ranges):
+        edges = ((levels[0].width, level.width), (levels[0].height, level.height))
+        if any(abs(whole / level.downsample - part) > _tolerance_px(part) for whole, part in edges):
             return levels[:number_of]
     return levels
+
+
+def _tolerance_px(edge: int) -> float:
+    """What rounding, and scanners that stitch, may make of an edge."""
+    return 2 + 0.005 * edge
 
 
 def _usable_mpp(x: float | None, y: float | None) -> tuple[float | None, str | None]:

@@ -205,7 +205,7 @@ def test_bounds_within_the_slide_are_used_and_cut():
         ((1001, 801), (500, 400), (250, 200), (62, 50)),
         ((1001, 801), (501, 401), (251, 201), (126, 101)),
         ((46_000, 32_893), (11_500, 8223), (2875, 2055), (1437, 1027)),
-        ((5, 3), (2, 1), (1, 1)),
+        ((5, 3), (2, 1)),
         ((4443, 3567), (2221, 1783)),
     ],
 )
@@ -213,6 +213,21 @@ def test_levels_that_were_rounded_up_or_down_are_read(levels):
     facts = facts_of(Described(levels=levels))
     assert len(facts.levels) == len(levels)
     assert facts.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        ((1000, 800), (500, 400), (250, 400)),
+        ((1, 100), (1, 50)),
+        ((100_000, 80_000), (50_000, 40_000), (25_600, 20_000)),
+    ],
+    ids=["half", "narrow", "filled up to whole tiles in width"],
+)
+def test_levels_that_one_factor_does_not_explain_are_left_out(levels):
+    facts = facts_of(Described(levels=levels))
+    assert len(facts.levels) == len(levels) - 1
+    assert "has another shape" in facts.warnings[0]
 
 
 def test_levels_of_another_shape_are_not_read(tmp_path):
