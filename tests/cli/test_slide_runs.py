@@ -18,6 +18,7 @@ SLIDES = [Path("a.svs"), Path("b.svs"), Path("c.svs")]
     [
         (SlideCorrupt("b is damaged"), "SLIDE_CORRUPT"),
         (OSError(5, "Input/output error"), "SLIDE_UNREADABLE"),
+        (MemoryError(), "MEMORY_TOO_SMALL"),
         (ZeroDivisionError("a surprise"), "UNEXPECTED_ERROR"),
     ],
 )

@@ -54,8 +54,8 @@ def test_flipped_bits_are_noticed_or_change_little(tmp_path: Path) -> None:
                             differences[reader].append(float(np.abs(got - expected).mean()))
     total = ROUNDS * len(boxes)
     lines = [
-        "| reader | bits flipped, one a tile | refused | unnoticed, tile's mean change below 1 grey level "
-        "| unnoticed, 1 to 10 | unnoticed, above 10 |",
+        "| reader | bits flipped, one a tile | tiles refused | not noticed: changed by less than 1 grey "
+        "level on average | by 1 to 10 | by more |",
         "|---|---|---|---|---|---|",
     ]
     for reader, found in differences.items():

@@ -24,6 +24,7 @@ OURS = {"UNEXPECTED_ERROR", "DECODER_CRASHED"}
 """Reasons that would mean that a bad file was not foreseen."""
 
 
+@pytest.mark.timeout(1200)  # some fifteen seconds of work, on a machine that may have other
 def test_generated_files(tmp_path: Path) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
@@ -55,6 +56,7 @@ def test_generated_files(tmp_path: Path) -> None:
     check_section("generated files", lines)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.realdata
 def test_real_files(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "slides"
