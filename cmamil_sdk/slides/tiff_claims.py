@@ -55,7 +55,8 @@ def tiff_claims(path: Path) -> TiffClaims:
     """Look through the directories of a file.
 
     Raises:
-        SlideCorrupt: a tile has more pixels than memory is asked for.
+        SlideCorrupt: a tile has more pixels than memory is asked for, or an image is of another size than
+            its list of tiles.
     """
     try:
         file_bytes = path.stat().st_size
@@ -63,6 +64,7 @@ def tiff_claims(path: Path) -> TiffClaims:
             largest_px = max(page.tilewidth * page.tilelength for page in pages)
             compression = _name(pages[0].compression)
             warnings = _left_out(pages[0]) if pages[0].is_tiled else ()
+            misfit = next(filter(None, map(_misfit, pages)), None)
             oversized = {
                 (page.imagewidth, page.imagelength): boxes
                 for page in pages
@@ -75,6 +77,8 @@ def tiff_claims(path: Path) -> TiffClaims:
             f"{path} claims to hold a tile of {largest_px} pixels, {_MAX_TILE_PX} are read; copy the "
             "file again from its source, or convert it to smaller tiles."
         )
+    if misfit:
+        raise SlideCorrupt(f"{path}: {misfit}; copy the file again from its source.")
     return TiffClaims(compression, oversized, warnings)
 
 
@@ -87,6 +91,23 @@ def _oversized(page: tifffile.TiffPage, file_bytes: int) -> list[_Box]:
         (number % columns * width, number // columns * height, width, height)
         for number in np.flatnonzero(counts > limit).tolist()
     ]
+
+
+def _misfit(page: tifffile.TiffPage) -> str | None:
+    """What is wrong if an image lists more or fewer tiles than it has: tiles would be misplaced."""
+    listed = len(page.databytecounts)
+    if not page.is_tiled or not listed:
+        return None
+    columns = -(-page.imagewidth // page.tilewidth)
+    tiles = columns * -(-page.imagelength // page.tilelength) * max(1, page.imagedepth)
+    if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        tiles *= page.samplesperpixel
+    if listed == tiles:
+        return None
+    return (
+        f"an image of {page.imagewidth} x {page.imagelength} pixels lists {counted(listed, 'tile')} "
+        f"instead of {tiles}"
+    )
 
 
 def _left_out(page: tifffile.TiffPage) -> tuple[str, ...]:

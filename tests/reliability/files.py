@@ -290,6 +290,8 @@ TRIALS = (
           _claims(2 * 10**9, 2 * 10**9)),
     Trial(SIZES, "claims-wide.svs", "claims 2,000,000,000 px in width",
           _claims(2 * 10**9, EDGE_PX)),
+    Trial(SIZES, "claims-half-width.svs", "claims half its width, so that tiles would be misplaced",
+          _claims(EDGE_PX // 2, EDGE_PX)),
     Trial(SIZES, "claims-nothing.svs", "claims 0 x 0 px", _claims(0, 0)),
     Trial(SIZES, "claims-large-tile.svs", "claims tiles of 64 x 16,777,216 px",
           _entry("TileLength", 0, 2**24)),

@@ -95,3 +95,27 @@ def test_directories_without_number_end(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("cmamil_sdk.slides.tiff_pages._MAX_DIRECTORIES", 4)
     with pytest.raises(tifffile.TiffFileError, match="more than 4"), tiff_pages(path):
         pass
+
+
+@pytest.mark.parametrize(("tag", "value"), [("ImageWidth", 130), ("ImageLength", 1000)])
+def test_an_image_of_another_size_than_its_tiles_is_refused(
+    plain: Path, tag: str, value: int
+) -> None:
+    """OpenSlide would put the tiles in other places, and white where none are left."""
+    set_entry(plain, tag, 0, value)
+    for reader in ("auto", "openslide"):
+        with pytest.raises(SlideCorrupt, match=r"lists 20 tiles instead of \d+"):
+            open_slide(plain, reader=reader)
+
+
+def test_planes_are_counted_each(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "planes.tiff",
+        np.zeros((3, 200, 260), np.uint8),
+        tile=(64, 64),
+        photometric="rgb",
+        planarconfig="separate",
+        compression="jpeg",
+        metadata=None,
+    )
+    assert tiff_claims(tmp_path / "planes.tiff").compression == "jpeg"
