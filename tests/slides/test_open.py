@@ -24,7 +24,7 @@ from cmamil_sdk.errors import (
     SlideUnreadable,
 )
 from cmamil_sdk.slides import SlideReader, open_slide
-from cmamil_sdk.slides.openslide_reader import _bounds
+from cmamil_sdk.slides.slide_properties import _bounds
 
 
 @pytest.fixture(params=["direct", "openslide"])
