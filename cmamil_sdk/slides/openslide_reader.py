@@ -14,6 +14,7 @@ import tifffile
 
 from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported
 from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.pixels import on_white
 from cmamil_sdk.slides.slide_properties import slide_facts
 from cmamil_sdk.slides.thumbnail import bounds_thumbnail
 from cmamil_sdk.slides.tiff_grids import UNPARSABLE
@@ -59,7 +60,7 @@ class OpenSlideReader:
             self._slide.close()
             self._slide = _open(self._path)
             raise undecodable(self._path, *corner, level, problem) from problem
-        return _on_white(rgba)
+        return on_white(rgba)
 
     def thumbnail(self, max_px: int) -> UInt8:
         """The bounds of the slide, ``[h, w, 3]``, neither edge longer than ``max_px``."""
@@ -151,16 +152,6 @@ def _tiff_compression(path: Path) -> str | None:
             f"{path} claims to hold a tile of {largest_px} pixels; copy the file again from its source."
         )
     return compression
-
-
-def _on_white(rgba: UInt8) -> UInt8:
-    """Drop alpha; what is transparent becomes white."""
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    weight = alpha.astype(np.uint16)
-    blended = (rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255
-    return blended.astype(np.uint8)
 
 
 __all__ = ["OpenSlideReader"]

@@ -1,0 +1,69 @@
+"""What a plain image says of itself before its pixels are decoded, by the same words for every format."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from PIL import Image
+
+_ORIENTATION_TAG = 0x0112
+EXIF_START = b"Exif\0\0"
+
+
+class DamagedImage(Exception):
+    """The file is cut short or corrupt; says how."""
+
+
+class UnknownImage(Exception):
+    """The file is whole, but of a kind that is not read; says what differs and what to convert to."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """One image as it is stored.
+
+    Attributes:
+        width, height: stored pixels, before ``orientation`` is applied.
+        compression: ``png``, ``jpeg``, or the TIFF's name for it.
+        orientation: EXIF's number, 1 to 8: how the stored pixels are turned for a viewer.
+        mpp: microns per pixel along the stored x and y, where the file can be trusted to know; else None.
+        warnings: what a user should know of the file.
+    """
+
+    width: int
+    height: int
+    compression: str
+    orientation: int = 1
+    mpp: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation in EXIF data, 1 where it says none.
+
+    Raises:
+        DamagedImage: the data are no EXIF.
+    """
+    found = Image.Exif()
+    try:
+        found.load(exif)
+        value = found.get(_ORIENTATION_TAG, 1)
+    except (SyntaxError, ValueError, LookupError, OSError, struct.error) as problem:
+        raise DamagedImage(f"its EXIF data cannot be read ({problem})") from problem
+    return known_orientation(value)
+
+
+def known_orientation(value: object) -> int:
+    """``value`` if it is one of the eight orientations; 1 for any other, as viewers take it."""
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+__all__ = [
+    "EXIF_START",
+    "DamagedImage",
+    "ImageHeader",
+    "UnknownImage",
+    "exif_orientation",
+    "known_orientation",
+]
