@@ -52,6 +52,7 @@ class WorkerSetup:
     open_slides: int
     max_tiles: int
     max_slide_pixels: int
+    max_image_pixels: int
     max_levels: int
 
 

@@ -147,6 +147,7 @@ class Server:
             open_slides=config.open_slides,
             max_tiles=config.max_tiles,
             max_slide_pixels=config.max_slide_pixels,
+            max_image_pixels=config.max_image_pixels,
             max_levels=config.max_levels,
         )
         pool = WorkerPool(

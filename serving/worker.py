@@ -30,7 +30,8 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.features.extract import EncodedBatch, encode_batch
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
+from cmamil_sdk.slides import SlideFacts, SlideReader, open_slide
+from cmamil_sdk.slides.image_reader import IMAGE_STARTS
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
@@ -50,12 +51,12 @@ from .paths import SlideRef, open_slide_file
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-# Slides in one file, by their first bytes whatever their names: TIFF in all its kinds, CZI, SQLite.
-# Other formats (MIRAX, VMS, VMU, DICOM) name further files, which may lie anywhere.
+# Slides in one file, by their first bytes whatever their names: CZI, SQLite, PNG, JPEG, TIFF in all its
+# kinds. Other formats (MIRAX, VMS, VMU, DICOM) name further files, which may lie anywhere.
 _ONE_FILE = (
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     b"ZISRAWFILE",
     b"SQLite format 3\0",
+    *IMAGE_STARTS,
 )
 
 
@@ -144,7 +145,7 @@ class Worker:
         if known is None:
             while len(self._slides) >= self._setup.open_slides:
                 _close(self._slides.popitem(last=False)[1])
-            known = self._slides[key] = _open(ref, mpp, self._setup.reader)
+            known = self._slides[key] = _open(ref, mpp, self._setup)
         self._slides.move_to_end(key)
         now = os.fstat(known.fd)
         if (now.st_size, now.st_mtime_ns) != (ref.size, ref.mtime_ns):
@@ -178,13 +179,19 @@ def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
     return load_engine(path, engine=setup.engine, device=setup.device, threads=1)
 
 
-def _open(ref: SlideRef, mpp: float | None, name: ReaderName) -> _OpenSlide:
+def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup) -> _OpenSlide:
     fd = open_slide_file(ref)
     # Opened through the checked descriptor, nobody can put another file in its place.
     alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
     try:
         _refuse_several_files(fd, alias, ref)
-        reader = open_slide(Path(alias), mpp=mpp, reader=name)
+        reader = open_slide(
+            Path(alias),
+            mpp=mpp,
+            reader=setup.reader,
+            max_image_px=setup.max_image_pixels,
+            plugins=False,
+        )
     except CmamilError as problem:
         os.close(fd)
         raise type(problem)(str(problem).replace(alias, ref.shown)) from problem
@@ -206,8 +213,8 @@ def _refuse_several_files(fd: int, alias: str, ref: SlideRef) -> None:
             "`cmamil predict` where it lies."
         )
     raise SlideFormatUnsupported(
-        f"{ref.shown} is no slide that a server reads (TIFF, SVS, NDPI, SCN, BIF, CZI, SVSLIDE); "
-        "convert it to a pyramidal tiled TIFF."
+        f"{ref.shown} is no slide that a server reads (TIFF, SVS, NDPI, SCN, BIF, CZI, "
+        "SVSLIDE, PNG, JPEG); convert it to a pyramidal tiled TIFF."
     )
 
 

@@ -47,7 +47,12 @@ def run(
             "system": f"{platform.system()} {platform.machine()}",
             "cores": available_cores(),
         },
-        "readers": {"direct": _direct(), "openslide": _openslide()},
+        "readers": {
+            "direct": _direct(),
+            "openslide": _openslide(),
+            "image": _image(),
+            **_plugins(),
+        },
         "engines": engines,
         "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines["onnxruntime"])},
         "packages": {name: _package(name, extra) for name, extra in _PACKAGES.items()},
@@ -87,6 +92,31 @@ def _openslide() -> dict[str, str | bool]:
     except (ImportError, OSError) as problem:
         return _missing(str(problem), "pip install openslide-python openslide-bin")
     return _found(str(openslide.__library_version__), "installed")
+
+
+def _image() -> dict[str, str | bool]:
+    try:
+        import imagecodecs
+    except ImportError as problem:
+        return _missing(str(problem), "pip install imagecodecs")
+    return _found(str(imagecodecs.__version__), "installed, for PNG, JPEG and TIFF of one picture")
+
+
+def _plugins() -> dict[str, dict[str, str | bool]]:
+    from cmamil_sdk.slides.plugin_registry import broken_plugins, plugins
+
+    found: dict[str, dict[str, str | bool]] = {}
+    for plugin in plugins():
+        why = f"plug-in for {', '.join(plugin.suffixes)}"
+        found.setdefault(
+            f"plugin {plugin.name}",
+            _missing(f"{why}; {plugin.package} is not installed", f"pip install {plugin.package}")
+            if plugin.version is None
+            else _found(plugin.version, f"{why} through {plugin.package}"),
+        )
+    for name, problem in broken_plugins().items():
+        found[f"plugin {name}"] = _missing(problem, "mend or uninstall the package that brings it")
+    return found
 
 
 def _cuda(onnxruntime: dict[str, str | bool]) -> dict[str, str | bool]:

@@ -35,6 +35,7 @@ def open_slide(
     mpp: float | None = None,
     reader: ReaderName = "auto",
     max_image_px: int = MAX_IMAGE_PX,
+    plugins: bool = True,
 ) -> SlideReader:
     """Open a slide; its facts name the reader that was chosen, and say why.
 
@@ -46,6 +47,7 @@ def open_slide(
         mpp: microns per pixel of level 0, overriding what the file says.
         reader: which reader to take.
         max_image_px: pixels that a plain image may have, which is decoded as a whole.
+        plugins: whether ``auto`` may choose a plug-in.
 
     Raises:
         FieldInvalid: ``mpp`` is not a plausible number, or there is no such reader.
@@ -67,7 +69,7 @@ def open_slide(
     if reader == "image":
         return ImageReader(path, mpp=mpp, reason="asked for", max_px=max_image_px)
     if reader == "auto" and OpenSlide.detect_format(path) is None:
-        plugin = plugin_for(path)
+        plugin = plugin_for(path) if plugins else None
         if plugin is not None:
             return _through_plugin(path, plugin, mpp)
         if is_plain_image(path):
