@@ -5,10 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from PIL import Image
-
 _ORIENTATION_TAG = 0x0112
-EXIF_START = b"Exif\0\0"
+_BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 
 
 class DamagedImage(Exception):
@@ -40,18 +38,25 @@ class ImageHeader:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation in EXIF data, 1 where it says none.
+    """The orientation in EXIF data, which are a TIFF without pixels; 1 where they say none.
 
     Raises:
         DamagedImage: the data are no EXIF.
     """
-    found = Image.Exif()
+    order = _BYTE_ORDERS.get(exif[:2])
+    if order is None:
+        raise DamagedImage("its EXIF data state no byte order")
     try:
-        found.load(exif)
-        value = found.get(_ORIENTATION_TAG, 1)
-    except (SyntaxError, ValueError, LookupError, OSError, struct.error) as problem:
+        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, directory)
+        for number in range(entries):
+            place = directory + 2 + 12 * number
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, place)
+            if tag == _ORIENTATION_TAG:
+                return known_orientation(value)
+    except struct.error as problem:
         raise DamagedImage(f"its EXIF data cannot be read ({problem})") from problem
-    return known_orientation(value)
+    return 1
 
 
 def known_orientation(value: object) -> int:
@@ -60,7 +65,6 @@ def known_orientation(value: object) -> int:
 
 
 __all__ = [
-    "EXIF_START",
     "DamagedImage",
     "ImageHeader",
     "UnknownImage",

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from simplejpeg import decode_jpeg
 
 from cmamil_sdk.slides.image_header import (
-    EXIF_START,
     DamagedImage,
     ImageHeader,
     UnknownImage,
@@ -20,6 +19,7 @@ from cmamil_sdk.slides.jpeg_tiles import FRAMES, DamagedTile, segments
 UInt8 = npt.NDArray[np.uint8]
 
 JPEG_START = b"\xff\xd8\xff"
+_EXIF_START = b"Exif\0\0"
 _SCAN, _APP1 = 0xDA, 0xE1
 _SCAN_START = b"\xff\xda"
 _DECODED_FRAMES = (0xC0, 0xC1, 0xC2)
@@ -41,8 +41,8 @@ def jpeg_header(data: bytes) -> ImageHeader:
             content = data[start + 4 : after]
             if marker in FRAMES:
                 size = _frame_size(marker, content)
-            elif marker == _APP1 and content.startswith(EXIF_START):
-                orientation = exif_orientation(content)
+            elif marker == _APP1 and content.startswith(_EXIF_START):
+                orientation = exif_orientation(content[len(_EXIF_START) :])
             elif marker == _SCAN:
                 break
     except DamagedTile as problem:

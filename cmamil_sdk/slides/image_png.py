@@ -60,7 +60,7 @@ def png_pixels(data: bytes) -> UInt8:
     """
     try:
         pixels: UInt8 = imagecodecs.png_decode(data)
-    except imagecodecs.PngError as problem:
+    except (imagecodecs.PngError, ValueError) as problem:
         raise DamagedImage(str(problem)) from problem
     return pixels
 

@@ -19,7 +19,7 @@ def _installed() -> tuple[dict[str, SlidePlugin], dict[str, str]]:
     """Plug-ins by the name of their entry point, and those that cannot be loaded with the reason."""
     found: dict[str, SlidePlugin] = {}
     broken: dict[str, str] = {}
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
+    for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             plugin = entry.load()
         except Exception as problem:  # noqa: BLE001
