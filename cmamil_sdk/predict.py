@@ -171,16 +171,17 @@ class LocalPredictor:
             seconds["open"] = time.perf_counter() - started
             mask = None if tissue_masks is None else mask_file(tissue_masks, slide.facts.slide_id)
             plan = make_plan(slide, self.bundle.manifest.recipe, mask=mask)
-        report(ProgressEvent("tissue", 1, 1))
-        seconds["tissue"] = time.perf_counter() - started - seconds["open"]
-        builder = extract_bag(
-            plan,
-            self._encoder,
-            self.bundle.manifest.encoder.dim,
-            workers=self.workers,
-            cancel=cancel,
-            on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
-        )
+            report(ProgressEvent("tissue", 1, 1))
+            seconds["tissue"] = time.perf_counter() - started - seconds["open"]
+            # While it is open, workers share what it has decoded, if it is a plain image.
+            builder = extract_bag(
+                plan,
+                self._encoder,
+                self.bundle.manifest.encoder.dim,
+                workers=self.workers,
+                cancel=cancel,
+                on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
+            )
         bag = builder.finish()
         busy = min(self.workers, builder.batches_done)
         seconds["decode"] = builder.times.decode / busy

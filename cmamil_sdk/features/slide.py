@@ -99,7 +99,8 @@ def extract_slide(
         if done is not None:
             return done
         plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
-    builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
+        # While it is open, workers share what it has decoded, if it is a plain image.
+        builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
     bag = builder.finish()
     provenance = FeatureProvenance(
         slide_id=facts.slide_id,

@@ -18,7 +18,7 @@ from cmamil_sdk.slides.image_header import (
     known_orientation,
 )
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, decode_tile, tile_prefix
-from cmamil_sdk.slides.tiff_grids import UNPARSABLE
+from cmamil_sdk.slides.tiff_grids import MAX_TILE_PX, UNPARSABLE
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -107,6 +107,9 @@ def _the_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
 
 
 def _check_whole(page: tifffile.TiffPage, file_bytes: int) -> None:
+    size = (page.imagewidth, page.imagelength)
+    if not all(isinstance(edge, int) and edge > 0 for edge in size):
+        raise DamagedImage("its directory states no size")
     segments = math.prod(page.chunked)
     if len(page.dataoffsets) != segments or len(page.databytecounts) != segments:
         raise DamagedImage("its directory does not list all of its pixels")
@@ -116,6 +119,10 @@ def _check_whole(page: tifffile.TiffPage, file_bytes: int) -> None:
 
 
 def _check_kind(page: tifffile.TiffPage) -> None:
+    if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PX:
+        raise UnknownImage(
+            f"it has tiles of {page.tilewidth} x {page.tilelength} pixels; save it with smaller ones"
+        )
     if page.compression not in _CHECKED_CODINGS:
         name = tifffile.COMPRESSION(page.compression).name.lower()
         raise UnknownImage(f"it is stored as {name}; save it uncompressed, or with deflate or LZW")

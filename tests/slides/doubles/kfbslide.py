@@ -1,7 +1,8 @@
 """Double of kfbslide 0.3.4: its names, signatures, return types and coordinates; pixels of a .npz file.
 
 Recorded: a level's pixel is int(location / downsample); tiles that are not stored stay transparent;
-a file that does not parse raises OpenSlideUnsupportedFormatError, a tile that does not decode PIL's error.
+a file that does not parse raises OpenSlideUnsupportedFormatError, a tile that does not decode PIL's
+error.
 """
 
 from types import MappingProxyType
