@@ -1,0 +1,86 @@
+"""Whether a reader's pixels are OpenSlide's, tried at a few places of each level before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.errors import SlideCorrupt
+from cmamil_sdk.slides.base import SlideReader
+from cmamil_sdk.slides.tiff_grids import Box, LayoutUnknown, TileGrid
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+def places_that_agree(
+    ours: SlideReader,
+    theirs: SlideReader,
+    grids: Mapping[int, TileGrid],
+    *,
+    telling: bool = False,
+) -> int:
+    """At how many places of the levels of ``grids`` both readers read the same to the last bit.
+
+    Three places a level, of one tile's size: the first tile, a corner where four meet, the last tile and
+    its outside. Damaged ones are passed over.
+
+    Args:
+        ours: the reader to be tried.
+        theirs: the one that is right, OpenSlide's.
+        grids: the levels that ``ours`` decodes itself, by number.
+        telling: try the tile with the most bytes too, and let no level pass by places of one colour
+            alone: that of a decoder that decodes nothing is glass, too.
+
+    Raises:
+        LayoutUnknown: they differ, every place of a level is damaged, or none tells anything.
+    """
+    return sum(_level_agrees(ours, theirs, n, grid, telling) for n, grid in grids.items())
+
+
+def _level_agrees(
+    ours: SlideReader, theirs: SlideReader, level: int, grid: TileGrid, telling: bool
+) -> int:
+    equal, varied = 0, False
+    for box in [*_sample_boxes(grid), *([_heaviest_tile(grid)] if telling else [])]:
+        expected, got = _pixels(theirs, level, box), _pixels(ours, level, box)
+        if expected is None and got is None:
+            continue
+        if expected is None or got is None or not np.array_equal(expected, got):
+            raise LayoutUnknown(
+                f"OpenSlide reads something else in level {level} at ({box[0]}, {box[1]})"
+            )
+        equal += 1
+        varied = varied or bool((got != got[0, 0]).any())
+    if not equal:
+        raise LayoutUnknown(f"no tile that was tried in level {level} can be decoded")
+    if telling and not varied:
+        raise LayoutUnknown(f"every tile that was tried in level {level} is of one colour")
+    return equal
+
+
+def _sample_boxes(grid: TileGrid) -> Iterator[Box]:
+    size = (grid.tile_width, grid.tile_height)
+    corner_x = grid.columns // 2 * grid.tile_width - grid.tile_width // 2
+    corner_y = grid.rows // 2 * grid.tile_height - grid.tile_height // 2
+    yield (0, 0, *size)
+    yield (corner_x, corner_y, *size)
+    yield ((grid.columns - 1) * size[0], (grid.rows - 1) * size[1], *size)
+
+
+def _heaviest_tile(grid: TileGrid) -> Box:
+    row, column = divmod(int(np.argmax(grid.byte_counts)), grid.columns)
+    size = (grid.tile_width, grid.tile_height)
+    return (column * size[0], row * size[1], *size)
+
+
+def _pixels(reader: SlideReader, level: int, box: Box) -> UInt8 | None:
+    """What ``reader`` makes of a box, or None if it is damaged."""
+    try:
+        return reader.read_region(level, *box)
+    except SlideCorrupt:
+        return None
+
+
+__all__ = ["places_that_agree"]
