@@ -59,7 +59,7 @@ class SlideFacts:
     objective_power: float | None
     vendor: str
     compression: str | None
-    reader: Literal["direct", "openslide"]
+    reader: Literal["cucim", "direct", "openslide"]
     reader_reason: str
     warnings: tuple[str, ...] = ()
 

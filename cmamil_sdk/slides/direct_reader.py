@@ -20,7 +20,7 @@ from cmamil_sdk.slides.jpeg_tiles import DamagedTile, decode_tile
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
 from cmamil_sdk.slides.stored_tiles import StoredTiles
 from cmamil_sdk.slides.thumbnail import bounds_thumbnail
-from cmamil_sdk.slides.tiff_grids import Box, LayoutUnknown, TileGrid, check_vendor, tile_grids
+from cmamil_sdk.slides.tiff_grids import Box, TileGrid, check_vendor, tile_grids
 
 UInt8 = npt.NDArray[np.uint8]
 

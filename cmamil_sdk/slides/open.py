@@ -15,11 +15,12 @@ from cmamil_sdk.errors import (
     SlideUnreadable,
 )
 from cmamil_sdk.slides.base import PLAUSIBLE_MPP, SlideReader
+from cmamil_sdk.slides.cucim_reader import CucimReader
 from cmamil_sdk.slides.direct_reader import DirectReader
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
 from cmamil_sdk.slides.tiff_grids import LayoutUnknown
 
-ReaderName = Literal["auto", "direct", "openslide"]
+ReaderName = Literal["auto", "direct", "cucim", "openslide"]
 """Readers that may be asked for; ``auto`` takes the fastest that reads the file right."""
 
 
@@ -39,6 +40,8 @@ def open_slide(path: Path, *, mpp: float | None = None, reader: ReaderName = "au
         SlideUnreadable: the operating system refuses.
         SlideFormatUnsupported: no reader knows the format, or not the one that was asked for.
         SlideCorrupt: the format is known, but the file cannot be opened.
+        DependencyMissing: cuCIM is asked for and not installed.
+        DecoderCrashed: it is asked for, and two of its processes died on the file.
     """
     if reader not in get_args(ReaderName):
         raise FieldInvalid(
@@ -49,6 +52,8 @@ def open_slide(path: Path, *, mpp: float | None = None, reader: ReaderName = "au
     slide = OpenSlideReader(path, mpp=mpp, reason="asked for")
     if reader == "openslide":
         return slide
+    if reader == "cucim":
+        return _with_cucim(slide)
     try:
         return DirectReader(slide)
     except LayoutUnknown as problem:
@@ -59,6 +64,20 @@ def open_slide(path: Path, *, mpp: float | None = None, reader: ReaderName = "au
             ) from problem
         slide.facts = replace(slide.facts, reader_reason=f"not read directly, because {problem}")
         return slide
+
+
+def _with_cucim(slide: OpenSlideReader) -> CucimReader:
+    try:
+        return CucimReader(slide)
+    except LayoutUnknown as problem:
+        slide.close()
+        raise SlideFormatUnsupported(
+            f"{slide.facts.path} cannot be read by cuCIM: {problem}; leave --reader out, or choose "
+            "openslide."
+        ) from problem
+    except BaseException:
+        slide.close()
+        raise
 
 
 def check_mpp(mpp: float | None) -> None:

@@ -31,7 +31,7 @@ class StoredTiles:
         """What the file stores of tile ``number`` of a level.
 
         Raises:
-            DamagedTile: it lies beyond the file, claims more bytes than a tile can have, or cannot be read.
+            DamagedTile: it lies beyond the file, claims more bytes than a tile can have, or is refused.
         """
         size = int(grid.byte_counts[number])
         if size > grid.max_tile_bytes:

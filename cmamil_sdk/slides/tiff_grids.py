@@ -31,6 +31,8 @@ _CODINGS: dict[int, Coding] = {
     tifffile.COMPRESSION.APERIO_JP2000_RGB: "jpeg 2000",
 }
 
+_JPEG_ALONE: tuple[Coding, ...] = ("jpeg",)
+
 _HEADER_BYTES = 2**16
 _PHOTOMETRIC = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 UNPARSABLE = (
@@ -112,7 +114,7 @@ def check_vendor(vendor: str) -> None:
 
 
 def tile_grids(
-    path: Path, levels: Sequence[Level], codings: Collection[Coding] = ("jpeg",)
+    path: Path, levels: Sequence[Level], codings: Collection[Coding] = _JPEG_ALONE
 ) -> dict[int, TileGrid]:
     """The grid of every level, by its number, whose downsample is a whole number.
 
