@@ -57,7 +57,7 @@ def _level_agrees(
                 f"OpenSlide reads something else in level {level} at ({box[0]}, {box[1]})"
             )
         equal += 1
-        varied = varied or bool((got != got[0, 0]).any())
+        varied = varied or _is_varied(got, grid, box)
     if not equal:
         raise LayoutUnknown(f"no tile that was tried in level {level} can be decoded")
     if telling and not varied:
@@ -68,6 +68,14 @@ def _level_agrees(
 def _alike(expected: UInt8, got: UInt8, coding: Coding) -> bool:
     difference = np.abs(expected.astype(np.int16) - got)
     return int(difference.max()) <= LARGEST_DIFFERENCE[coding]
+
+
+def _is_varied(pixels: UInt8, grid: TileGrid, box: Box) -> bool:
+    """Whether what lies in the level, of the pixels of a box, has more than one colour."""
+    left, top, width, height = grid.inside(box)
+    x, y = left - box[0], top - box[1]
+    part = pixels[y : y + height, x : x + width]
+    return bool((part != part[0, 0]).any())
 
 
 def _sample_boxes(grid: TileGrid) -> Iterator[Box]:

@@ -26,6 +26,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 HOW_TO_INSTALL = "pip install --no-deps cucim-cu13 && pip install click lazy_loader"
 
+CHILD_PROGRAM = cucim_child.__file__
+
 _SILENT_S = 120.0
 """A process that does not answer for so long is taken for dead."""
 
@@ -69,7 +71,7 @@ class DecoderProcess:
         handed = (theirs.fileno(), slide_fd, self._memory_fd, self._log_fd)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", cucim_child.__file__, *map(str, handed)],
+                [sys.executable, "-P", CHILD_PROGRAM, *map(str, handed)],
                 pass_fds=handed,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log_fd,

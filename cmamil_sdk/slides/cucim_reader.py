@@ -104,7 +104,8 @@ class CucimReader:
         box = (x, y, width, height)
         inside = grid.inside(box)
         if inside == box:
-            return self._decode(level, [(x, y)], width, height)[0]
+            whole: UInt8 = self._decode(level, [(x, y)], width, height)[0]
+            return whole
         pixels = np.full((height, width, 3), 255, dtype=np.uint8)
         left, top, inner_width, inner_height = inside
         if inner_width and inner_height:
