@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import sys
 from typing import Any
 
 from cmamil_sdk.cli.options import Json
@@ -49,6 +50,8 @@ def run(
         },
         "readers": {
             "direct": _direct(),
+            "cucim": _cucim(),
+            "cucim on cuda": _cucim_on_cuda(),
             "openslide": _openslide(),
             "image": _image(),
             **_plugins(),
@@ -84,6 +87,28 @@ def _direct() -> dict[str, str | bool]:
     except ImportError as problem:
         return _missing(str(problem), "pip install simplejpeg")
     return _found(str(simplejpeg.__version__), "installed, for tiled JPEG TIFF and SVS")
+
+
+def _cucim() -> dict[str, str | bool]:
+    from cmamil_sdk.slides.cucim_process import HOW_TO_INSTALL, cucim_installed
+
+    if not cucim_installed():
+        if sys.platform != "linux":
+            return _missing("cuCIM exists for Linux only", "read with direct or openslide")
+        return _missing("not installed; only --reader cucim needs it", HOW_TO_INSTALL)
+    (distribution,) = set(importlib.metadata.packages_distributions()["cucim"])
+    return _found(
+        importlib.metadata.version(distribution), "installed, for tiled JPEG and JPEG 2000"
+    )
+
+
+def _cucim_on_cuda() -> dict[str, str | bool]:
+    from cmamil_sdk.slides.cucim_cuda import why_no_cuda_decoding
+
+    why = why_no_cuda_decoding()
+    if why is not None:
+        return _missing(why, "on Linux with an NVIDIA GPU: pip install 'cmamil-sdk[gpu]'")
+    return _found("", "cuCIM and CuPy find a CUDA device")
 
 
 def _openslide() -> dict[str, str | bool]:

@@ -14,7 +14,7 @@ RunMpp = Annotated[
 ]
 OnError = Annotated[Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")]
 Reader = Annotated[
-    Literal["auto", "direct", "openslide", "image", "plugin"],
+    Literal["auto", "direct", "cucim", "openslide", "image", "plugin"],
     typer.Option(help="What reads the slides; auto decides by file, docs/reading.md."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

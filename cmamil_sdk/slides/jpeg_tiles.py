@@ -73,6 +73,17 @@ def decode_tile(tile: bytes, prefix: bytes, width: int, height: int) -> UInt8:
     return pixels
 
 
+def check_tile(tile: bytes, width: int, height: int) -> None:
+    """Refuse, without decoding it, a tile that is not one whole image of exactly this size.
+
+    Raises:
+        DamagedTile: its start, header, size or end is wrong; damage in between is not seen.
+    """
+    _without_colours(tile, width, height)
+    if not tile.rstrip(b"\0").endswith(bytes((0xFF, _EOI))):
+        raise DamagedTile("it has no end")
+
+
 def _without_colours(tile: bytes, width: int, height: int) -> bytes:
     """The tile after its start, less the segments that name a colour space (JFIF, Adobe).
 
@@ -135,4 +146,4 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise DamagedTile("it ends within its header")
 
 
-__all__ = ["FRAMES", "DamagedTile", "decode_tile", "segments", "tile_prefix"]
+__all__ = ["FRAMES", "DamagedTile", "check_tile", "decode_tile", "segments", "tile_prefix"]

@@ -16,7 +16,8 @@ from cmamil_sdk.errors import (
     SlideNotFound,
     SlideUnreadable,
 )
-from cmamil_sdk.slides.base import PLAUSIBLE_MPP, SlideReader
+from cmamil_sdk.slides.base import PLAUSIBLE_MPP, ReaderKind, SlideReader
+from cmamil_sdk.slides.cucim_reader import CucimReader
 from cmamil_sdk.slides.direct_reader import DirectReader
 from cmamil_sdk.slides.image_reader import MAX_IMAGE_PX, ImageReader, is_plain_image
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
@@ -25,7 +26,7 @@ from cmamil_sdk.slides.plugin_registry import plugin_for
 from cmamil_sdk.slides.plugins import SlidePlugin
 from cmamil_sdk.slides.tiff_grids import LayoutUnknown
 
-ReaderName = Literal["auto", "direct", "openslide", "image", "plugin"]
+ReaderName = Literal["auto", ReaderKind]
 """Readers that may be asked for; ``auto`` takes the fastest that reads the file right."""
 
 
@@ -56,7 +57,8 @@ def open_slide(
         SlideFormatUnsupported: no reader knows the format, or not the one that was asked for.
         SlideCorrupt: the format is known, but the file cannot be opened.
         SlideTooLarge: a plain image has too many pixels.
-        DecoderCrashed: a plug-in's library died.
+        DependencyMissing: cuCIM is asked for and not installed.
+        DecoderCrashed: a plug-in's library died, or two of cuCIM's processes on this file.
     """
     if reader not in get_args(ReaderName):
         raise FieldInvalid(
@@ -83,6 +85,8 @@ def _through_openslide(path: Path, mpp: float | None, reader: ReaderName) -> Sli
     slide = OpenSlideReader(path, mpp=mpp, reason="asked for")
     if reader == "openslide":
         return slide
+    if reader == "cucim":
+        return _with_cucim(slide)
     try:
         return DirectReader(slide)
     except LayoutUnknown as problem:
@@ -109,6 +113,20 @@ def _through_plugin(path: Path, plugin: SlidePlugin, mpp: float | None) -> Plugi
     version = f" {plugin.version}" if plugin.version else ""
     reason = f"plug-in {plugin.name} ({plugin.package}{version}) for {path.suffix.lower()}"
     return PluginReader(path, plugin, mpp=mpp, reason=reason)
+
+
+def _with_cucim(slide: OpenSlideReader) -> CucimReader:
+    try:
+        return CucimReader(slide)
+    except LayoutUnknown as problem:
+        slide.close()
+        raise SlideFormatUnsupported(
+            f"{slide.facts.path} cannot be read by cuCIM: {problem}; leave --reader out, or choose "
+            "openslide."
+        ) from problem
+    except BaseException:
+        slide.close()
+        raise
 
 
 def check_mpp(mpp: float | None) -> None:
