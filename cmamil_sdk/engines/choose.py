@@ -22,7 +22,7 @@ _About = dict[str, str | bool]
 class EngineChoice:
     """An engine and a device, and why these; ``chosen`` if it was not named."""
 
-    engine: EngineName
+    engine: str
     device: str
     reason: str
     chosen: bool
@@ -59,7 +59,7 @@ def load_engine(
     kind = known_precision(precision)
     choice = choose_engine(engine, device)
 
-    def load(name: EngineName, why: str) -> Engine:
+    def load(name: str, why: str) -> Engine:
         if name == "openvino":
             from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
@@ -91,31 +91,34 @@ def choose_engine(engine: str, device: str) -> EngineChoice:
         FieldInvalid: an unknown engine or device.
         EngineMissing: the engine is not installed, or does not run on such a device.
     """
-    if engine not in ("auto", *ENGINES):
+    if engine != "auto" and engine not in ENGINES:
         raise FieldInvalid(f"--engine {engine} is unknown; choose auto or {', '.join(ENGINES)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise FieldInvalid(f"--device {device} is unknown; choose auto, cpu or cuda:N.")
     if device == "cuda":
         device = "cuda:0"
-    if engine == "openvino":
-        if device.startswith("cuda"):
-            raise EngineMissing(f"openvino runs on the CPU, not on {device}; use --device cpu.")
-        return EngineChoice("openvino", "cpu", "asked for", chosen=False)
-    if engine == "onnxruntime" and device != "auto":
-        return EngineChoice("onnxruntime", device, "asked for", chosen=False)
+    if engine == "openvino" and device.startswith("cuda"):
+        raise EngineMissing(f"openvino runs on the CPU, not on {device}; use --device cpu.")
+    if engine == "openvino" or (engine == "onnxruntime" and device != "auto"):
+        where = "cpu" if device == "auto" else device
+        return EngineChoice(engine, where, "asked for", chosen=False)
+    return _automatic(device, chosen=engine == "auto")
+
+
+def _automatic(device: str, *, chosen: bool) -> EngineChoice:
+    """``chosen``: the engine is free as well, else it is onnxruntime."""
     if device.startswith("cuda"):
-        return EngineChoice("onnxruntime", device, f"auto: {device} was asked for", chosen=True)
+        return EngineChoice("onnxruntime", device, f"auto: {device} was asked for", chosen)
     if device == "auto" and _cuda():
-        return EngineChoice("onnxruntime", "cuda:0", "auto: a CUDA device", chosen=True)
+        return EngineChoice("onnxruntime", "cuda:0", "auto: a CUDA device", chosen)
     lead = "auto: the CPU was asked for" if device == "cpu" else "auto: no CUDA provider"
-    if engine == "onnxruntime":
-        return EngineChoice("onnxruntime", "cpu", lead, chosen=False)
+    if not chosen:
+        return EngineChoice("onnxruntime", "cpu", lead, chosen)
     lacking = _why_no_openvino()
-    if lacking is None:
-        return EngineChoice(
-            "openvino", "cpu", f"{lead}, openvino is installed, x86 processor", chosen=True
-        )
-    return EngineChoice("onnxruntime", "cpu", f"{lead}, {lacking}", chosen=True)
+    if lacking is not None:
+        return EngineChoice("onnxruntime", "cpu", f"{lead}, {lacking}", chosen)
+    reason = f"{lead}, openvino is installed, x86 processor"
+    return EngineChoice("openvino", "cpu", reason, chosen)
 
 
 def known_precision(precision: str) -> Precision:

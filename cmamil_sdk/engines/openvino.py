@@ -130,8 +130,8 @@ def check_precision(precision: Precision) -> None:
     """Refuse a precision that this processor does not have (EngineMissing)."""
     if precision not in precisions():
         raise EngineMissing(
-            f"This processor has no {precision} arithmetic (neither AVX-512 BF16 nor AMX), openvino would fall "
-            "back to fp32; use --precision fp32."
+            f"This processor has no {precision} arithmetic (neither AVX-512 BF16 nor AMX), and openvino "
+            "would compute in fp32; use --precision fp32."
         )
 
 
