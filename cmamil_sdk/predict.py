@@ -130,7 +130,7 @@ class LocalPredictor:
             raise FieldInvalid(f"workers is {workers}; give 1 or more.")
         self.bundle = bundle
         self.workers = workers or available_cores()
-        self._encoder = bundle.open_encoder()
+        self._encoder = bundle.open_encoder(callers=self.workers)
 
     def predict(
         self,
@@ -229,7 +229,7 @@ def build_prediction(
         )
         for planned in plan.scales
     )
-    warnings = list(plan.facts.warnings)
+    warnings = [*bundle.warnings, *plan.facts.warnings]
     coarse = _coarse_answer(aggregated, bundle)
     warnings += _on_the_coarse_answer(coarse, winner, bundle)
     if top_k and contribution is None:

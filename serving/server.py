@@ -141,8 +141,6 @@ class Server:
             parent_pid=os.getpid(),
             encoders=tuple(model.encoder_spec() for model in models),
             reader=config.reader,
-            engine=config.engine,
-            device=config.device,
             memory_mib=config.worker_memory_mib,
             open_slides=config.open_slides,
             max_tiles=config.max_tiles,

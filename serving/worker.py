@@ -35,6 +35,7 @@ from cmamil_sdk.slides.image_reader import IMAGE_STARTS
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
+    EncoderSpec,
     EncodeTiles,
     Failed,
     MakePlan,
@@ -78,10 +79,10 @@ class Worker:
             BundleUnsupported, EngineMissing: it cannot be run here.
         """
         self._setup = setup
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
         for encoder in setup.encoders:
-            if encoder.sha256 not in self._engines:
-                self._engines[encoder.sha256] = _load(encoder.graph, encoder.sha256, setup)
+            if encoder.key not in self._engines:
+                self._engines[encoder.key] = _load(encoder)
         self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
         # A CUDA context reserves far more address space than it uses.
         on_cpu = all(engine.info.device == "cpu" for engine in self._engines.values())
@@ -91,7 +92,7 @@ class Worker:
 
     def ready(self) -> Ready:
         """The engine of each encoder."""
-        return Ready(tuple(self._engines[e.sha256].info for e in self._setup.encoders))
+        return Ready(tuple(self._engines[e.key].info for e in self._setup.encoders))
 
     def answer(self, task: Task) -> Reply:
         """Do one task; whatever goes wrong with it becomes :class:`Failed`."""
@@ -119,7 +120,7 @@ class Worker:
             case EncodeTiles():
                 encoder = self._setup.encoders[task.model]
                 reader = self._reader(task.slide, task.mpp)
-                return encode_batch(reader, task.batch, self._engines[encoder.sha256])
+                return encode_batch(reader, task.batch, self._engines[encoder.key])
 
     def _plan(self, task: MakePlan) -> Planned:
         started = time.perf_counter()
@@ -163,20 +164,27 @@ class Worker:
         return message.replace(str(ref.path), ref.shown)
 
 
-def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
-    path = Path(graph)
+def _load(encoder: EncoderSpec) -> Engine:
+    path, info = Path(encoder.graph), encoder.engine
     try:
         found = sha256_of_file(path)
     except OSError as problem:
         raise BundleCorrupt(
             f"{path} cannot be read ({problem}); copy the bundle again."
         ) from problem
-    if found != sha256:
+    if found != encoder.sha256:
         raise BundleCorrupt(
             f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
-            f"{sha256[:12]}…); copy the bundle again."
+            f"{encoder.sha256[:12]}…); copy the bundle again."
         )
-    return load_engine(path, engine=setup.engine, device=setup.device, threads=1)
+    return load_engine(
+        path,
+        engine=info.name,
+        device=info.device,
+        precision=info.precision,
+        callers=1,
+        reason=info.reason,
+    )
 
 
 def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup) -> _OpenSlide:

@@ -113,6 +113,7 @@ def extract_slide(
         recipe=recipe,
         encoder=encoder,
         engine=engine.info.label,
+        engine_reason=engine.info.reason,
         tiles_failed=builder.tiles_failed,
         tissue_mask_sha256=same.mask_sha256,
     )
