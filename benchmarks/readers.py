@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ def _same_pixels(one: SlideReader, other: SlideReader, batch: TileBatch) -> bool
     return same and np.array_equal(first.pixels[first.ok], second.pixels[second.ok])
 
 
-def _read_all(reader: SlideReader, batches: list[TileBatch]) -> None:
+def _read_all(reader: SlideReader, batches: Sequence[TileBatch]) -> None:
     for batch in batches:
         read_tiles(reader, batch)
 

@@ -65,7 +65,9 @@ class HeldLock:
         """Let others have it; the file is removed."""
         self._released.set()
         self._renewal.join()
-        if _content(self._file) == self._signature:  # else it was taken over while we were suspended
+        if (
+            _content(self._file) == self._signature
+        ):  # else it was taken over while we were suspended
             self._path.unlink(missing_ok=True)
         self._file.close()
 
