@@ -66,7 +66,7 @@ class SharedRun:
     """What a run did and found.
 
     Attributes:
-        rows: of the slides that are done, kept or failed, by path, in the order in which they were.
+        rows: of the slides that are done, kept or failed, by path, in the order of the list.
         others: which of them other processes did during this run, by path.
         failures: those that failed, whoever did them.
     """
@@ -102,6 +102,7 @@ def share_slides(slides: Sequence[ListedSlide], job: SlideJob, *, stop_on_error:
                 "tells; the same command goes on with the others."
             )
             raise
+    run.rows = {s.path: run.rows[s.path] for s in slides if s.path in run.rows}
     return run
 
 

@@ -191,7 +191,7 @@ def test_what_makes_no_sense_is_refused(
 
 def test_the_class_is_the_folder_below_the_root(slides: Path) -> None:
     found = slides_by_class(slides, "svs")
-    assert [(path.stem, label) for path, label in found.items()] == [
+    assert [(slide.slide_id, slide.label) for slide in found] == [
         ("one", "calm"),
         ("two", "wild"),
     ]
