@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cmamil_sdk.cli.slide_list import slides_by_class
+from cmamil_sdk.cli.summary import Summary
 from cmamil_sdk.errors import SlideIdDuplicate, SlideNotFound
 from cmamil_sdk.synthetic import write_svs
 
@@ -159,6 +160,10 @@ def test_tiles_of_another_size_need_leave(cmamil: Callable[..., Any], tmp_path: 
     ("line", "said"),
     [
         ("tile --data-root missing", "no slide *.svs at missing"),
+        ("tile", "either --data-root or --slides"),
+        ("tile --data-root data --slides data", "either --data-root or --slides"),
+        ("tile --slides l.csv --slide-format tif", "--slide-format has no effect"),
+        ("tile --slides data/raw_wsi/calm", "has no class"),
         ("tile --data-root data/raw_wsi --magnifications 0 0", "names one twice"),
         ("tile --data-root data/raw_wsi --base-mag 0", "--base-mag 0 is no magnification"),
         ("tile --data-root data/raw_wsi --objective nan", "--objective nan is no magnification"),
@@ -246,3 +251,41 @@ def test_an_encoder_made_for_one_scale_needs_leave_for_others(
     assert "made for tiles at 0.5 µm/px" in refused.err and "--accept-mpp" in refused.err
     assert cmamil(*line, "--scales", "20x").code == 0
     assert cmamil(*line, "--accept-mpp").code == 0
+
+
+def test_a_csv_of_slides_with_their_classes_serves_as_well(
+    cmamil: Callable[..., Any], slides: Path
+) -> None:
+    Path("list.csv").write_text(
+        "slide,class,mpp\ndata/raw_wsi/calm/one.svs,left,\n"
+        "data/raw_wsi/wild/deeper/two.SVS,right,0.25\nnone.svs,right,\n"
+    )
+    answer = cmamil("tile", "--slides", "list.csv", "--json")
+    assert answer.code == 1, answer.err
+    found = [(e["slide"], e["class"], e["tiles"], e["mpp"]) for e in answer.document["tiles"]]
+    assert found == [("one", "left", 4, 0.5), ("two", "right", 1, 0.25)]
+    assert Path("patches_20x/right/two/tiles.json").is_file()
+    rows = Summary(Path("patches_summary.csv")).rows()
+    assert {name: (row.status, row.reason) for name, row in rows.items()} == {
+        "none": ("failed", "SLIDE_NOT_FOUND"),
+        "one": ("done", ""),
+        "two": ("done", ""),
+    }
+    assert rows["two"].recipe == f"{rows['one'].recipe} mpp=0.25"
+    again = cmamil("tile", "--slides", "list.csv", "--json")
+    assert all(entry["resumed"] for entry in again.document["tiles"])
+    after = Summary(Path("patches_summary.csv")).rows()
+    assert after["one"].status == "kept"
+    assert after["one"].seconds == rows["one"].seconds
+
+
+def test_what_a_killed_process_left_of_a_slide_is_removed(
+    cmamil: Callable[..., Any], slides: Path
+) -> None:
+    half = Path("patches_20x/calm/.one.1.tmp")
+    half.mkdir(parents=True)
+    (half / "0_0.jpeg").touch()
+    Path(".patches_summary.one.slide.lock").touch()
+    assert cmamil("tile", *words(TILE)).code == 0
+    assert sorted(p.name for p in Path("patches_20x/calm").iterdir()) == ["one"]
+    assert not Path(".patches_summary.one.slide.lock").exists()
