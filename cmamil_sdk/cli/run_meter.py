@@ -60,10 +60,11 @@ class RunMeter:
         rate = self.tiles_per_s
         if rate is None:
             return None
-        running = 1 if self._total else 0
-        worked = self._worked + running
+        worked = self._worked + (1 if self._total else 0)
         mean = (self._planned + self._total) / worked
         waiting = max(0, self._slides - self._begun - self._others)
+        if self._started is not None and not self._total:
+            waiting += 1  # its tiles are not yet known either
         share = worked / (worked + self._others)
         return (self._total - self._done + waiting * mean * share) / rate
 

@@ -37,6 +37,7 @@ def test_slides_to_come_are_taken_for_average_ones(clock: Clock) -> None:
     meter.advance(100, 100)
     meter.end()
     meter.begin()
+    assert meter.seconds_left == pytest.approx(3 * 100 / 10)
     clock.now = 20
     meter.advance(100, 300)
     assert meter.tiles_per_s == pytest.approx(10)
