@@ -103,7 +103,7 @@ def test_the_commands_of_cma_mil(
 def test_magnifications_have_folders_of_their_own(cmamil: Callable[..., Any], slides: Path) -> None:
     line = ("tile", "--data_root", slides, "--magnifications", "0", "1", "2", "--out", "p")
     assert cmamil(*line).code == 0
-    counts = {path.name: len(list(path.rglob("*.jpeg"))) for path in Path().glob("p_*")}
+    counts = {path.name: len(list(path.rglob("*.jpeg"))) for path in Path().glob("p_*x")}
     assert counts == {"p_20x": 8, "p_10x": 2, "p_5x": 2}
     again = cmamil(*line)
     assert again.code == 0 and again.out.count("kept") == 6
