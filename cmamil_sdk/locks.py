@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -150,9 +151,13 @@ def _opened(path: Path) -> tuple[IO[str], bool]:
     """The lock file, open, and whether it was not there before."""
     while True:
         try:
-            return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "r+"), True
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             pass
+        else:
+            with suppress(OSError):
+                os.fchmod(fd, 0o666)  # whoever may write into the folder may take it over
+            return os.fdopen(fd, "r+"), True
         try:
             return os.fdopen(os.open(path, os.O_RDWR), "r+"), False
         except FileNotFoundError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,24 @@ def test_a_csv_of_slides_with_their_classes_serves_as_well(
     after = Summary(Path("patches_summary.csv")).rows()
     assert after["one"].status == "kept"
     assert after["one"].seconds == rows["one"].seconds
+
+
+def test_a_killed_run_leaves_no_process_behind(slides: Path) -> None:
+    large = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    write_svs(
+        large.repeat(28, 0).repeat(28, 1), slides / "calm" / "a.svs", mpp=0.5, objective_power=20
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-m", "cmamil_sdk.cli", "tile", "--data-root", slides, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    while not list(Path().glob("patches_20x/calm/.a.*.tmp/*.jpeg")):
+        assert program.poll() is None, program.communicate()
+    program.kill()
+    # Each process has the pipe as its standard output: it ends with the last of them.
+    program.communicate(timeout=60)
+    assert Path(".patches_summary.a.slide.lock").exists()
 
 
 def test_what_a_killed_process_left_of_a_slide_is_removed(
