@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -140,7 +140,7 @@ def _difference(theirs: SlideReader, ours: SlideReader, batch: TileBatch) -> int
     return int(difference.max(initial=0))
 
 
-def _read_all(reader: SlideReader, batches: list[TileBatch]) -> None:
+def _read_all(reader: SlideReader, batches: Sequence[TileBatch]) -> None:
     for batch in batches:
         read_tiles(reader, batch)
 

@@ -18,10 +18,11 @@ from typing import Any
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.machine import peak_rss_mb
 from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
 from cmamil_sdk.slides import ReaderName, open_slide
 
-from .environment import describe_machine, load_average, peak_rss_mb
+from .environment import describe_machine, load_average
 from .windows import (
     MIN_WINDOWS,
     SAMPLES_FOR_P95,

@@ -39,11 +39,13 @@ def write_json(path: Path, document: object) -> None:
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """A CSV table with Unix line ends."""
+    return "".join(f"{_csv_line(cells)}\n" for cells in (header, *lines))
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # quotes cells with either of the two
+    return text.getvalue().removesuffix("\r\n")
 
 
 def read_csv(

@@ -183,9 +183,7 @@ class LocalPredictor:
                 on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
             )
         bag = builder.finish()
-        busy = min(self.workers, builder.batches_done)
-        seconds["decode"] = builder.times.decode / busy
-        seconds["encode"] = builder.times.encode / busy
+        seconds |= builder.stage_seconds()
         aggregated = self.bundle.aggregate(bag)
         report(ProgressEvent("aggregate", 1, 1))
         seconds["aggregate"] = aggregated.seconds

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,11 +20,9 @@ from cmamil_sdk.cli.options import (
     RunMpp,
     Workers,
 )
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
-from cmamil_sdk.cli.parity_tables import engine_document
+from cmamil_sdk.cli.output import output_folder
 from cmamil_sdk.cli.patch_features import extract_patches
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.wording import counted
 
 _WITH_TILES = frozenset(
     (
@@ -122,12 +119,11 @@ def run(
     _refuse_without_effect(context, "--slides", context.params.keys() - {"batch_size"})
     if resize_tiles and tile_px is None:
         raise FieldInvalid("--resize-tiles has no effect without --tile-px; give the size as well.")
+    from cmamil_sdk.cli.slide_features import extract_slides
     from cmamil_sdk.cli.slide_list import expand_slides
-    from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.encoders.fit import check_encoder_mpp
     from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
-    from cmamil_sdk.features.slide import extract_slide
     from cmamil_sdk.slides.open import check_mpp
     from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
@@ -142,7 +138,7 @@ def run(
         drop_specks_um2=drop_specks_um2,
     )
     sample = tissue_options.tile_sample(max_tiles, seed)
-    files = expand_slides(slides or [])
+    files = expand_slides(slides or [], mpp=mpp)
     tissue_options.check_masks(tissue_recipe, tissue_masks, files)
     output_folder(out)
     exported = exported_encoder(
@@ -167,12 +163,9 @@ def run(
         precision=precision,
         callers=workers,
     ).engine
-    done: list[dict[str, Any]] = []
-    started = time.perf_counter()
-
-    def extract(slide: Path, progress: Progress) -> None:
-        result = extract_slide(
-            slide,
+    raise typer.Exit(
+        extract_slides(
+            files,
             out,
             recipe=recipe,
             encoder=exported.info,
@@ -183,26 +176,10 @@ def run(
             resume=resume,
             tissue_masks=tissue_masks,
             allow_empty=allow_empty,
-            on_progress=progress.update,
+            stop_on_error=on_error == "stop",
+            json=json,
         )
-        done.append(
-            {
-                "slide": slide.stem,
-                "file": str(result.path),
-                "tiles": result.tiles,
-                "tiles_failed": result.tiles_failed,
-                "seconds": round(result.seconds, 3),
-                "resumed": result.resumed,
-            }
-        )
-
-    failures = each_slide(files, extract, stop_on_error=on_error == "stop")
-    if json:
-        say_json({"features": done, "failed": failures.slides, **engine_document(loaded.info)})
-    else:
-        _say_summary(done, len(files), out, time.perf_counter() - started)
-        say(f"{loaded.info.label}: {loaded.info.reason}")
-    raise typer.Exit(failures.exit_code(len(files)))
+    )
 
 
 def _refuse_without_effect(context: typer.Context, mode: str, known: Collection[str]) -> None:
@@ -211,22 +188,3 @@ def _refuse_without_effect(context: typer.Context, mode: str, known: Collection[
         if name not in known and source is not None and source.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
             raise FieldInvalid(f"{option} has no effect with {mode}; leave it out.")
-
-
-def _say_summary(done: list[dict[str, Any]], slides: int, out: Path, seconds: float) -> None:
-    if done:
-        names = list(done[0]["tiles"])
-        rows = [
-            [
-                d["slide"],
-                *(d["tiles"][n] for n in names),
-                d["tiles_failed"],
-                "kept" if d["resumed"] else f"{d['seconds']:.1f}",
-            ]
-            for d in done
-        ]
-        say(table(["slide", *names, "lost", "seconds"], rows))
-    fresh = [d for d in done if not d["resumed"]]
-    tiles = sum(sum(d["tiles"].values()) for d in fresh)
-    rate = f", {tiles / seconds:.0f} tiles/s" if fresh else ""
-    say(f"{len(done)} of {counted(slides, 'slide')} in {out}, {seconds:.1f} s{rate}")

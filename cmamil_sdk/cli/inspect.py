@@ -39,6 +39,7 @@ def run(
 
     A slide that does not say its microns per pixel is described without tiles; --mpp mends that.
     """
+    from cmamil_sdk.cli.slide_list import ListedSlide
     from cmamil_sdk.errors import MppUnknown, MppUnusable
     from cmamil_sdk.files import sha256_of_file
     from cmamil_sdk.slides import open_slide
@@ -61,7 +62,7 @@ def run(
         ),
         sample=tissue_options.tile_sample(max_tiles, seed),
     )
-    tissue_options.check_masks(recipe.tissue, tissue_masks, [slide])
+    tissue_options.check_masks(recipe.tissue, tissue_masks, [ListedSlide(slide)])
     plan: TilePlan | None = None
     found: TissueMap | None = None
     problems: list[str] = []

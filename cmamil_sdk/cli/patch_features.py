@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmamil_sdk.cli import encoder_options
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import output_folder, say, say_json, table
 from cmamil_sdk.cli.parity_tables import engine_document
 from cmamil_sdk.errors import CmamilError
 
@@ -36,7 +36,8 @@ def extract_patches(
     json: bool,
 ) -> int:
     """Write ``<out>/<name of the root>/<class>/<slide>.npy`` for every slide; returns the exit status."""
-    from cmamil_sdk.cli.slide_runs import each_slide
+    from cmamil_sdk.cli.slide_list import ListedSlide
+    from cmamil_sdk.cli.slide_runs import RunProgress, each_slide
     from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.patches.extract import DEFAULT_BATCH_TILES, extract_folder
@@ -64,9 +65,10 @@ def extract_patches(
     ).engine
     done: list[dict[str, Any]] = []
 
-    def extract(path: Path, progress: Progress) -> None:
+    def extract(listed: ListedSlide, progress: RunProgress) -> None:
+        slide = slides[listed.path]
         result = extract_folder(
-            slides[path],
+            slide,
             folder,
             encoder=exported.info,
             engine=loaded,
@@ -78,8 +80,8 @@ def extract_patches(
         )
         done.append(
             {
-                "slide": slides[path].slide_id,
-                "class": slides[path].label,
+                "slide": slide.slide_id,
+                "class": slide.label,
                 "file": str(result.path),
                 "tiles": result.tiles,
                 "seconds": round(result.seconds, 3),
@@ -87,7 +89,9 @@ def extract_patches(
             }
         )
 
-    failures = each_slide(list(slides), extract, stop_on_error=stop_on_error)
+    failures = each_slide(
+        [ListedSlide(path) for path in slides], extract, stop_on_error=stop_on_error
+    )
     _write_index(folder, done)
     if json:
         say_json({"features": done, "failed": failures.slides, **engine_document(loaded.info)})

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,11 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FeatureFileInvalid, FeatureFileUnreadable, ScaleMismatch
+from cmamil_sdk.errors import (
+    FeatureFileInvalid,
+    FeatureFileUnreadable,
+    OutputUnwritable,
+    ScaleMismatch,
+)
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FORMAT_VERSION = 1
+
+_ROWS_AT_ONCE = 4096
 
 UNREADABLE = (
     OSError,
@@ -78,24 +85,44 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
 
     Raises:
         FeatureFileInvalid: the bag is inconsistent.
+        OutputUnwritable: the disk is full, or the folder may not be written to.
     """
     bag.validate()
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(temporary, "w") as file:
-            for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
-                file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
-            for scale in bag.scales:
-                group = file.create_group(f"scales/{scale.name}")
-                group.attrs["mpp"] = scale.mpp
-                group.create_dataset("features", data=bag.features[scale.name])
-                group.create_dataset("coords", data=bag.coords[scale.name])
-                group.create_dataset("parent", data=bag.parent[scale.name])
-                group.create_dataset("tissue", data=bag.tissue[scale.name])
+            _fill(file, bag, provenance)
         temporary.replace(path)
+    except (OSError, RuntimeError) as problem:  # the latter when h5py closes a file on a full disk
+        raise OutputUnwritable(
+            f"{path} cannot be written ({_in_short(problem)}); free space, or change the permissions of "
+            "its folder, and start again to go on."
+        ) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _fill(file: h5py.File, bag: Bag, provenance: FeatureProvenance) -> None:
+    for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
+        file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
+    for scale in bag.scales:
+        group = file.create_group(f"scales/{scale.name}")
+        group.attrs["mpp"] = scale.mpp
+        features = bag.features[scale.name]
+        stored = group.create_dataset("features", shape=features.shape, dtype=features.dtype)
+        for start in range(0, len(features), _ROWS_AT_ONCE):  # Ctrl-C is heard between
+            stored[start : start + _ROWS_AT_ONCE] = features[start : start + _ROWS_AT_ONCE]
+        group.create_dataset("coords", data=bag.coords[scale.name])
+        group.create_dataset("parent", data=bag.parent[scale.name])
+        group.create_dataset("tissue", data=bag.tissue[scale.name])
+
+
+def _in_short(problem: OSError | RuntimeError) -> str:
+    """What the system said, without what h5py wraps around it."""
+    number = getattr(problem, "errno", None) or getattr(problem.__context__, "errno", None)
+    return os.strerror(number) if number else str(problem)
 
 
 def is_feature_file(path: Path) -> bool:
