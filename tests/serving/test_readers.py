@@ -11,8 +11,11 @@ from cmamil_sdk.serving.messages import Failed, ReadFacts, WorkerSetup
 from cmamil_sdk.serving.paths import resolve
 from cmamil_sdk.serving.worker import Worker
 from cmamil_sdk.slides import ReaderName, SlideFacts
+from cmamil_sdk.slides.cucim_process import cucim_installed
 
 from ..slides.tiffs import set_entry
+
+NEEDS_CUCIM = pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
 
 
 def ask(root: Path, name: str, reader: ReaderName) -> SlideFacts | Failed:
@@ -31,7 +34,13 @@ def root(synthetic_slide: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("asked", "taken"), [("auto", "direct"), ("direct", "direct"), ("openslide", "openslide")]
+    ("asked", "taken"),
+    [
+        ("auto", "direct"),
+        ("direct", "direct"),
+        pytest.param("cucim", "cucim", marks=NEEDS_CUCIM),
+        ("openslide", "openslide"),
+    ],
 )
 def test_a_worker_takes_the_reader_of_the_configuration(
     root: Path, asked: ReaderName, taken: str
