@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,8 @@ class _Image:
         corners = list(zip(flat[::2], flat[1::2], strict=True))
         assert len(corners) > 1, "a single region would be decoded by the CPU"
         self.asked.append(len(corners))
+        if (13, 17) in corners:
+            raise RuntimeError("Error in batched decode: 4")
         memory = np.empty((batch_size, size[1], size[0], 3), np.uint8)
         downsample = int(self.slide.facts.levels[level].downsample)
         for first in range(0, len(corners), batch_size):
@@ -77,7 +80,9 @@ def stand_in(monkeypatch):
     images: list[_Image] = []
 
     def put(path: Path, change: int = 0) -> list[_Image]:
-        def open_image(_fd: int) -> tuple[_Image, dict[str, Any]]:
+        def open_image(name: str) -> tuple[_Image, dict[str, Any]]:
+            assert Path(name).suffix == ".tif"
+            assert Path(name).read_bytes() == path.read_bytes()
             images.append(_Image(path, change))
             return images[-1], {}
 
@@ -98,8 +103,11 @@ CORNERS = [(5 * n, 3 * n) for n in range(21)] + [(-9, 4), (250, 190), (400, 400)
 @pytest.mark.parametrize("level", [0, 1])
 def test_batches_are_copied_and_edges_are_white(plain, stand_in, level):
     images = stand_in(plain)
-    with opened(plain) as reader, open_slide(plain, reader="openslide") as theirs:
-        regions = CudaRegions(reader)
+    with (
+        opened(plain) as reader,
+        open_slide(plain, reader="openslide") as theirs,
+        CudaRegions(reader) as regions,
+    ):
         assert regions.difference == 0
         assert images[0].asked == [4, 2], (
             "the heaviest tiles of each level; a single one is asked twice"
@@ -117,19 +125,28 @@ def test_pixels_that_differ_are_refused_or_accepted_knowingly(plain, stand_in):
     with opened(plain) as reader:
         with pytest.raises(SlideFormatUnsupported, match="differ from OpenSlide's by up to 1 grey"):
             CudaRegions(reader)
-        assert CudaRegions(reader, max_difference=1).difference == 1
+        with CudaRegions(reader, max_difference=1) as regions:
+            assert regions.difference == 1
 
 
 @NEEDS_CUCIM
 def test_a_damaged_tile_is_seen_before_the_gpu_gets_it(plain, stand_in):
     spoil_tile(plain, 7, lambda tile: bytes(len(tile)))
     images = stand_in(plain)
-    with opened(plain) as reader:
-        regions = CudaRegions(reader)
+    with opened(plain) as reader, CudaRegions(reader) as regions:
         asked = len(images[0].asked)
         with pytest.raises(SlideCorrupt, match=r"\(130, 70\), level 0, cannot be decoded"):
             regions.read_regions(0, [(0, 0), (130, 70)], 30, 30)
         assert len(images[0].asked) == asked
+
+
+@NEEDS_CUCIM
+def test_what_the_decoder_refuses_is_a_damaged_tile(plain, stand_in):
+    stand_in(plain)
+    with opened(plain) as reader, CudaRegions(reader) as regions:
+        with pytest.raises(SlideCorrupt, match=r"\(13, 17\), level 0, .*batched decode: 4"):
+            regions.read_regions(0, [(13, 17), (0, 0)], 30, 30)
+        assert regions.read_regions(0, [(0, 0)], 30, 30).any()
 
 
 @NEEDS_CUCIM
@@ -146,6 +163,31 @@ def test_a_level_smaller_than_a_tile_is_left_to_the_cpu(tmp_path, stand_in):
     stand_in(path)
     with opened(path) as reader, pytest.raises(SlideFormatUnsupported, match="smaller than a tile"):
         CudaRegions(reader)
+
+
+@NEEDS_CUCIM
+def test_tiles_in_another_order_are_left_to_the_cpu(plain, stand_in):
+    """cuCIM would take their bytes from beside those that it has loaded."""
+    stand_in(plain)
+    with opened(plain) as reader:
+        grid = reader.grids[0]
+        reader.grids[0] = replace(grid, offsets=grid.offsets[::-1])
+        with pytest.raises(SlideFormatUnsupported, match="level 0 stores its tiles in another"):
+            CudaRegions(reader)
+
+
+@NEEDS_CUCIM
+def test_closing_leaves_nothing_behind(plain, stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stand_in(plain, change=1)
+    before = set(tmp_path.iterdir())
+    with opened(plain) as reader:
+        with pytest.raises(SlideFormatUnsupported):
+            CudaRegions(reader)
+        assert set(tmp_path.iterdir()) == before
+        with CudaRegions(reader, max_difference=1):
+            assert len(set(tmp_path.iterdir())) == len(before) + 1, "a GPU opens it at each read"
+    assert set(tmp_path.iterdir()) == before
 
 
 @NEEDS_CUCIM
@@ -192,8 +234,11 @@ GPU = [
 
 def compare_on_gpu(path: Path, level: int) -> tuple[UInt8, UInt8]:
     """Regions all over a level, some across its edges: from the GPU, and OpenSlide's."""
-    with opened(path) as reader, open_slide(path, reader="openslide") as theirs:
-        regions = CudaRegions(reader, max_difference=255)
+    with (
+        opened(path) as reader,
+        open_slide(path, reader="openslide") as theirs,
+        CudaRegions(reader, max_difference=255) as regions,
+    ):
         width, height = theirs.facts.levels[level].width, theirs.facts.levels[level].height
         corners = [
             (x, y) for y in range(-20, height, height // 6) for x in range(-20, width, width // 6)
@@ -229,16 +274,15 @@ class TestOnGpu:
 
     def test_every_bit_is_openslides(self, noisy_slide, record_property):
         """What it takes to use the GPU without a word in the recipe."""
-        with opened(noisy_slide) as reader:
-            difference = CudaRegions(reader, max_difference=255).difference
+        with opened(noisy_slide) as reader, CudaRegions(reader, max_difference=255) as regions:
+            difference = regions.difference
         record_property("largest_difference", difference)
         if difference:
             pytest.xfail(f"nvJPEG differs by up to {difference} grey levels; CudaRegions refuses")
 
     def test_a_damaged_tile_is_an_error(self, plain):
         spoil_tile(plain, 7, lambda tile: bytes(len(tile)))
-        with opened(plain) as reader:
-            regions = CudaRegions(reader, max_difference=255)
+        with opened(plain) as reader, CudaRegions(reader, max_difference=255) as regions:
             with pytest.raises(SlideCorrupt):
                 regions.read_regions(0, [(0, 0), (130, 70)], 30, 30)
             assert regions.read_regions(0, [(0, 0), (8, 8)], 30, 30).shape == (2, 30, 30, 3)
