@@ -27,7 +27,7 @@ ReaderName = Literal["auto", "direct", "cucim", "openslide"]
 def open_slide(path: Path, *, mpp: float | None = None, reader: ReaderName = "auto") -> SlideReader:
     """Open a slide; its facts name the reader that was chosen, and say why.
 
-    Every reader gives the same pixels; those of JPEG 2000 by cuCIM may differ in their rounding.
+    Every reader gives the same pixels.
 
     Args:
         path: the slide file.
