@@ -43,6 +43,9 @@ class _Collector:
         """A test counts once: when it has run, or when it is skipped or fails before or after."""
         if report.failed:
             self._fail(report.nodeid, report.longreprtext)
+        elif hasattr(report, "wasxfail"):
+            reason = report.wasxfail.removeprefix("reason: ")
+            self.outcomes.append(Outcome(report.nodeid, "xfailed", reason))
         elif report.skipped:
             assert isinstance(report.longrepr, tuple)
             reason = report.longrepr[2].removeprefix("Skipped: ")
@@ -70,7 +73,7 @@ def check(paths: Sequence[str]) -> int:
     say(table(["what", "outcome", "reason or figures"], rows))
     counts = {
         name: sum(o.outcome == name for o in collector.outcomes)
-        for name in ("passed", "skipped", "FAILED")
+        for name in ("passed", "skipped", "xfailed", "FAILED")
     }
     say("\n" + ", ".join(f"{count} {name.lower()}" for name, count in counts.items()))
     return int(code)

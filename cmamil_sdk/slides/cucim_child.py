@@ -16,7 +16,6 @@ import json
 import math
 import mmap
 import os
-import resource
 import select
 import socket
 import struct
@@ -24,6 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,14 @@ _SHOWN_BYTES = 500
 def main() -> None:
     """Serve the parent until it closes the socket or ends."""
     pipe_fd, slide_fd, memory_fd, log_fd = (int(number) for number in sys.argv[1:])
+    import resource  # noqa: PLC0415 - the parent imports this module on systems that lack it
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = socket.socket(fileno=pipe_fd)
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     try:
-        image, seen = open_image(slide_fd)
+        with named(slide_fd) as name:
+            image, seen = open_image(name)
     except ImportError as problem:
         send(pipe, {"missing": str(problem)})
         return
@@ -56,8 +59,19 @@ def main() -> None:
         send(pipe, server.answer(request))
 
 
-def open_image(slide_fd: int) -> tuple[Any, dict[str, Any]]:
-    """Open the file behind a descriptor with cuCIM; returns the image, and what it sees in it.
+@contextmanager
+def named(slide_fd: int) -> Iterator[str]:
+    """A name for the file behind a descriptor by which cuCIM takes it for a TIFF; it goes when left."""
+    with tempfile.TemporaryDirectory(prefix="cmamil-") as folder:
+        link = Path(folder) / "slide.tif"
+        link.symlink_to(f"/proc/self/fd/{slide_fd}")
+        yield str(link)
+
+
+def open_image(name: str) -> tuple[Any, dict[str, Any]]:
+    """Open a file with cuCIM; returns the image, and what it sees in it.
+
+    Decoding on a CPU needs the name no longer; on a GPU the file is opened again for each read.
 
     Raises:
         ImportError: cuCIM is not installed.
@@ -65,11 +79,7 @@ def open_image(slide_fd: int) -> tuple[Any, dict[str, Any]]:
     """
     from cucim.clara import CuImage  # noqa: PLC0415
 
-    # cuCIM goes by the name's extension, and by nothing it keeps after opening.
-    with tempfile.TemporaryDirectory(prefix="cmamil-") as folder:
-        link = Path(folder) / "slide.tif"
-        link.symlink_to(f"/proc/self/fd/{slide_fd}")
-        image = CuImage(str(link))
+    image = CuImage(name)
     found = image.resolutions
     levels = zip(found["level_dimensions"], found["level_downsamples"], strict=True)
     return image, {
@@ -193,7 +203,7 @@ def _end_with_parent(pipe: socket.socket) -> None:
     os._exit(0)
 
 
-__all__ = ["open_image", "read_batches", "receive", "send"]
+__all__ = ["named", "open_image", "read_batches", "receive", "send"]
 
 if __name__ == "__main__":
     main()

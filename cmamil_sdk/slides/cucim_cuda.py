@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
 from cmamil_sdk.errors import EngineMissing, SlideFormatUnsupported
-from cmamil_sdk.slides.cucim_child import open_image, read_batches
+from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.cucim_child import named, open_image, read_batches
 from cmamil_sdk.slides.cucim_process import cucim_installed
 from cmamil_sdk.slides.cucim_reader import CucimReader
 from cmamil_sdk.slides.tiff_grids import TileGrid
@@ -55,28 +59,26 @@ class CudaRegions:
 
         Raises:
             EngineMissing: cuCIM, CuPy or a CUDA device is missing.
-            SlideFormatUnsupported: a level is not JPEG, or its pixels differ by more.
+            SlideFormatUnsupported: a level does not suit, or its pixels differ by more.
             SlideCorrupt: one of the tiles that are compared is damaged.
         """
         missing = why_no_cuda_decoding()
         if missing:
             raise EngineMissing(f"Slides cannot be decoded on a GPU: {missing}; decode on the CPU.")
         for number, grid in reader.grids.items():
-            if grid.coding != "jpeg":
-                # cuCIM ends the process when it is asked to decode anything else on a GPU.
-                raise SlideFormatUnsupported(
-                    f"{reader.facts.path}: level {number} is stored as {grid.coding}, a GPU decodes "
-                    "JPEG alone; decode on the CPU."
-                )
+            _check_suits_gpu(reader.facts.path, number, grid)
         self._cupy = import_module("cupy")
         self._reader = reader
-        self._image, _ = open_image(reader.slide_fd)
-        self.difference = max(self._compare(level) for level in reader.grids)
-        if self.difference > max_difference:
-            raise SlideFormatUnsupported(
-                f"{reader.facts.path}: the GPU's pixels differ from OpenSlide's by up to "
-                f"{self.difference} grey levels; decode on the CPU, or accept that with max_difference."
-            )
+        with ExitStack() as stack:
+            self._image, _ = open_image(stack.enter_context(named(reader.slide_fd)))
+            self.difference = max(self._compare(level) for level in reader.grids)
+            if self.difference > max_difference:
+                raise SlideFormatUnsupported(
+                    f"{reader.facts.path}: the GPU's pixels differ from OpenSlide's by up to "
+                    f"{self.difference} grey levels; decode on the CPU, or accept that with "
+                    "max_difference."
+                )
+            self._name = stack.pop_all()
 
     def read_regions(
         self, level: int, corners: Sequence[tuple[int, int]], width: int, height: int
@@ -104,6 +106,23 @@ class CudaRegions:
             pixels[number] = self._cupy.asarray(region)
         return pixels
 
+    def close(self) -> None:
+        """Let go of the file; the reader stays open."""
+        self._name.close()
+
+    def __enter__(self) -> Self:
+        """These regions."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
     def _decode(
         self, pixels: Any, numbers: list[int], level: int, corners: Sequence[tuple[int, int]]
     ) -> None:
@@ -112,32 +131,43 @@ class CudaRegions:
         for number in numbers:
             self._reader.check_tiles(level, (*corners[number], width, height))
         places = [self._reader.level_0(level, *corners[number]) for number in numbers]
+        asarray = self._cupy.asarray
+        batches = read_batches(
+            self._image, level, places, (width, height), device="cuda", as_array=asarray
+        )
         done = 0
-        for batch in read_batches(
-            self._image,
-            level,
-            places,
-            (width, height),
-            device="cuda",
-            as_array=self._cupy.asarray,
-        ):
-            pixels[self._cupy.asarray(numbers[done : done + len(batch)])] = batch
-            # cuCIM fills the batch's memory again, on a stream of its own.
-            self._cupy.cuda.get_current_stream().synchronize()
-            done += len(batch)
+        try:
+            for batch in batches:
+                pixels[asarray(numbers[done : done + len(batch)])] = batch
+                # cuCIM fills the batch's memory again, on a stream of its own.
+                self._cupy.cuda.get_current_stream().synchronize()
+                done += len(batch)
+        except RuntimeError as problem:
+            path = Path(self._reader.facts.path)
+            raise undecodable(path, *places[done], level, problem) from problem
 
     def _compare(self, level: int) -> int:
         """Largest difference from the reader's pixels in the tiles of a level that hold the most."""
         grid = self._reader.grids[level]
         corners = _heaviest_inner_tiles(grid)
         size = (grid.tile_width, grid.tile_height)
-        if not corners:
-            raise SlideFormatUnsupported(
-                f"{self._reader.facts.path}: level {level} is smaller than a tile; decode on the CPU."
-            )
         ours = self._cupy.asnumpy(self.read_regions(level, corners, *size))
         theirs = self._reader.read_regions(level, corners, *size)
         return int(np.abs(ours.astype(np.int16) - theirs).max())
+
+
+def _check_suits_gpu(path: str, number: int, grid: TileGrid) -> None:
+    """Refuse what cuCIM ends the process for, or reads beside the file for (SlideFormatUnsupported)."""
+    problem = None
+    if grid.coding != "jpeg":
+        problem = f"is stored as {grid.coding}, a GPU decodes JPEG alone"
+    elif (np.diff(grid.offsets) <= 0).any():
+        # It loads the bytes from the first tile that it needs to the last, in the order of their numbers.
+        problem = "stores its tiles in another order"
+    elif grid.width < grid.tile_width or grid.height < grid.tile_height:
+        problem = "is smaller than a tile"
+    if problem:
+        raise SlideFormatUnsupported(f"{path}: level {number} {problem}; decode on the CPU.")
 
 
 def _heaviest_inner_tiles(grid: TileGrid) -> list[tuple[int, int]]:

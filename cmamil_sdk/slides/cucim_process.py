@@ -112,7 +112,8 @@ class DecoderProcess:
         """
         shape = (len(corners), height, width, 3)
         memory = self._make_room(math.prod(shape))
-        answer = self._ask({"level": level, "corners": corners, "size": [width, height]})
+        places = [[int(x), int(y)] for x, y in corners]  # numpy's numbers are none for JSON
+        answer = self._ask({"level": level, "corners": places, "size": [int(width), int(height)]})
         if "memory" in answer:
             raise MemoryError
         if "problem" in answer:

@@ -46,6 +46,7 @@ UInt8 = npt.NDArray[np.uint8]
 _T = TypeVar("_T")
 
 _ATTEMPTS = 2
+_MAX_REQUEST_BYTES = 2**26
 _NAMES: dict[Coding, str] = {"jpeg": "JPEG", "jpeg 2000": "JPEG 2000"}
 
 
@@ -103,7 +104,7 @@ class CucimReader:
             return self._slide.read_region(level, x, y, width, height)
         box = (x, y, width, height)
         inside = grid.inside(box)
-        if inside == box:
+        if inside == box and width and height:
             whole: UInt8 = self._decode(level, [(x, y)], width, height)[0]
             return whole
         pixels = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -116,7 +117,7 @@ class CucimReader:
     def read_regions(
         self, level: int, corners: Sequence[tuple[int, int]], width: int, height: int
     ) -> UInt8:
-        """Regions of one size, ``[N, height, width, 3]``, those within the level as one batch of cuCIM.
+        """Regions of one size, ``[N, height, width, 3]``, those within the level in batches.
 
         Args:
             level: number of the level.
@@ -130,9 +131,11 @@ class CucimReader:
         """
         pixels = np.empty((len(corners), height, width, 3), dtype=np.uint8)
         together = self.within(level, corners, width, height)
-        if together:
-            batch = [corners[number] for number in together]
-            pixels[together] = self._decode(level, batch, width, height)
+        most = max(1, _MAX_REQUEST_BYTES // max(1, 3 * width * height))
+        for first in range(0, len(together), most):
+            numbers = together[first : first + most]
+            batch = [corners[number] for number in numbers]
+            pixels[numbers] = self._decode(level, batch, width, height)
         for number in sorted(set(range(len(corners))) - set(together)):
             pixels[number] = self.read_region(level, *corners[number], width, height)
         return pixels
@@ -142,7 +145,7 @@ class CucimReader:
     ) -> list[int]:
         """Which of the regions cuCIM can read in one batch: those that lie within one of its levels."""
         grid = self.grids.get(level)
-        if grid is None:
+        if grid is None or not (width and height):
             return []
         boxes = [(x, y, width, height) for x, y in corners]
         return [number for number, box in enumerate(boxes) if grid.inside(box) == box]

@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from cmamil_sdk.slides import plugin_registry
+from cmamil_sdk.slides import cucim_process, plugin_registry
 from cmamil_sdk.slides.plugins import SlidePlugin
 
 
@@ -27,6 +27,23 @@ def test_json(cmamil: Callable[..., Any]) -> None:
     assert document["engines"]["onnxruntime"]["version"] == onnxruntime.__version__
     assert document["packages"]["numpy"]["version"] == importlib.metadata.version("numpy")
     assert document["devices"]["cpu"]["available"] is True
+
+
+def test_cucim_and_what_it_needs_on_a_gpu(
+    cmamil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = cmamil("doctor", "--json").document["readers"]
+    if readers["cucim"]["available"]:
+        assert readers["cucim"]["version"] == importlib.metadata.version("cucim-cu13")
+    else:
+        assert readers["cucim on cuda"]["why"] == "cuCIM is not installed"
+    monkeypatch.setattr(cucim_process, "cucim_installed", lambda: False)
+    missing = cmamil("doctor", "--json").document["readers"]["cucim"]
+    assert missing["available"] is False
+    assert missing["fix"].startswith("pip install --no-deps cucim-cu13")
+    monkeypatch.setattr("sys.platform", "darwin")
+    missing = cmamil("doctor", "--json").document["readers"]["cucim"]
+    assert (missing["why"], missing["available"]) == ("cuCIM exists for Linux only", False)
 
 
 def test_a_missing_package_says_why_and_how(

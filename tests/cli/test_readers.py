@@ -103,18 +103,20 @@ def test_bench_names_the_reader(
 
 
 def test_bench_readers_prints_and_writes(
-    cmamil: Callable[..., Any], tiny_bundle: Path, small_slide: Path, tmp_path: Path
+    cmamil: Callable[..., Any],
+    tiny_bundle: Path,
+    small_slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = ("bench", "readers", "--slide", small_slide, "--pairs", "5")
     out = cmamil(*command).out
-    assert "direct" in out and "95 %" in out
-    assert "the pixels of all tiles are the same: direct, openslide" in out
+    assert "95 %" in out
+    for name in ("direct", "cucim") if cucim_installed() else ("direct",):
+        assert f"the pixels of all tiles are the same: {name}, openslide" in out
+    monkeypatch.setattr("cmamil_sdk.benchmarks.readers._OTHERS", ("direct",))
     answer = cmamil(*command, "--bundle", tiny_bundle, "--out", tmp_path / "new", "--json")
-    readers = list(answer.document["readers"])
-    assert readers == (["direct", "cucim"] if cucim_installed() else ["direct"])
-    assert [(row["what"], row["reader"]) for row in answer.document["rows"]] == [
-        (what, reader) for what in ("read", "predict") for reader in readers
-    ]
+    assert [row["what"] for row in answer.document["rows"]] == ["read", "predict"]
     assert json.loads((tmp_path / "new" / "readers.json").read_text()) == answer.document
 
 

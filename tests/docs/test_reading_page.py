@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmamil_sdk.cli.app import main
 from cmamil_sdk.features.file import read_provenance
+from cmamil_sdk.slides.cucim_process import HOW_TO_INSTALL, cucim_installed
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reading.md").read_text("utf-8")
 
@@ -46,6 +48,22 @@ def test_the_commands_work_as_they_stand(
     assert "reader       openslide: asked for" in out
     assert "the pixels of all tiles are the same" in out
     assert read_provenance(tmp_path / "features" / "case-01.h5").reader == "openslide: asked for"
+
+
+@pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
+def test_the_python_example_runs(
+    tmp_path: Path, synthetic_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "case-01.svs").symlink_to(synthetic_slide)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks("python")), "docs/reading.md", "exec"), names)
+    assert names["tiles"].shape == (2, 224, 224, 3)
+
+
+def test_the_page_says_how_cucim_is_installed() -> None:
+    assert blocks("console") == [HOW_TO_INSTALL]
 
 
 @pytest.mark.realdata

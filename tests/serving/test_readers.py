@@ -17,9 +17,11 @@ from cmamil_sdk.serving.messages import Failed, ReadFacts, WorkerSetup
 from cmamil_sdk.serving.paths import resolve
 from cmamil_sdk.serving.worker import Worker
 from cmamil_sdk.slides import ReaderName, SlideFacts
+from cmamil_sdk.slides.cucim_process import cucim_installed
 
 from ..slides.tiffs import set_entry
 
+NEEDS_CUCIM = pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
 SETUP = WorkerSetup(0, (), "auto", "auto", "cpu", 0, 1, 1, 2**40, 2**20, 32)
 
 
@@ -41,7 +43,13 @@ def root(synthetic_slide: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("asked", "taken"), [("auto", "direct"), ("direct", "direct"), ("openslide", "openslide")]
+    ("asked", "taken"),
+    [
+        ("auto", "direct"),
+        ("direct", "direct"),
+        pytest.param("cucim", "cucim", marks=NEEDS_CUCIM),
+        ("openslide", "openslide"),
+    ],
 )
 def test_a_worker_takes_the_reader_of_the_configuration(
     root: Path, asked: ReaderName, taken: str
