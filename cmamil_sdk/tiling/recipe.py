@@ -126,6 +126,10 @@ class TilingRecipe(_Recipe):
     A stored level whose mpp is within ``mpp_tolerance`` (relative) of a whole fraction of the wanted
     mpp is used without fractional resampling.
 
+    ``scale_source`` says where the pixels of a coarser scale come from: ``finest``, from those of the
+    finest scale, whatever else the slide stores; ``stored``, from the coarsest stored level that is no
+    coarser than the scale. Both are area averages, and differ only on slides that store such levels.
+
     Raises:
         ScaleMismatch: scales are empty, double, out of order, or do not nest.
     """
@@ -134,7 +138,7 @@ class TilingRecipe(_Recipe):
 
     scales: tuple[Scale, ...]
     tile_px: int = Field(224, ge=16, le=4096)
-    scale_source: Literal["finest"] = "finest"
+    scale_source: Literal["finest", "stored"] = "finest"
     mpp_tolerance: float = Field(0.02, ge=0.0, le=0.1)
     tissue: TissueRecipe = TissueRecipe()
     sample: TileSample | None = Field(None, description="None: all tiles with enough tissue")

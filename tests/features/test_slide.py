@@ -108,10 +108,11 @@ def test_a_complete_file_is_kept(extract, engine):
         {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(method="none")})},
         {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(pens="exclude")})},
         {"recipe": RECIPE.model_copy(update={"sample": TileSample(max_tiles=1000)})},
+        {"recipe": RECIPE.model_copy(update={"scale_source": "stored"})},
         {"encoder": ENCODER.model_copy(update={"weights_sha256": "1" * 64})},
         {"mpp": 0.25},
     ],
-    ids=["scales", "tissue", "pens", "sample", "weights", "mpp"],
+    ids=["scales", "tissue", "pens", "sample", "scale_source", "weights", "mpp"],
 )
 def test_a_file_of_another_recipe_is_not(extract, changes):
     extract()
