@@ -78,8 +78,8 @@ def measure_readers(bench: ReadersBench, *, on_pair: OnPair | None = None) -> di
             _row(
                 "read",
                 plan,
-                partial(_read_all, theirs, batches),
-                partial(_read_all, direct, batches),
+                partial(read_all, theirs, batches),
+                partial(read_all, direct, batches),
                 bench.pairs,
                 report,
             )
@@ -115,7 +115,8 @@ def _same_pixels(one: SlideReader, other: SlideReader, batch: TileBatch) -> bool
     return same and np.array_equal(first.pixels[first.ok], second.pixels[second.ok])
 
 
-def _read_all(reader: SlideReader, batches: list[TileBatch]) -> None:
+def read_all(reader: SlideReader, batches: list[TileBatch]) -> None:
+    """Read every tile of ``batches``, and drop it."""
     for batch in batches:
         read_tiles(reader, batch)
 
@@ -173,4 +174,4 @@ def _row(
     }
 
 
-__all__ = ["ReadersBench", "measure_readers"]
+__all__ = ["ReadersBench", "measure_readers", "read_all"]

@@ -134,7 +134,8 @@ def _choose(path: Path, bag: Bag, recipe: TilingRecipe, wanted: tuple[str, ...] 
     """The bag at the wanted scales, which must be there and include the features' finest.
 
     Coarse tiles are kept by those of the finest scale, and may be averages of it, so without it the
-    recipe would name other tiles than those behind the features. A sample is drawn by tiles of the coarsest scale.
+    recipe would name other tiles than those behind the features. A sample is drawn by tiles of the
+    coarsest scale.
     """
     if wanted is None:
         return bag
