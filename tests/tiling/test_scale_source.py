@@ -122,11 +122,11 @@ def pyramids(draw: st.DrawFn) -> Ramp:
     downsamples = [1.0]
     for factor in factors:
         downsamples.append(downsamples[-1] * factor)
-    width, height = draw(st.integers(150, 500)), draw(st.integers(150, 500))
+    width, height = draw(st.integers(260, 500)), draw(st.integers(260, 500))
     bounds = None
     if draw(st.booleans()):
         x, y = draw(st.integers(0, width // 3)), draw(st.integers(0, height // 3))
-        bounds = (x, y, draw(st.integers(70, width - x)), draw(st.integers(70, height - y)))
+        bounds = (x, y, draw(st.integers(140, width - x)), draw(st.integers(140, height - y)))
     mpp = draw(st.sampled_from([0.5, 0.499, 0.25, 0.2527, 0.46]))
     return Ramp(downsamples, size=(width, height), bounds=bounds, mpp=mpp)
 
