@@ -163,6 +163,8 @@ def test_tiles_of_another_size_need_leave(cmamil: Callable[..., Any], tmp_path: 
         ("tile --data-root data/raw_wsi --base-mag 0", "--base-mag 0 is no magnification"),
         ("tile --data-root data/raw_wsi --objective nan", "--objective nan is no magnification"),
         ("tile --data-root data/raw_wsi --mpp 100", "--mpp 100"),
+        ("tile --data-root data/raw_wsi --threshold inf", "--threshold inf keeps no tile"),
+        ("tile --data-root data/raw_wsi --base-mag 0.5 --magnifications 8", "halved 8 times"),
         ("tile --data-root data/raw_wsi --out-dir .", "--out-dir . is no name"),
         ("features --out o", "either --slides or --patch-root"),
         ("features --out o --patch-root p --slides s", "either --slides or --patch-root"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +138,50 @@ def test_a_process_that_dies_fails_the_slide(
 
 def die(_: object) -> None:
     os._exit(1)
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(
+    slide: Path, tmp_path: Path, killed_by: signal.Signals
+) -> None:
+    """The child says who its processes are, and waits to be killed once tiles are written."""
+    program = (
+        "import multiprocessing, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.patches.test_write import recipes\n"
+        "from cmamil_sdk.patches.write import tile_slide\n"
+        "def seen(*_):\n"
+        "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "    signal.pause()\n"
+        "if __name__ == '__main__':\n"
+        "    slide, out = map(Path, sys.argv[1:])\n"
+        "    tile_slide(slide, 'a', out, recipes(0), workers=2, on_progress=seen)\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(program)
+    run = subprocess.Popen(
+        [sys.executable, script, slide, tmp_path / "p"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert run.stdout is not None
+    children = [int(pid) for pid in run.stdout.readline().split()]
+    assert children
+    (left,) = (tmp_path / "p_20x" / "a").iterdir()
+    assert left.name == f".case.{run.pid}.tmp"
+    with pytest.raises(OSError), write._whole_folder(tmp_path / "p_20x" / "a" / "case"):
+        assert left.is_dir(), "a folder that is being written is left alone"
+        raise OSError
+    run.send_signal(killed_by)
+    run.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "the processes outlive the one that started them"
+        time.sleep(0.05)
+    assert left.is_dir()
+    tile_slide(slide, "a", tmp_path / "p", recipes(0))
+    assert [path.name for path in (tmp_path / "p_20x" / "a").iterdir()] == ["case"]
 
 
 def test_an_interrupted_slide_leaves_nothing(slide: Path, tmp_path: Path) -> None:

@@ -102,5 +102,6 @@ def test_a_large_area_is_averaged_in_little_memory():
     finally:
         tracemalloc.stop()
     assert mean.shape == (1850, 1900, 3)
-    assert (mean[0], mean[-1]) == (pytest.approx(200), pytest.approx(100))
+    assert (mean[0] == 200).all()
+    assert (mean[-1] == 100).all()
     assert peak < 100e6
