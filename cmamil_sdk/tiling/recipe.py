@@ -25,6 +25,9 @@ from pydantic import (
 from cmamil_sdk.errors import ScaleMismatch
 from cmamil_sdk.tiling.edge_density import EDGE_DENSITY_THRESHOLD
 
+TILE_PX = (16, 4096)
+"""Smallest and largest edge of a tile."""
+
 _RATIO_TOLERANCE = 1e-6
 MAX_RATIO = 16
 """The coarsest scale may be this much coarser than the finest: a tile of it is read as one block."""
@@ -137,7 +140,7 @@ class TilingRecipe(_Recipe):
     _later = frozenset(("sample",))
 
     scales: tuple[Scale, ...]
-    tile_px: int = Field(224, ge=16, le=4096)
+    tile_px: int = Field(224, ge=TILE_PX[0], le=TILE_PX[1])
     scale_source: Literal["finest", "stored"] = "finest"
     mpp_tolerance: float = Field(0.02, ge=0.0, le=0.1)
     tissue: TissueRecipe = TissueRecipe()
