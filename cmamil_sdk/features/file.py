@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.errors import FeatureFileInvalid, FeatureFileUnreadable, ScaleMismatch
 from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.files import write_atomic
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FORMAT_VERSION = 1
@@ -75,24 +76,22 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
 
     Raises:
         FeatureFileInvalid: the bag is inconsistent.
+        OutputUnwritable: the disk is full, or the folder may not be written to.
     """
     bag.validate()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
-                file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
-            for scale in bag.scales:
-                group = file.create_group(f"scales/{scale.name}")
-                group.attrs["mpp"] = scale.mpp
-                group.create_dataset("features", data=bag.features[scale.name])
-                group.create_dataset("coords", data=bag.coords[scale.name])
-                group.create_dataset("parent", data=bag.parent[scale.name])
-                group.create_dataset("tissue", data=bag.tissue[scale.name])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # In memory first: HDF5 ends the process with a segmentation fault where a disk is full.
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
+            file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
+        for scale in bag.scales:
+            group = file.create_group(f"scales/{scale.name}")
+            group.attrs["mpp"] = scale.mpp
+            group.create_dataset("features", data=bag.features[scale.name])
+            group.create_dataset("coords", data=bag.coords[scale.name])
+            group.create_dataset("parent", data=bag.parent[scale.name])
+            group.create_dataset("tissue", data=bag.tissue[scale.name])
+    write_atomic(path, image.getbuffer())
 
 
 def is_feature_file(path: Path) -> bool:

@@ -20,7 +20,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from cmamil_sdk.errors import DecoderCrashed, NoTissue, OutputExists, SlideCorrupt
+from cmamil_sdk.errors import (
+    DecoderCrashed,
+    NoTissue,
+    OutputExists,
+    OutputUnwritable,
+    SlideCorrupt,
+)
 from cmamil_sdk.features.extract import MAX_FAILED_SHARE
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import available_cores
@@ -133,6 +139,7 @@ def tile_slide(
         OutputExists: tiles of this slide by another recipe or from another file are there.
         NoTissue: no tile of a magnification is above the threshold.
         InputError: the slide cannot be used; nothing is left of the magnification at which it fails.
+        OutputUnwritable: the disk is full, or the folder may not be written to.
         DecoderCrashed: a process died while it read the slide.
     """
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
@@ -215,6 +222,11 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         with _held(temporary):
             yield temporary
             temporary.rename(folder)
+    except OSError as problem:
+        raise OutputUnwritable(
+            f"{folder} cannot be written ({problem.strerror or problem}); free space, or change "
+            "permissions or paths."
+        ) from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -99,6 +100,34 @@ def test_a_complete_file_is_kept(extract, engine):
     assert engine.tiles == tiles
     assert first.path.stat().st_mtime_ns == written
     assert not extract(resume=False).resumed
+
+
+def drop_coords(file: h5py.File) -> None:
+    del file["scales/10x/coords"]
+
+
+def drop_a_row(file: h5py.File) -> None:
+    features = file["scales/20x/features"][()]
+    del file["scales/20x/features"]
+    file["scales/20x/features"] = features[:-1]
+
+
+def spoil_a_value(file: h5py.File) -> None:
+    file["scales/20x/features"][3, 1] = np.nan
+
+
+def spoil_a_parent(file: h5py.File) -> None:
+    file["scales/20x/parent"][0] = 12
+
+
+@pytest.mark.parametrize("damage", [drop_coords, drop_a_row, spoil_a_value, spoil_a_parent])
+def test_a_file_that_training_would_refuse_is_made_anew(extract, damage):
+    path = extract().path
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    assert not extract().resumed
+    read_feature_file(path)
+    assert extract().resumed
 
 
 @pytest.mark.parametrize(

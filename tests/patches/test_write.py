@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,13 @@ import pytest
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image, ImageFilter, ImageStat
 
-from cmamil_sdk.errors import DecoderCrashed, NoTissue, OutputExists, SlideCorrupt
+from cmamil_sdk.errors import (
+    DecoderCrashed,
+    NoTissue,
+    OutputExists,
+    OutputUnwritable,
+    SlideCorrupt,
+)
 from cmamil_sdk.patches import write
 from cmamil_sdk.patches.grid import magnifications
 from cmamil_sdk.patches.manifest import PatchRecipe, read_coordinates, read_manifest
@@ -170,9 +178,9 @@ def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(
     assert children
     (left,) = (tmp_path / "p_20x" / "a").iterdir()
     assert left.name == f".case.{run.pid}.tmp"
-    with pytest.raises(OSError), write._whole_folder(tmp_path / "p_20x" / "a" / "case"):
+    with suppress(Interrupted), write._whole_folder(tmp_path / "p_20x" / "a" / "case"):
         assert left.is_dir(), "a folder that is being written is left alone"
-        raise OSError
+        raise Interrupted
     run.send_signal(killed_by)
     run.wait()
     deadline = time.monotonic() + 30
@@ -182,6 +190,23 @@ def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(
     assert left.is_dir()
     tile_slide(slide, "a", tmp_path / "p", recipes(0))
     assert [path.name for path in (tmp_path / "p_20x" / "a").iterdir()] == ["case"]
+
+
+class Interrupted(Exception):
+    """Raised by a test in the middle of a slide."""
+
+
+def full(_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_not_the_slides_fault(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_write_chunk", full)
+    with pytest.raises(OutputUnwritable, match=r"a/case cannot be written \(No space left"):
+        tile_slide(slide, "a", tmp_path / "p", recipes(0), workers=1)
+    assert list((tmp_path / "p_20x" / "a").iterdir()) == []
 
 
 def test_an_interrupted_slide_leaves_nothing(slide: Path, tmp_path: Path) -> None:
