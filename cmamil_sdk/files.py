@@ -36,8 +36,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as problem:
         raise OutputUnwritable(
-            f"{path} cannot be written ({problem.strerror or problem}); free space, or change permissions "
-            "or paths."
+            f"{path} cannot be written ({problem.strerror or problem}); free space, or change "
+            "permissions or paths."
         ) from problem
 
 

@@ -18,6 +18,9 @@ def run(
         float | None, typer.Option(help="Microns per pixel of level 0, if the file is silent.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Scales to count tiles for.")] = "5x,10x,20x",
+    tile_px: Annotated[
+        int, typer.Option(min=16, max=4096, help="Edge of a tile; an encoder may take another.")
+    ] = 224,
     reader: Reader = "auto",
     tissue: tissue_options.Method = "otsu",
     tissue_masks: tissue_options.Masks = None,
@@ -51,6 +54,7 @@ def run(
 
     recipe = TilingRecipe(
         scales=parse_scales(scales),
+        tile_px=tile_px,
         scale_source=scale_source,
         tissue=tissue_options.tissue_recipe(
             tissue,

@@ -104,9 +104,7 @@ def _tile_px(slides: Sequence[SlideFolder]) -> int | None:
     return None
 
 
-def _write_index(
-    folder: Path, done: list[dict[str, Any]], labels: Sequence[str | None]
-) -> None:
+def _write_index(folder: Path, done: list[dict[str, Any]], labels: Sequence[str | None]) -> None:
     """``dataset_index.npy``: rows [path, number of the class], as text.
 
     Classes are numbered by name over all ``labels`` of the root, so that a class whose slides fail

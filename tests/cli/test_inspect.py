@@ -167,6 +167,7 @@ def test_the_tissue_options_change_what_is_counted(
     assert tiles("--tissue", "mask", "--tissue-masks", tmp_path)["20x"] == 63
     assert tiles("--tissue", "edge-density")["20x"] == 36
     assert tiles("--max-tiles", 5, "--seed", 1)["20x"] == 5
+    assert tiles("--tile-px", 112) == {"5x": 12, "10x": 36, "20x": 144}
     assert tiles("--drop-specks-um2", 1e9) is None
     assert tiles("--pens", "exclude", "--fill-holes-um2", 1e4)["20x"] == 36
     empty = cmamil("inspect", synthetic_slide, "--tissue", "mask", "--tissue-masks", mask)
