@@ -18,6 +18,9 @@ from cmamil_sdk.tiling.geometry import OwnLevel, ReadGeometry
 UInt8 = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
 
+_MAX_READ_PX = 2**26
+"""What has more pixels is read in strips: a coarse scale of a slide that stores no coarse level."""
+
 
 def read_block(
     reader: SlideReader, geometry: ReadGeometry, column: int, row: int
@@ -96,12 +99,18 @@ def _read_tiles(
     if size.is_integer():
         # Whole pixels per tile: start on a pixel, so that tiles are cut, not resampled.
         left, top = math.floor(left + 0.5), math.floor(top + 0.5)
-    x0, y0 = math.floor(left), math.floor(top)
-    x1, y1 = math.ceil(left + tiles * size), math.ceil(top + tiles * size)
-    pixels = _read_in_bounds(reader, geometry, level, (x0, y0, x1, y1))
-    box = (left - x0, top - y0, left - x0 + tiles * size, top - y0 + tiles * size)
-    edge = tiles * geometry.tile_px
-    return area_average(pixels, box, edge, edge)
+    edge_px, whole = tiles * geometry.tile_px, tiles * size
+    strip = max(1, math.floor(edge_px * min(1.0, _MAX_READ_PX / whole**2)))
+    parts = []
+    for first in range(0, edge_px, strip):
+        last = min(edge_px, first + strip)
+        upper, lower = (top + whole * row / edge_px for row in (first, last))
+        x0, y0 = math.floor(left), math.floor(upper)
+        box = (x0, y0, math.ceil(left + whole), math.ceil(lower))
+        pixels = _read_in_bounds(reader, geometry, level, box)
+        inside = (left - x0, upper - y0, left - x0 + whole, lower - y0)
+        parts.append(area_average(pixels, inside, edge_px, last - first))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _read_in_bounds(

@@ -229,6 +229,19 @@ def test_a_downsample_that_divides_badly_is_still_cut_not_resampled(synthetic_sl
     assert asked == [(0, math.floor(1 / ds + 0.5), math.floor(224 + 1 / ds + 0.5), 224, 224)]
 
 
+@pytest.mark.parametrize("mpp", [0.5, 0.46])
+def test_what_is_read_in_strips_is_the_same(noise, monkeypatch, mpp):
+    path = noise(mpp)
+    recipe = TilingRecipe(scales=parse_scales("5x,20x"), tile_px=64, tissue=EVERYWHERE)
+    with open_slide(path) as reader:
+        whole, _ = all_tiles(reader, recipe)
+        monkeypatch.setattr("cmamil_sdk.tiling.blocks._MAX_READ_PX", 9000)
+        strips, _ = all_tiles(reader, recipe)
+    for name, tiles in whole.items():
+        for where, tile in tiles.items():
+            assert np.abs(tile.astype(int) - strips[name][where]).max() <= (mpp != 0.5)
+
+
 def test_a_bad_stored_tile_spoils_only_the_tiles_above_it(textured_slide, with_zeroed):
     path = with_zeroed(textured_slide, (5, 6))
     recipe = THREE.model_copy(update={"tissue": EVERYWHERE})
