@@ -78,8 +78,8 @@ def measure_readers(bench: ReadersBench, *, on_pair: OnPair | None = None) -> di
             _row(
                 "read",
                 plan,
-                partial(read_all, theirs, batches),
-                partial(read_all, direct, batches),
+                partial(_read_all, theirs, batches),
+                partial(_read_all, direct, batches),
                 bench.pairs,
                 report,
             )
@@ -115,8 +115,7 @@ def _same_pixels(one: SlideReader, other: SlideReader, batch: TileBatch) -> bool
     return same and np.array_equal(first.pixels[first.ok], second.pixels[second.ok])
 
 
-def read_all(reader: SlideReader, batches: list[TileBatch]) -> None:
-    """Read every tile of ``batches``, and drop it."""
+def _read_all(reader: SlideReader, batches: list[TileBatch]) -> None:
     for batch in batches:
         read_tiles(reader, batch)
 
@@ -174,4 +173,4 @@ def _row(
     }
 
 
-__all__ = ["ReadersBench", "measure_readers", "read_all"]
+__all__ = ["ReadersBench", "measure_readers"]

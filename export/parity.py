@@ -75,11 +75,9 @@ def aggregator_parity(
 
 def _cosine(a: Float32, b: Float32) -> npt.NDArray[np.float64]:
     left, right = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
-    cosines = (left * right).sum(axis=1) / np.maximum(lengths[0] * lengths[1], 1e-12)
-    # Two vectors of zeros, which a last ReLU may give, are the same.
-    same: npt.NDArray[np.float64] = np.where((lengths[0] == 0) & (lengths[1] == 0), 1.0, cosines)
-    return same
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines: npt.NDArray[np.float64] = (left * right).sum(axis=1) / np.maximum(norms, 1e-12)
+    return cosines
 
 
 def _refuse(failed: list[str], report: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""``cmamil bench scales``: what it costs to read several scales in one pass, and otherwise."""
+"""``cmamil bench scale-source``: coarser scales from the finest one, and from stored levels."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def run(
     ] = None,
     reader: Reader = "auto",
     pairs: Annotated[int, typer.Option(help="How often each way is taken, at least 5.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Folder for scales.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scale-source.json.")] = None,
     json: Json = False,
 ) -> None:
-    """All scales in one pass against stored levels, and against one scale after another."""
-    from cmamil_sdk.benchmarks.scales import ScalesBench, measure_scales
+    """What --scale-source stored costs on a slide, and how far its pixels are from those of finest."""
+    from cmamil_sdk.benchmarks.scale_source import ScaleSourceBench, measure_scale_sources
     from cmamil_sdk.files import write_json
 
-    bench = ScalesBench(slide=slide, scales=scales, mpp=mpp, reader=reader, pairs=pairs)
+    bench = ScaleSourceBench(slide=slide, scales=scales, mpp=mpp, reader=reader, pairs=pairs)
     if out is not None:
         output_folder(out)
     with Progress(slide.name) as progress:
-        document = measure_scales(
-            bench, on_pair=lambda way, done: progress.update(done, pairs, way)
+        document = measure_scale_sources(
+            bench, on_pair=lambda done: progress.update(done, pairs, "pairs")
         )
     if out is not None:
-        write_json(out / "scales.json", document)
+        write_json(out / "scale-source.json", document)
     if json:
         say_json(document)
     else:
@@ -53,20 +53,11 @@ def _say_plainly(document: dict[str, Any]) -> None:
         for name, found in document["scales"].items()
     ]
     say(table(["scale", "tiles", "stored level", "mean difference, grey levels"], rows))
-    say("")
-    header = ["CPU-seconds", "so", "one pass", "ratio", "95 %", "pairs"]
-    say(table(header, [_cells(row) for row in document["rows"]]))
-
-
-def _cells(row: dict[str, Any]) -> list[Any]:
-    return [
-        row["way"],
-        f"{row['cpu_s']:.2f}",
-        f"{row['one_pass_cpu_s']:.2f}",
-        f"{row['ratio']:.2f}",
-        f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}",
-        row["pairs"],
-    ]
+    say(
+        f"\nfinest {document['finest_cpu_s']:.2f} CPU-s, stored {document['stored_cpu_s']:.2f}: ratio "
+        f"{document['ratio']:.2f} ({document['ratio_low']:.2f} to {document['ratio_high']:.2f}), "
+        f"{document['pairs']} pairs"
+    )
 
 
 __all__ = ["run"]

@@ -1,4 +1,4 @@
-"""All scales from one pass, from stored levels, and one after another: what each costs and shows."""
+"""Coarser scales from the finest one and from stored levels: what each costs, how far they differ."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
 from .environment import describe_machine, load_average
 from .pairs import MIN_PAIRS, Pairs, time_in_turns
-from .readers import read_all
 
-OnPair = Callable[[str, int], None]
+OnPair = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class ScalesBench:
+class ScaleSourceBench:
     """What is measured.
 
     Attributes:
@@ -49,44 +48,52 @@ class ScalesBench:
             raise FieldInvalid(f"--pairs {self.pairs} is too few; give at least {MIN_PAIRS}.")
 
 
-def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict[str, Any]:
-    """Read the same tiles in three ways; times are of the processor, in one thread.
+def measure_scale_sources(
+    bench: ScaleSourceBench, *, on_pair: OnPair | None = None
+) -> dict[str, Any]:
+    """Read the same tiles from both sources; times are of the processor, in one thread.
 
     Args:
         bench: the settings.
-        on_pair: called with what is measured and the pairs done.
+        on_pair: called with the pairs done.
 
     Returns:
         ``scales``: per scale its tiles, the level that ``stored`` reads it from, and the mean absolute
-        difference of its pixels from those of ``finest``, grey levels; ``rows``: what ``stored`` and
-        scales one after another cost, with the ratio to one pass from the finest.
+        difference of its pixels from those of ``finest``, grey levels; ``finest_cpu_s`` and
+        ``stored_cpu_s``, medians; ``ratio``: what ``stored`` costs over ``finest``, with the ends of its
+        95 % interval.
 
     Raises:
         CmamilError: whatever opening or planning the slide raises.
     """
-    report = on_pair or (lambda _what, _done: None)
+    report = on_pair or (lambda _done: None)
     load_before = load_average()
     with open_slide(bench.slide, mpp=bench.mpp, reader=bench.reader) as reader:
         finest, stored = (_plan(reader, bench.scales, source) for source in ("finest", "stored"))
-        alone = [_plan(reader, name, "finest") for name in finest.recipe.names]
-        ways = {"stored levels": [stored], "one scale after another": alone}
-        return {
-            "benchmark": "scales",
-            "slide": {
-                "name": bench.slide.name,
-                "sha256": sha256_of_file(bench.slide),
-                "downsamples": [level.downsample for level in reader.facts.levels],
-            },
-            "scales": _differences(reader, finest, stored),
-            "rows": [
-                _row(way, reader, plans, finest, bench.pairs, report) for way, plans in ways.items()
-            ],
-            "environment": {
-                **describe_machine(),
-                "page_cache": "warm",
-                "load_average": {"before": load_before, "after": load_average()},
-            },
-        }
+        downsamples = [level.downsample for level in reader.facts.levels]
+        scales = _differences(reader, finest, stored)
+        pairs = _time(reader, finest, stored, bench.pairs, report)
+    ratio, low, high = pairs.ratio()
+    return {
+        "benchmark": "scale-source",
+        "slide": {
+            "name": bench.slide.name,
+            "sha256": sha256_of_file(bench.slide),
+            "downsamples": downsamples,
+        },
+        "scales": scales,
+        "pairs": bench.pairs,
+        "finest_cpu_s": float(np.median(pairs.ours_s)),
+        "stored_cpu_s": float(np.median(pairs.baseline_s)),
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "environment": {
+            **describe_machine(),
+            "page_cache": "warm",
+            "load_average": {"before": load_before, "after": load_average()},
+        },
+    }
 
 
 def _plan(reader: SlideReader, scales: str, source: Literal["finest", "stored"]) -> TilePlan:
@@ -95,8 +102,7 @@ def _plan(reader: SlideReader, scales: str, source: Literal["finest", "stored"])
 
 def _differences(reader: SlideReader, finest: TilePlan, stored: TilePlan) -> dict[str, Any]:
     """Both plans hold the same tiles in the same batches."""
-    total = np.zeros(len(finest.scales))
-    count = np.zeros(len(finest.scales))
+    total, count = np.zeros(len(finest.scales)), np.zeros(len(finest.scales))
     for one, other in zip(finest.batches(), stored.batches(), strict=True):
         ours, theirs = read_tiles(reader, one), read_tiles(reader, other)
         both = ours.ok & theirs.ok
@@ -114,33 +120,22 @@ def _differences(reader: SlideReader, finest: TilePlan, stored: TilePlan) -> dic
     }
 
 
-def _row(
-    way: str,
-    reader: SlideReader,
-    plans: list[TilePlan],
-    finest: TilePlan,
-    pairs: int,
-    report: OnPair,
-) -> dict[str, Any]:
-    """The processor time of a way and of one pass, in turns; a first pair warms up."""
-    batches = [batch for plan in plans for batch in plan.batches()]
-    other, ours = partial(read_all, reader, batches), partial(read_all, reader, finest.batches())
-    time_in_turns(-1, other, ours)
+def _time(
+    reader: SlideReader, finest: TilePlan, stored: TilePlan, pairs: int, report: OnPair
+) -> Pairs:
+    """Processor time of both, in turns, ``stored`` as the baseline; a first pair warms up."""
+    ways = partial(_read_all, reader, stored), partial(_read_all, reader, finest)
+    time_in_turns(-1, *ways)
     times = []
     for number in range(pairs):
-        times.append(time_in_turns(number, other, ours, clock=time.process_time))
-        report(way, number + 1)
-    measured = Pairs(*(tuple(side) for side in zip(*times, strict=True)))
-    ratio, low, high = measured.ratio()
-    return {
-        "way": way,
-        "pairs": pairs,
-        "cpu_s": float(np.median(measured.baseline_s)),
-        "one_pass_cpu_s": float(np.median(measured.ours_s)),
-        "ratio": ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-    }
+        times.append(time_in_turns(number, *ways, clock=time.process_time))
+        report(number + 1)
+    return Pairs(*(tuple(side) for side in zip(*times, strict=True)))
 
 
-__all__ = ["ScalesBench", "measure_scales"]
+def _read_all(reader: SlideReader, plan: TilePlan) -> None:
+    for batch in plan.batches():
+        read_tiles(reader, batch)
+
+
+__all__ = ["ScaleSourceBench", "measure_scale_sources"]
