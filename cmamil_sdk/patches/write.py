@@ -223,6 +223,10 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
             yield temporary
             temporary.rename(folder)
     except OSError as problem:
+        if folder.exists():
+            raise OutputExists(
+                f"{folder} has been written by another process meanwhile; start again, and it is kept."
+            ) from problem
         raise OutputUnwritable(
             f"{folder} cannot be written ({problem.strerror or problem}); free space, or change "
             "permissions or paths."

@@ -192,6 +192,17 @@ def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(
     assert [path.name for path in (tmp_path / "p_20x" / "a").iterdir()] == ["case"]
 
 
+def test_two_runs_at_once_leave_one_folder(slide: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "p_20x" / "a" / "case"
+    with pytest.raises(OutputExists, match="by another process meanwhile"):  # noqa: SIM117
+        with write._whole_folder(folder) as slower:
+            (slower / "0_0.jpeg").touch()
+            folder.mkdir()
+            (folder / "tiles.json").touch()
+    assert [path.name for path in folder.parent.iterdir()] == ["case"]
+    assert [path.name for path in folder.iterdir()] == ["tiles.json"]
+
+
 class Interrupted(Exception):
     """Raised by a test in the middle of a slide."""
 
