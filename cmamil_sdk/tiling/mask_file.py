@@ -38,7 +38,11 @@ def mask_file(place: Path, slide_id: str) -> Path:
         raise TissueMaskInvalid(
             f"There is no mask file or folder {place} for slide {slide_id}; check the path."
         )
-    found = [path for suffix in SUFFIXES if (path := place / f"{slide_id}{suffix}").is_file()]
+    found = sorted(
+        path
+        for path in place.iterdir()
+        if path.stem == slide_id and path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "no mask"
         raise TissueMaskInvalid(

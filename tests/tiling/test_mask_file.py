@@ -109,8 +109,9 @@ def test_a_mask_is_given_if_and_only_if_the_recipe_wants_one(synthetic_slide, tm
 
 
 def test_the_mask_of_a_slide_in_a_folder(tmp_path):
-    for name in ("a.png", "b.png", "b.tif"):
+    for name in ("a.png", "b.png", "b.tif", "d.TIF"):
         (tmp_path / name).touch()
+    assert mask_file(tmp_path, "d") == tmp_path / "d.TIF"
     assert mask_file(tmp_path, "a") == tmp_path / "a.png"
     assert mask_file(tmp_path / "a.png", "whatever") == tmp_path / "a.png"
     with pytest.raises(TissueMaskInvalid, match=r"b\.png, b\.tif"):
