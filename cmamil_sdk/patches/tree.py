@@ -84,9 +84,10 @@ def list_tiles(slide: SlideFolder) -> TileFiles:
 
     Raises:
         NoTissue: there is none.
-        SlideCorrupt: a name is no ``<col>_<row>``, a place is taken twice, or the manifest is damaged or
-            lacks a tile.
+        SlideCorrupt: the folder's name is no UTF-8, a tile's is no ``<col>_<row>``, a place is taken twice,
+            or the manifest is damaged or lacks a tile.
     """
+    _check_name(slide)
     found: dict[tuple[int, int], Path] = {}
     for path in _images(slide.path):
         name = _NAME.fullmatch(path.stem)
@@ -109,6 +110,13 @@ def list_tiles(slide: SlideFolder) -> TileFiles:
         corners=None if manifest is None else _corners(slide.path, addresses),
         scale=None if manifest is None else manifest.recipe.scale,
     )
+
+
+def _check_name(slide: SlideFolder) -> None:
+    try:
+        f"{slide.label}/{slide.slide_id}".encode()  # features and what is said of them bear it
+    except UnicodeEncodeError as problem:
+        raise SlideCorrupt(f"{slide.path} is no name in UTF-8; rename the folder.") from problem
 
 
 def read_image(path: Path) -> UInt8:

@@ -246,6 +246,14 @@ def test_a_bad_folder_is_named_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_whose_name_no_document_can_hold_is_refused(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "in" / "a" / "s\udcff", [(0, 0)])
+    (slide,) = find_slides(tmp_path / "in")
+    with pytest.raises(SlideCorrupt, match="no name in UTF-8; rename the folder"):
+        extract_folder(slide, tmp_path / "out", encoder=ENCODER, engine=GreyEngine())
+    assert not (tmp_path / "out").exists()
+
+
 def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     write_tiles(tmp_path / "in" / "a" / "s", [(0, 0)])
     (slide,) = find_slides(tmp_path / "in")
