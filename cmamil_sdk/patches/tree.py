@@ -84,8 +84,8 @@ def list_tiles(slide: SlideFolder) -> TileFiles:
 
     Raises:
         NoTissue: there is none.
-        SlideCorrupt: the folder's name is no UTF-8, a tile's is no ``<col>_<row>``, a place is taken twice,
-            or the manifest is damaged or lacks a tile.
+        SlideCorrupt: the folder's name is no UTF-8, a tile's is no ``<col>_<row>``, a place is taken
+            twice, or the manifest is damaged or lacks a tile.
     """
     _check_name(slide)
     found: dict[tuple[int, int], Path] = {}
