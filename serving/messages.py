@@ -18,7 +18,7 @@ from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.features.extract import EncodedBatch
 from cmamil_sdk.slides.base import Level, SlideFacts
 from cmamil_sdk.slides.open import ReaderName
-from cmamil_sdk.tiling.geometry import ReadGeometry
+from cmamil_sdk.tiling.geometry import OwnLevel, ReadGeometry
 from cmamil_sdk.tiling.plan import PlannedScale, TileBatch, TilePlan
 from cmamil_sdk.tiling.recipe import Scale, TileSample, TilingRecipe, TissueRecipe
 
@@ -126,6 +126,7 @@ _ALLOWED = {
         EngineInfo,
         Failed,
         Level,
+        OwnLevel,
         PlannedScale,
         Planned,
         ReadGeometry,

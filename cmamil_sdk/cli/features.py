@@ -66,6 +66,7 @@ def run(
     drop_specks_um2: tissue_options.DropSpecksUm2 = 0.0,
     max_tiles: tissue_options.MaxTiles = None,
     seed: tissue_options.Seed = None,
+    scale_source: tissue_options.ScaleSource = "finest",
     allow_empty: Annotated[
         bool,
         typer.Option("--allow-empty", help="Write a file without tiles if there is no tissue."),
@@ -151,6 +152,7 @@ def run(
     recipe = TilingRecipe(
         scales=parse_scales(scales),
         tile_px=exported.info.tile_px,
+        scale_source=scale_source,
         tissue=tissue_recipe,
         sample=sample,
     )

@@ -92,7 +92,7 @@ def extract_patches(
     failures = each_slide(
         [ListedSlide(path) for path in slides], extract, stop_on_error=stop_on_error
     )
-    _write_index(folder, done)
+    _write_index(folder, done, [slide.label for slide in slides.values()])
     if json:
         say_json({"features": done, "failed": failures.slides, **engine_document(loaded.info)})
     else:
@@ -118,15 +118,19 @@ def _tile_px(slides: Sequence[SlideFolder]) -> int | None:
     return None
 
 
-def _write_index(folder: Path, done: list[dict[str, Any]]) -> None:
-    """``dataset_index.npy``: rows [path, number of the class among the sorted ones], as text."""
+def _write_index(folder: Path, done: list[dict[str, Any]], labels: Sequence[str | None]) -> None:
+    """``dataset_index.npy``: rows [path, number of the class], as text.
+
+    Classes are numbered by name over all ``labels`` of the root, so that a class whose slides fail
+    leaves the numbers of the others as they are at other magnifications.
+    """
     import io
 
     import numpy as np
 
     from cmamil_sdk.files import write_atomic
 
-    classes = sorted({entry["class"] for entry in done if entry["class"] is not None})
+    classes = sorted({label for label in labels if label is not None})
     if not classes:
         return
     rows = [[entry["file"], str(classes.index(entry["class"]))] for entry in done]

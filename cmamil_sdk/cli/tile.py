@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,8 @@ def run(
     for option, value in (("--base-mag", base_mag), ("--objective", objective)):
         if value is not None and not 0.5 <= value <= 200:
             raise FieldInvalid(f"{option} {value:g} is no magnification; give 20 or 40, say.")
+    if not math.isfinite(threshold):
+        raise FieldInvalid(f"--threshold {threshold:g} keeps no tile; give a number, 15 say.")
     if out.name in ("", ".."):
         raise FieldInvalid(f"--out-dir {out} is no name for folders to begin with; give one.")
     if (data_root is None) == (slides is None):

@@ -79,6 +79,14 @@ Seed = Annotated[
     ),
 ]
 
+ScaleSource = Annotated[
+    Literal["finest", "stored"],
+    typer.Option(
+        help="Where coarser scales come from: averages of the finest, or of the nearest stored level.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
 
 def tissue_recipe(
     method: str,
@@ -186,6 +194,7 @@ __all__ = [
     "Method",
     "PenMinUm2",
     "Pens",
+    "ScaleSource",
     "Seed",
     "check_masks",
     "tile_sample",

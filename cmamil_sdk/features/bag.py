@@ -110,6 +110,11 @@ class Bag:
                     f"{where}: {counted(n, 'feature')} with coords, parent, tissue of shapes {others}; "
                     "extract them again."
                 )
+            if self.coords[name].dtype.kind != "i":
+                raise FeatureFileInvalid(
+                    f"{where}: coords are {self.coords[name].dtype}, whole level-0 pixels are needed; "
+                    "extract them again."
+                )
             broken = not_finite(features)
             if broken is not None:
                 raise FeatureFileInvalid(f"{where}, {broken}; extract them again.")

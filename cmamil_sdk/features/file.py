@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.errors import (
     FeatureFileInvalid,
     FeatureFileUnreadable,
-    OutputUnwritable,
     ScaleMismatch,
 )
 from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.files import write_atomic
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FORMAT_VERSION = 1
@@ -88,20 +88,11 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
         OutputUnwritable: the disk is full, or the folder may not be written to.
     """
     bag.validate()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
-            _fill(file, bag, provenance)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as problem:  # the latter when h5py closes a file on a full disk
-        raise OutputUnwritable(
-            f"{path} cannot be written ({_in_short(problem)}); free space, or change the permissions of "
-            "its folder, and start again to go on."
-        ) from problem
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    # In memory first: HDF5 ends the process with a segmentation fault where a disk is full.
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        _fill(file, bag, provenance)
+    write_atomic(path, image.getbuffer())
 
 
 def _fill(file: h5py.File, bag: Bag, provenance: FeatureProvenance) -> None:
@@ -117,12 +108,6 @@ def _fill(file: h5py.File, bag: Bag, provenance: FeatureProvenance) -> None:
         group.create_dataset("coords", data=bag.coords[scale.name])
         group.create_dataset("parent", data=bag.parent[scale.name])
         group.create_dataset("tissue", data=bag.tissue[scale.name])
-
-
-def _in_short(problem: OSError | RuntimeError) -> str:
-    """What the system said, without what h5py wraps around it."""
-    number = getattr(problem, "errno", None) or getattr(problem.__context__, "errno", None)
-    return os.strerror(number) if number else str(problem)
 
 
 def is_feature_file(path: Path) -> bool:

@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
-
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.errors import FeatureFileInvalid, FieldInvalid
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.features.file import (
-    UNREADABLE,
     FeatureProvenance,
+    read_feature_file,
     read_provenance,
     recipe_key,
     write_feature_file,
@@ -194,16 +192,17 @@ def _already_done(target: Path, wanted: _Sameness, *, allow_empty: bool) -> Slid
         return None
     try:
         stored = read_provenance(target)
-        with h5py.File(target, "r") as file:
-            counts = {n: len(file[f"scales/{n}/features"]) for n in stored.recipe.names}
-    except (FeatureFileInvalid, *UNREADABLE):
+        found = _Sameness(
+            stored.slide_sha256, stored.tissue_mask_sha256, stored.recipe_key(), stored.mpp
+        )
+        if found != wanted:
+            return None
+        bag, _ = read_feature_file(target)
+    except FeatureFileInvalid:
+        return None  # it is made anew
+    if bag.is_empty and not allow_empty:
         return None
-    found = _Sameness(
-        stored.slide_sha256, stored.tissue_mask_sha256, stored.recipe_key(), stored.mpp
-    )
-    if found != wanted or not (allow_empty or any(counts.values())):
-        return None
-    return SlideFeatures(target, counts, stored.tiles_failed, {}, resumed=True)
+    return SlideFeatures(target, bag.counts(), stored.tiles_failed, {}, resumed=True)
 
 
 __all__ = ["STAGES", "SlideFeatures", "extract_slide", "feature_path"]

@@ -115,8 +115,16 @@ def make_plan(
 
 def no_tissue(plan: TilePlan) -> str:
     """The sentence about a slide whose plan is empty."""
+    finest = plan.recipe.finest.name
+    in_x, in_y = plan.geometry.inside_share(len(plan.geometry.ratios) - 1)
+    if in_x.max() * in_y.max() < MIN_INSIDE:
+        edge_px = plan.geometry.tile_size_level0
+        return (
+            f"{plan.facts.path}: {plan.facts.bounds[2]} x {plan.facts.bounds[3]} px are less than half "
+            f"a {finest} tile of {edge_px:g} x {edge_px:g} px; leave it out, or use finer scales."
+        )
     return (
-        f"{plan.facts.path}: no {plan.recipe.finest.name} tile is tissue to "
+        f"{plan.facts.path}: no {finest} tile is tissue to "
         f"{plan.recipe.tissue.min_share:.0%}; look at it with `cmamil inspect --thumbnail`."
     )
 

@@ -125,10 +125,13 @@ def _tidied(found: BoolMask, pens: BoolMask, grid: CellGrid, settings: TissueRec
 
 
 def _stained(rgb: UInt8, judged: BoolMask, min_value: float) -> BoolMask:
-    """Cells that are more saturated than Otsu's threshold over the ``judged`` cells, and not black."""
-    saturation = _saturation(rgb)
-    threshold = np.clip(otsu_threshold(saturation[judged]), *_SATURATION_LIMITS)
-    stained: BoolMask = (saturation > threshold) & (rgb.max(axis=-1) >= min_value * 255)
+    """Cells, none of them dark, that are more saturated than Otsu's threshold over the ``judged`` ones.
+
+    Dark cells have no say in the threshold: the least tint of a black border is all saturation.
+    """
+    saturation, light = _saturation(rgb), rgb.max(axis=-1) >= min_value * 255
+    threshold = np.clip(otsu_threshold(saturation[judged & light]), *_SATURATION_LIMITS)
+    stained: BoolMask = (saturation > threshold) & light
     return stained
 
 

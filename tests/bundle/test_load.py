@@ -352,6 +352,7 @@ def test_features_of_another_recipe_are_refused(bundle, tmp_path):
     others = [
         {"recipe": manifest.recipe.model_copy(update={"tissue": TissueRecipe(min_share=0.5)})}
     ]
+    others += [{"recipe": manifest.recipe.model_copy(update={"scale_source": "stored"})}]
     others += [{"encoder": manifest.encoder.model_copy(update={"weights_sha256": "0" * 64})}]
     for changes in others:
         write_feature_file(path, bag, provenance(**changes))

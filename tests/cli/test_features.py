@@ -97,6 +97,17 @@ def test_seed_spelling_other_scales_and_the_table(
     assert set(read_feature_file(tmp_path / "o" / "b.h5")[0].features) == {"20x"}
 
 
+def test_the_scale_source_is_noted_and_makes_features_of_its_own(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    features = ("features", "--slides", slides / "a.svs", "--out", tmp_path / "o", "--json")
+    for source, resumed in (("finest", False), ("stored", False), ("stored", True)):
+        document = cmamil(*features, "--scale-source", source).document
+        assert document["features"][0]["resumed"] == resumed
+        _, provenance = read_feature_file(tmp_path / "o" / "a.h5")
+        assert provenance.recipe.scale_source == source
+
+
 def test_a_single_bad_slide_has_its_own_status(
     cmamil: Callable[..., Any], not_a_slide: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,10 @@ def test_weights_run_no_code(tmp_path: Path) -> None:
 def test_an_unknown_model_gets_a_hint() -> None:
     with pytest.raises(FieldInvalid, match=r"did you mean .*resnet18"):
         load_encoder("timm:resnet_18")
+    with pytest.raises(FieldInvalid, match=r"no such weights; did you mean resnet18\.a1_in1k"):
+        load_encoder("timm:resnet18.a1_in2k")
+    with pytest.raises(FieldInvalid, match=r"no such model; timm.list_models\(\) names them all"):
+        load_encoder("timm:")
 
 
 def test_published_weights_are_fetched_once(
