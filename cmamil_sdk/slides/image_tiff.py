@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -19,6 +21,7 @@ from cmamil_sdk.slides.image_header import (
 )
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, decode_tile, tile_prefix
 from cmamil_sdk.slides.tiff_grids import MAX_TILE_PX, UNPARSABLE
+from cmamil_sdk.slides.tiff_strips import inflated, unpacked_by_libtiff
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -28,22 +31,26 @@ _MAX_TRUSTED_MPP = 10.0
 """Coarser than 1000 pixels per centimetre, tags hold what printers and screens need, not a scale."""
 
 _JPEG = tifffile.COMPRESSION.JPEG
-_CHECKED_CODINGS = (
-    tifffile.COMPRESSION.NONE,
-    tifffile.COMPRESSION.LZW,
-    tifffile.COMPRESSION.ADOBE_DEFLATE,
-    tifffile.COMPRESSION.DEFLATE,
-    tifffile.COMPRESSION.PACKBITS,
-    tifffile.COMPRESSION.ZSTD,
-    _JPEG,
-)
-"""Codings whose decoders say when data are missing."""
+_CONTIGUOUS = tifffile.PLANARCONFIG.CONTIG
+_HORIZONTAL = tifffile.PREDICTOR.HORIZONTAL
+_PREDICTORS = (tifffile.PREDICTOR.NONE, _HORIZONTAL)
+
+
+_UNPACKERS: Mapping[int, Callable[[bytes, int], bytes | bytearray]] = {
+    tifffile.COMPRESSION.NONE: lambda data, _: data,
+    tifffile.COMPRESSION.LZW: lambda data, size: unpacked_by_libtiff(data, size, lzw=True),
+    tifffile.COMPRESSION.PACKBITS: lambda data, size: unpacked_by_libtiff(data, size, lzw=False),
+    tifffile.COMPRESSION.ADOBE_DEFLATE: inflated,
+    tifffile.COMPRESSION.DEFLATE: inflated,
+    tifffile.COMPRESSION.ZSTD: lambda data, size: imagecodecs.zstd_decode(data, out=size),
+}
+"""Codings that are read, besides JPEG: what each makes of stored bytes, given how many are wanted."""
 
 _GREY = tifffile.PHOTOMETRIC.MINISBLACK
 _RGB = tifffile.PHOTOMETRIC.RGB
 _YCBCR = tifffile.PHOTOMETRIC.YCBCR
 _UNASSOCIATED_ALPHA = (tifffile.EXTRASAMPLE.UNASSALPHA,)
-_CODEC_FAILURES = (*UNPARSABLE, NotImplementedError, RuntimeError)
+_CODEC_FAILURES = (*UNPARSABLE, zlib.error, RuntimeError)
 
 
 def tiff_header(path: Path) -> ImageHeader:
@@ -123,15 +130,17 @@ def _check_kind(page: tifffile.TiffPage) -> None:
         raise UnknownImage(
             f"it has tiles of {page.tilewidth} x {page.tilelength} pixels; save it with smaller ones"
         )
-    if page.compression not in _CHECKED_CODINGS:
+    if page.compression != _JPEG and page.compression not in _UNPACKERS:
         name = tifffile.COMPRESSION(page.compression).name.lower()
         raise UnknownImage(f"it is stored as {name}; save it uncompressed, or with deflate or LZW")
+    if page.predictor not in _PREDICTORS or page.fillorder != 1:
+        raise UnknownImage("its bytes are in an unusual order; save it anew")
     if page.dtype != np.uint8 or page.bitspersample != 8 or page.imagedepth != 1:
         raise UnknownImage(f"it has samples of {page.bitspersample} bits; convert it to 8")
     kind = (page.photometric, page.samplesperpixel)
     with_alpha = kind == (_RGB, 4) and page.extrasamples == _UNASSOCIATED_ALPHA
     if page.compression == _JPEG:
-        known = kind in ((_RGB, 3), (_YCBCR, 3)) and page.planarconfig == 1
+        known = kind in ((_RGB, 3), (_YCBCR, 3)) and page.planarconfig == _CONTIGUOUS
     else:
         known = kind in ((_GREY, 1), (_RGB, 3)) or with_alpha
     if not known:
@@ -143,28 +152,46 @@ def _check_kind(page: tifffile.TiffPage) -> None:
 
 def _parts(page: tifffile.TiffPage) -> Iterator[tuple[UInt8, slice, int, int]]:
     """Decoded strips or tiles ``[h, w, channels]``, which channels they hold, and their y and x."""
-    if page.compression == _JPEG:
-        yield from _jpeg_parts(page)
-        return
-    for part, (plane, _, y, x, _), _ in page.segments(maxworkers=1):
-        if part is None:
-            raise DamagedImage("it leaves out pixels")
-        channels = slice(plane, plane + 1) if page.planarconfig == 2 else slice(None)
-        yield part[0], channels, y, x
-
-
-def _jpeg_parts(page: tifffile.TiffPage) -> Iterator[tuple[UInt8, slice, int, int]]:
-    prefix = tile_prefix(page.jpegtables, ycbcr=page.photometric == _YCBCR)
     file = page.parent.filehandle
-    height, width = page.chunks[:2]
-    columns = -(-page.imagewidth // width)
+    decode = _decoder(page)
+    height, width = (
+        (page.tilelength, page.tilewidth)
+        if page.is_tiled
+        else (min(page.rowsperstrip, page.imagelength), page.imagewidth)
+    )
+    columns, rows = -(-page.imagewidth // width), -(-page.imagelength // height)
     for number, (offset, count) in enumerate(
         zip(page.dataoffsets, page.databytecounts, strict=True)
     ):
-        y, x = number // columns * height, number % columns * width
-        rows = height if page.is_tiled else min(height, page.imagelength - y)
+        plane, place = divmod(number, columns * rows)
+        y, x = place // columns * height, place % columns * width
         file.seek(offset)
-        yield decode_tile(file.read(count), prefix, width, rows), slice(None), y, x
+        part = decode(
+            file.read(count), height if page.is_tiled else min(height, page.imagelength - y), width
+        )
+        channels = slice(None) if page.planarconfig == _CONTIGUOUS else slice(plane, plane + 1)
+        yield part, channels, y, x
+
+
+def _decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, int], UInt8]:
+    """What makes pixels ``[height, width, channels]`` of a stored strip or tile of that size."""
+    if page.compression == _JPEG:
+        prefix = tile_prefix(page.jpegtables, ycbcr=page.photometric == _YCBCR)
+        return lambda data, height, width: decode_tile(data, prefix, width, height)
+    channels = page.samplesperpixel if page.planarconfig == _CONTIGUOUS else 1
+    unpack = _UNPACKERS[page.compression]
+
+    def decode(data: bytes, height: int, width: int) -> UInt8:
+        size = height * width * channels
+        unpacked = unpack(data, size)
+        if len(unpacked) < size:
+            raise DamagedImage("a strip or tile is cut short")
+        part = np.frombuffer(unpacked, np.uint8, size).reshape(height, width, channels)
+        if page.predictor == _HORIZONTAL:
+            part = np.cumsum(part, axis=1, dtype=np.uint8)
+        return part
+
+    return decode
 
 
 def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:

@@ -27,7 +27,8 @@ def serve(pipe: Connection) -> None:
         )
     except Exception as problem:  # noqa: BLE001
         # Told to the reader, which names the plug-in.
-        pipe.send(Failure(_said(problem), isinstance(problem, ImportError)))
+        is_import = isinstance(problem, ImportError)
+        pipe.send(Failure(str(problem) if is_import else _said(problem), is_import))
         return
     pipe.send(described)
     while True:

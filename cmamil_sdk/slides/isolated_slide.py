@@ -49,7 +49,11 @@ class Failure:
 
     def error(self) -> Exception:
         """The exception to raise in its stead."""
-        return ImportError(self.said) if self.is_import else RuntimeError(self.said)
+        return ImportError(self.said) if self.is_import else LibraryFailed(self.said)
+
+
+class LibraryFailed(Exception):
+    """The library raised something; says its class and words."""
 
 
 class IsolatedSlide:
@@ -57,7 +61,7 @@ class IsolatedSlide:
 
     Raises:
         ImportError: the library is not installed.
-        RuntimeError: it raised something; names it.
+        LibraryFailed: it raised something.
         DecoderCrashed: its process died, or was silent for two minutes and was ended.
     """
 
@@ -138,4 +142,4 @@ def _ending(status: int) -> str:
     return f"was ended by {signal.Signals(-status).name}"
 
 
-__all__ = ["Description", "Failure", "IsolatedSlide"]
+__all__ = ["Description", "Failure", "IsolatedSlide", "LibraryFailed"]

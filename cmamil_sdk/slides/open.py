@@ -40,8 +40,8 @@ def open_slide(
 ) -> SlideReader:
     """Open a slide; its facts name the reader that was chosen, and say why.
 
-    Every reader gives the same pixels. What OpenSlide knows is read directly or by OpenSlide, else by
-    the plug-in for the file's suffix, else as a plain image.
+    What OpenSlide knows is read directly or by OpenSlide, which give the same pixels; what it does not
+    know by the plug-in for the file's suffix, else as a plain image.
 
     Args:
         path: the slide file.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cmamil_sdk.errors import CmamilError, SlideCorrupt, SlideFormatUnsupported
 from cmamil_sdk.slides.base import Level, SlideFacts, undecodable
-from cmamil_sdk.slides.isolated_slide import IsolatedSlide
+from cmamil_sdk.slides.isolated_slide import IsolatedSlide, LibraryFailed
 from cmamil_sdk.slides.pixels import rgb_of
 from cmamil_sdk.slides.plugins import SlidePlugin, VendorSlide
 from cmamil_sdk.slides.slide_properties import slide_facts
@@ -88,14 +88,14 @@ class PluginReader:
         except (CmamilError, MemoryError):
             raise
         except Exception as problem:
-            named = RuntimeError(f"plug-in {self._plugin.name}: {_said(problem)}")
+            named = LibraryFailed(f"plug-in {self._plugin.name}: {_said(problem)}")
             raise undecodable(self._path, *corner, level, named) from problem
         fits = (
             pixels.ndim == 3 and pixels.shape[:2] == (height, width) and pixels.shape[2] in (3, 4)
         )
         if not fits or pixels.dtype != np.uint8:
             shown = f"{pixels.dtype} {list(pixels.shape)}"
-            named = RuntimeError(f"plug-in {self._plugin.name} returned {shown}")
+            named = LibraryFailed(f"plug-in {self._plugin.name} returned {shown}")
             raise undecodable(self._path, *corner, level, named)
         return rgb_of(pixels)
 
@@ -162,7 +162,11 @@ def _failure(path: Path, plugin: SlidePlugin, problem: Exception) -> CmamilError
 
 
 def _said(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {problem}"
+    return (
+        str(problem)
+        if isinstance(problem, LibraryFailed)
+        else f"{type(problem).__name__}: {problem}"
+    )
 
 
 __all__ = ["PluginReader", "corner_of"]

@@ -6,7 +6,8 @@ Facts of the libraries are those of kfbslide 0.3.4, tmapslide 0.2.3 and sdpc-for
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ import openslide
 
 from cmamil_sdk.errors import SlideFormatUnsupported
 from cmamil_sdk.slides.plugins import SlidePlugin, VendorSlide
+from cmamil_sdk.slides.vendor_files import check_kfb, check_tmap
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -25,6 +27,8 @@ UInt8 = npt.NDArray[np.uint8]
 def open_kfb(path: Path) -> VendorSlide:
     """A KFB file through kfbslide: OpenSlide's interface, RGBA, levels at whole powers of the scan."""
     slide: VendorSlide = import_module("kfbslide").OpenSlide(str(path))
+    with _closed_on_failure(slide):
+        check_kfb(path)
     return slide
 
 
@@ -36,20 +40,30 @@ def open_tmap(path: Path) -> VendorSlide:
             than it states, and of which it draws missing data files as empty glass.
     """
     slide = import_module("tmapslide").OpenSlide(str(path))
-    version = slide.properties["tmap.version"]
-    if version != "07":
-        slide.close()
-        raise SlideFormatUnsupported(
-            f"{path} is a TMAP file of version {version}, and only version 07 is read; "
-            "convert it to a pyramidal tiled TIFF."
-        )
-    return _TmapSlide(slide)
+    with _closed_on_failure(slide):
+        version = slide.properties["tmap.version"]
+        if version != "07":
+            raise SlideFormatUnsupported(
+                f"{path} is a TMAP file of version {version}, and only version 07 is read; "
+                "convert it to a pyramidal tiled TIFF."
+            )
+        check_tmap(path)
+        return _TmapSlide(slide)
 
 
 def open_sdpc(path: Path) -> VendorSlide:
     """An SDPC file through sdpc-for-python, which has an interface of its own."""
-    _load_sdpc_libraries()
-    return _SdpcSlide(import_module("sdpc").Sdpc(str(path)))
+    return _SdpcSlide(_import_sdpc().Sdpc(str(path)))
+
+
+@contextmanager
+def _closed_on_failure(slide: VendorSlide) -> Iterator[None]:
+    """Close ``slide`` if the block raises."""
+    try:
+        yield
+    except BaseException:
+        slide.close()
+        raise
 
 
 class _TmapSlide:
@@ -96,31 +110,31 @@ class _SdpcSlide:
         self._slide.close()
 
 
-def _load_sdpc_libraries() -> None:
-    """Load the libraries that sdpc-for-python ships, which the system's loader does not find itself.
-
-    Each needs some of the others, and loads once those are there.
+def _import_sdpc() -> Any:
+    """The package, once the libraries that it ships are loaded, which the system's loader does not find.
 
     Raises:
-        ImportError: the package is not installed, or a library is not for this machine.
+        ImportError: it is not installed, or is not for this machine.
     """
     spec = find_spec("sdpc")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("No module named 'sdpc'")
-    folder = Path(spec.submodule_search_locations[0], "LINUX")
-    waiting = sorted(file for file in folder.glob("*/*.so.*") if file.is_file())
-    while waiting:
-        failed: list[Path] = []
-        problem: OSError | None = None
-        for file in waiting:
-            try:
-                ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL)
-            except OSError as error:
-                failed.append(file)
-                problem = error
-        if len(failed) == len(waiting):
-            raise ImportError(str(problem)) from problem
-        waiting = failed
+    for folder in (spec and spec.submodule_search_locations) or ():
+        _load_all(sorted(Path(folder, "LINUX").glob("*/*.so.*")))
+    try:
+        return import_module("sdpc")
+    except OSError as problem:
+        raise ImportError(str(problem)) from problem
+
+
+def _load_all(libraries: Sequence[Path]) -> None:
+    """Load what can be loaded: each needs some of the others, and a few need some that are not there."""
+    failed: list[Path] = []
+    for library in libraries:
+        try:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            failed.append(library)
+    if len(failed) < len(libraries):
+        _load_all(failed)
 
 
 VENDOR_PLUGINS = (

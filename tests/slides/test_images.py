@@ -58,6 +58,18 @@ def read(path: Path, **options: object) -> np.ndarray:
         return reader.read_region(0, 0, 0, facts.width, facts.height)
 
 
+def png_of(width: int, height: int, rows: bytes, *, interlace: int = 0) -> bytes:
+    """An RGB PNG that claims this size, whatever its ``rows`` hold."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlace))
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
 PNGS = {
     "rgb": (Image.fromarray(RGB), RGB),
     "grey": (Image.fromarray(GREY), np.dstack([GREY] * 3)),
@@ -78,6 +90,24 @@ PNGS = {
 def test_a_png_is_read_without_loss(tmp_path: Path, kind: str) -> None:
     image, wanted = PNGS[kind]
     np.testing.assert_array_equal(read(saved(tmp_path / "a.png", image)), wanted)
+
+
+ADAM7 = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+
+
+def test_an_interlaced_png(tmp_path: Path) -> None:
+    passes = [RGB[y::step_y, x::step_x] for x, y, step_x, step_y in ADAM7]
+    rows = b"".join(b"\0" + row.tobytes() for part in passes for row in part)
+    (tmp_path / "a.png").write_bytes(png_of(WIDTH, HEIGHT, rows, interlace=1))
+    np.testing.assert_array_equal(read(tmp_path / "a.png"), RGB)
 
 
 TIFFS: dict[str, dict[str, object]] = {
@@ -169,20 +199,8 @@ def test_what_lies_outside_is_white(tmp_path: Path) -> None:
             reader.read_region(1, 0, 0, 4, 4)
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that claims this size, with hardly any data."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
-
-
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(png_of(2**31 - 1, 2**31 - 1))
+    (tmp_path / "bomb.png").write_bytes(png_of(2**31 - 1, 2**31 - 1, bytes(1000)))
     jpeg = bytearray(saved(tmp_path / "a.jpg", Image.fromarray(RGB)).read_bytes())
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65500, 65500)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -42,11 +44,12 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
-def stored(path: Path, **changes: Any) -> Path:
+def stored(path: Path, *, header: bytes = b"", **changes: Any) -> Path:
     values: dict[str, Any] = {"rgba": RGBA, "spoilt": False, "mpp": 0.25, "scan_scale": 40}
     values |= {"version": "07", "mpp_source": "header"} | changes
-    with path.open("wb") as file:
-        np.savez(file, **values)
+    pixels = io.BytesIO()
+    np.savez(pixels, **values)
+    path.write_bytes(header.ljust(2048, b"\0") + pixels.getvalue())
     return path
 
 
@@ -145,6 +148,48 @@ def test_a_file_that_the_library_does_not_know(tmp_path: Path, suffix: str) -> N
     path.write_bytes(b"something else")
     with pytest.raises(SlideFormatUnsupported, match=f"plug-in {suffix[1:]}.*Cannot parse"):
         open_slide(path)
+
+
+def kfb_header(tile_bytes: int, index_start: int = 100) -> bytes:
+    """One tile in the table, where the library has it."""
+    header = bytearray(2048)
+    struct.pack_into("<I", header, 16, 1)
+    struct.pack_into("<Q", header, 68, index_start)
+    struct.pack_into("<I", header, 100 + 32, tile_bytes)
+    return bytes(header)
+
+
+def tmap_header(tile_start: int, tile_bytes: int, index_start: int = 1200) -> bytes:
+    """One level of one tile in the tables, where the library has them."""
+    header = bytearray(2048)
+    struct.pack_into("<IfIIIII", header, 560, 0, 20.0, WIDTH, HEIGHT, 1, 1, index_start)
+    struct.pack_into("<QI", header, 1200 + 24, tile_start, tile_bytes)
+    return bytes(header)
+
+
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize(
+    ("name", "whole", "cut"),
+    [
+        ("a.kfb", lambda size: kfb_header(size - 64), lambda size: kfb_header(size - 63)),
+        ("a.kfb", lambda _: kfb_header(0), lambda size: kfb_header(0, size - 63)),
+        (
+            "a.tmap",
+            lambda size: tmap_header(size - 11, 11),
+            lambda size: tmap_header(size - 10, 11),
+        ),
+        ("a.tmap", lambda _: tmap_header(0, 0), lambda size: tmap_header(0, 0, size - 39)),
+    ],
+)
+def test_a_file_that_lacks_tiles_is_corrupt(
+    tmp_path: Path, name: str, whole: Callable[[int], bytes], cut: Callable[[int], bytes]
+) -> None:
+    """The libraries draw them as empty glass, or as their neighbours."""
+    size = stored(tmp_path / name).stat().st_size
+    with open_slide(stored(tmp_path / name, header=whole(size))) as reader:
+        assert reader.facts.width == WIDTH
+    with pytest.raises(SlideCorrupt, match="cut short"):
+        open_slide(stored(tmp_path / name, header=cut(size)))
 
 
 @pytest.mark.usefixtures("libraries")

@@ -1,14 +1,19 @@
-"""Double of kfbslide 0.3.4: its names, signatures, return types and coordinates; pixels of a .npz file.
+"""Double of kfbslide 0.3.4: its names, signatures, return types and coordinates; pixels of a .npz
+behind a header.
 
 Recorded: a level's pixel is int(location / downsample); tiles that are not stored stay transparent;
 a file that does not parse raises OpenSlideUnsupportedFormatError, a tile that does not decode PIL's
 error.
 """
 
+import io
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
+
+HEADER_BYTES = 2048
 
 
 class OpenSlideError(Exception):
@@ -23,7 +28,8 @@ class OpenSlide:
     def __init__(self, filename: str):
         assert isinstance(filename, str)
         try:
-            with np.load(filename) as file:
+            data = Path(filename).read_bytes()[HEADER_BYTES:]
+            with np.load(io.BytesIO(data)) as file:
                 self._rgba, self._spoilt = file["rgba"], bool(file["spoilt"])
                 self._mpp, self._scan_scale = float(file["mpp"]), int(file["scan_scale"])
         except Exception as e:

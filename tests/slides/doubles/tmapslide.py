@@ -1,13 +1,18 @@
-"""Double of tmapslide 0.2.3: its names, signatures, return types and coordinates; pixels of a .npz file.
+"""Double of tmapslide 0.2.3: its names, signatures, return types and coordinates; pixels of a .npz
+behind a header.
 
 Recorded: as kfbslide, but what is not stored is grey; ``tmap.version`` is 06 or 07, and
 ``tmap.mpp_source`` says whether the scale was in the file or derived from the objective.
 """
 
+import io
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
+
+HEADER_BYTES = 2048
 
 
 class OpenSlideError(Exception):
@@ -22,7 +27,8 @@ class OpenSlide:
     def __init__(self, filename: str):
         assert isinstance(filename, str)
         try:
-            with np.load(filename) as file:
+            data = Path(filename).read_bytes()[HEADER_BYTES:]
+            with np.load(io.BytesIO(data)) as file:
                 self._rgba = file["rgba"]
                 self._version, self._source = str(file["version"]), str(file["mpp_source"])
         except Exception as e:

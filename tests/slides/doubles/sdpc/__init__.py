@@ -1,9 +1,11 @@
-"""Double of sdpc-for-python 1.0.5: its names, signatures, return types, coordinates; pixels of a .npz.
+"""Double of sdpc-for-python 1.0.5: its names, signatures, return types, coordinates; pixels of a .npz
+behind a header.
 
 Recorded: no properties and no dimensions; arrays of RGB; a file that is none ends in a null pointer
 (ValueError), a damaged one crashes the process.
 """
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -13,16 +15,18 @@ import numpy as np
 
 __all__ = ["Sdpc"]
 
+HEADER_BYTES = 2048
+
 
 class Sdpc:
     def __init__(self, sdpcPath):  # noqa: N803
-        with Path(sdpcPath).open("rb") as file:
-            start = file.read(2)
+        data = Path(sdpcPath).read_bytes()
+        start = data[:2]
         if start == b"SQ":
             os.kill(os.getpid(), signal.SIGSEGV)
-        if start != b"PK":
+        if start != b"\0\0":
             raise ValueError("NULL pointer access")
-        with np.load(sdpcPath) as file:
+        with np.load(io.BytesIO(data[HEADER_BYTES:])) as file:
             self._rgb = file["rgba"][..., :3]
             self._crashes = bool(file["spoilt"])
             ruler = float(file["mpp"])
