@@ -21,6 +21,7 @@ _PACKAGES = {
     "imagecodecs": "base",
     "h5py": "base",
     "onnxruntime": "cpu",
+    "openvino": "cpu",
     "grpcio": "serve",
     "torch": "train",
     "lightning": "train",
@@ -37,8 +38,8 @@ _PACKAGES = {
 def run(
     json: Json = False,
 ) -> None:
-    """Readers, engines, devices and package versions; for what is missing, why and how to get it."""
-    from cmamil_sdk.engines import available_engines
+    """Readers, engines, precisions, devices, versions; for what is missing, why and how to get it."""
+    from cmamil_sdk.engines import available_engines, available_precisions
 
     engines = available_engines()
     document: dict[str, Any] = {
@@ -49,6 +50,7 @@ def run(
         },
         "readers": {"direct": _direct(), "openslide": _openslide()},
         "engines": engines,
+        "precisions": available_precisions(),
         "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines["onnxruntime"])},
         "packages": {name: _package(name, extra) for name, extra in _PACKAGES.items()},
     }

@@ -16,7 +16,7 @@ from ..slides.tiffs import set_entry
 
 
 def ask(root: Path, name: str, reader: ReaderName) -> SlideFacts | Failed:
-    setup = WorkerSetup(0, (), reader, "auto", "cpu", 0, 1, 1, 2**40, 32)
+    setup = WorkerSetup(0, (), reader, 0, 1, 1, 2**40, 32)
     reply = Worker(setup).answer(ReadFacts(resolve(name, [root]), None))
     assert isinstance(reply, SlideFacts | Failed)
     return reply
