@@ -22,6 +22,7 @@ _PACKAGES = {
     "imagecodecs": "base",
     "h5py": "base",
     "onnxruntime": "cpu",
+    "openvino": "cpu",
     "grpcio": "serve",
     "torch": "train",
     "lightning": "train",
@@ -38,8 +39,8 @@ _PACKAGES = {
 def run(
     json: Json = False,
 ) -> None:
-    """Readers, engines, devices and package versions; for what is missing, why and how to get it."""
-    from cmamil_sdk.engines import available_engines
+    """Readers, engines, precisions, devices, versions; for what is missing, why and how to get it."""
+    from cmamil_sdk.engines import available_engines, available_precisions
 
     engines = available_engines()
     document: dict[str, Any] = {
@@ -57,6 +58,7 @@ def run(
             **_plugins(),
         },
         "engines": engines,
+        "precisions": available_precisions(),
         "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines["onnxruntime"])},
         "packages": {name: _package(name, extra) for name, extra in _PACKAGES.items()},
     }

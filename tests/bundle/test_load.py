@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import pytest
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.engines import load_engine
 from cmamil_sdk.engines.parity import ENCODER_GATES
 from cmamil_sdk.errors import (
     BundleCorrupt,
@@ -372,3 +374,70 @@ def test_a_bag_without_tiles_has_no_answer(bundle):
     )
     with pytest.raises(NoTissue, match="glass"):
         bundle.aggregate(bag)
+
+
+def test_a_bundle_that_failed_at_export_is_refused_unless_told(copy_of_bundle):
+    why = "the encoder's cosine worst 0.900000 (gate 0.99999)"
+    change_manifest(copy_of_bundle, lambda d: d.update(parity_failed=why))
+    with pytest.raises(ParityFailed, match=r"exported with --force .*0\.900000.*--allow-failed"):
+        Bundle.load(copy_of_bundle)
+    accepted = Bundle.load(copy_of_bundle, allow_failed_parity=True)
+    assert accepted.warnings == (f"The bundle was exported although {why}.",)
+    assert accepted.self_test()["aggregator_difference"] < 2e-3
+
+
+def spoil_encoder(golden) -> None:
+    """Expected features that differ by as much as a bad precision's would."""
+    features = golden["encoder/out/features"]
+    features += np.random.default_rng(0).normal(0, 0.3 * features.std(axis=0), features.shape)
+
+
+def test_allowing_a_failed_gate_does_not_allow_other_golden_values(copy_of_bundle, replace_file):
+    golden = golden_of(copy_of_bundle)
+    spoil_encoder(golden)
+    replace_file("golden.npz", packed(golden), fix_hash=True)
+    with pytest.raises(SelfTestFailed, match="golden"):
+        Bundle.load(copy_of_bundle, allow_failed_parity=True)
+
+
+@pytest.fixture
+def rough_bf16(monkeypatch):
+    """As on a processor whose bf16 is bad for this encoder; here it is fp32 with noise."""
+    from cmamil_sdk.engines import gated
+
+    real = load_engine
+
+    class Rough:
+        def __init__(self, exact) -> None:
+            self.exact = exact
+            self.info = dataclasses.replace(exact.info, precision="bf16")
+
+        def infer(self, inputs):
+            features = self.exact.infer(inputs)["features"]
+            noise = np.random.default_rng(0).normal(0, 0.3 * features.std(axis=0), features.shape)
+            return {"features": (features + noise).astype(np.float32)}
+
+        def close(self) -> None:
+            self.exact.close()
+
+    def load(graph, *, precision="fp32", **options):
+        exact = real(graph, **options)
+        return Rough(exact) if precision == "bf16" else exact
+
+    monkeypatch.setattr(gated, "load_engine", load)
+    monkeypatch.setattr(gated, "engine_precisions", lambda _name: ("fp32", "bf16"))
+    monkeypatch.setattr("cmamil_sdk.bundle.load.load_engine", load)
+
+
+@pytest.mark.usefixtures("rough_bf16")
+def test_a_precision_that_fails_on_this_machine(tiny_bundle):
+    automatic = Bundle.load(tiny_bundle, device="cpu")
+    assert automatic.encoder_info.precision == "fp32"
+    assert "bf16 misses the gate: " in automatic.encoder_info.reason
+    assert automatic.warnings == ()
+    with pytest.raises(ParityFailed, match="centred cosine worst"):
+        Bundle.load(tiny_bundle, device="cpu", precision="bf16")
+    accepted = Bundle.load(tiny_bundle, device="cpu", precision="bf16", allow_failed_parity=True)
+    (warning,) = accepted.warnings
+    assert "cpu-bf16 misses its gate: " in warning
+    assert accepted.open_encoder().info.precision == "bf16"

@@ -17,7 +17,7 @@ def test_json(cmamil: Callable[..., Any]) -> None:
     answer = cmamil("doctor", "--json")
     document = answer.document
     assert answer.code == 0
-    for section in ("readers", "engines", "devices", "packages"):
+    for section in ("readers", "engines", "precisions", "devices", "packages"):
         assert document[section]
         for entry in document[section].values():
             assert {"available", "version", "why", "fix"} <= set(entry)
@@ -25,6 +25,9 @@ def test_json(cmamil: Callable[..., Any]) -> None:
     for name in ("direct", "openslide", "image"):
         assert document["readers"][name]["available"] is True
     assert document["engines"]["onnxruntime"]["version"] == onnxruntime.__version__
+    assert document["engines"]["openvino"]["available"] is True
+    assert document["precisions"].keys() == {"fp32", "bf16"}
+    assert document["precisions"]["fp32"]["available"] is True
     assert document["packages"]["numpy"]["version"] == importlib.metadata.version("numpy")
     assert document["devices"]["cpu"]["available"] is True
 

@@ -22,7 +22,7 @@ from cmamil_sdk.slides.cucim_process import cucim_installed
 from ..slides.tiffs import set_entry
 
 NEEDS_CUCIM = pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
-SETUP = WorkerSetup(0, (), "auto", "auto", "cpu", 0, 1, 1, 2**40, 2**20, 32)
+SETUP = WorkerSetup(0, (), "auto", 0, 1, 1, 2**40, 2**20, 32)
 
 
 def ask(
