@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.errors import FieldInvalid, MppUnknown, NoTissue, SlideNotFound
+from cmamil_sdk.errors import FieldInvalid, MppUnknown, NoTissue, SlideCorrupt, SlideNotFound
 from cmamil_sdk.features.extract import Cancelled
 from cmamil_sdk.predict import (
     STAGES,
@@ -281,3 +281,17 @@ def test_masks_are_for_bundles_that_want_them(bundle, predictor, synthetic_slide
     with pytest.raises(FieldInvalid, match="--tissue-masks"):
         wanting.predict(synthetic_slide)
     wanting.close()
+
+
+def test_a_slide_that_changes_while_it_is_read_is_refused(bundle, synthetic_slide, tmp_path):
+    slide = tmp_path / "growing.svs"
+    slide.write_bytes(synthetic_slide.read_bytes())
+
+    def append(_event: ProgressEvent) -> None:
+        with slide.open("ab") as file:
+            file.write(b"\0")
+
+    predictor = LocalPredictor(bundle, workers=1)
+    with pytest.raises(SlideCorrupt, match="changed while it was being read"):
+        predictor.predict(slide, on_progress=append)
+    predictor.close()
