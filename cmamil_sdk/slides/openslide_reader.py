@@ -20,6 +20,7 @@ from cmamil_sdk.errors import (
     SlideUnreadable,
 )
 from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.pixels import on_white
 from cmamil_sdk.slides.slide_properties import slide_facts
 from cmamil_sdk.slides.thumbnail import bounds_thumbnail
 from cmamil_sdk.slides.tiff_claims import tiff_claims
@@ -82,7 +83,7 @@ class OpenSlideReader:
             self.close()
             self._slide = None
             raise undecodable(self._path, *corner, level, problem) from problem
-        return _on_white(rgba)
+        return on_white(rgba)
 
     def thumbnail(self, max_px: int) -> UInt8:
         """The bounds of the slide, ``[h, w, 3]``, neither edge longer than ``max_px``."""
@@ -164,16 +165,6 @@ def _is_whole_tiff(path: Path, size: int) -> bool:
     except UNPARSABLE:
         return False
     return bool(ends) and max(ends) <= size
-
-
-def _on_white(rgba: UInt8) -> UInt8:
-    """Drop alpha; what is transparent becomes white."""
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    weight = alpha.astype(np.uint16)
-    blended = (rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255
-    return blended.astype(np.uint8)
 
 
 __all__ = ["OpenSlideReader"]

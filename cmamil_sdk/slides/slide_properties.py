@@ -108,7 +108,7 @@ def slide_facts(
     *,
     override_mpp: float | None,
     compression: str | None,
-    reader: Literal["direct", "openslide"],
+    reader: Literal["openslide", "plugin"],
     reason: str,
 ) -> SlideFacts:
     """The facts of a slide whose metadata has OpenSlide's names."""
