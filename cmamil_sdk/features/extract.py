@@ -80,7 +80,7 @@ def encode_batch(reader: SlideReader, batch: TileBatch, engine: Engine) -> Encod
 
 
 def _infer(engine: Engine, tiles: UInt8) -> Float32:
-    """Features ``[T, D]``; on a CPU a few tiles at a time, which takes a fraction of the memory."""
+    """Features ``[T, D]``; on a CPU a few tiles at a time, which takes less memory."""
     step = CPU_CALL_TILES if engine.info.device == "cpu" else len(tiles)
     parts = [
         engine.infer({"tiles": tiles[start : start + step]})["features"]
