@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -66,7 +67,7 @@ def test_the_document_is_the_one_described(prediction, bundle, tiny_bundle):
     assert sum(document["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
     assert document["label"] == max(document["probabilities"], key=document["probabilities"].get)
     assert document["coarse"] is None
-    assert document["engine"] == "onnxruntime-cpu-fp32"
+    assert document["engine"] == bundle.encoder_info.label
     assert document["bundle"] == "tiny/1"
     assert document["bundle_sha256"] == bundle.sha256
     assert document["warnings"] == []
@@ -275,7 +276,8 @@ def test_masks_are_for_bundles_that_want_them(bundle, predictor, synthetic_slide
     Image.fromarray(np.full((150, 200), 255, np.uint8)).save(tmp_path / "synthetic.png")
     by_mask = bundle.manifest.recipe.model_copy(update={"tissue": TissueRecipe(method="mask")})
     manifest = bundle.manifest.model_copy(update={"recipe": by_mask})
-    masked = Bundle(bundle.root, manifest, bundle.sha256, "auto", "cpu")
+    masked = copy.copy(bundle)
+    masked.manifest = manifest
     wanting = LocalPredictor(masked, workers=1)
     assert wanting.predict(synthetic_slide, tissue_masks=tmp_path).tiles["20x"] == 63
     with pytest.raises(FieldInvalid, match="--tissue-masks"):
