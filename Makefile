@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOC_VENV := .venv-protoc
 PROTOS := $(sort $(wildcard protos/cmamil/v1/*.proto))
 
-.PHONY: setup demo test test-long soak lint protos gpu-check clean
+.PHONY: setup demo test test-long soak lint protos docs-figures gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -47,6 +47,9 @@ $(PROTOC_VENV)/installed:
 	$(PYTHON) -m venv $(PROTOC_VENV)
 	$(PROTOC_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.81.1' 'buf-bin==1.75.0'
 	touch $@
+
+docs-figures: setup
+	$(BIN)/python -m cmamil_sdk.benchmarks.figures docs/figures
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m gpu -rs

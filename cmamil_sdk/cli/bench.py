@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli import bench_accuracy, bench_pens, bench_readers, bench_training
+from cmamil_sdk.cli import (
+    bench_accuracy,
+    bench_parts,
+    bench_peers,
+    bench_pens,
+    bench_readers,
+    bench_training,
+)
 from cmamil_sdk.cli.options import Device, EngineName, Json, Reader, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.wording import counted
@@ -17,6 +24,10 @@ app = typer.Typer(help=_HELP, no_args_is_help=True)
 app.command("accuracy")(bench_accuracy.run)
 app.command("readers")(bench_readers.run)
 app.command("pens")(bench_pens.run)
+app.command("peers")(bench_peers.run)
+app.command("floor")(bench_parts.run_floor)
+app.command("scales")(bench_parts.run_scales)
+app.command("growth")(bench_parts.run_growth)
 
 
 @app.callback()
