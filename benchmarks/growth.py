@@ -1,8 +1,8 @@
 """Whether a tile of a huge slide costs more than one of a small slide, and what memory they take.
 
-Everything is run but the network, which costs every tile the same and would hide what grows: opening, tissue,
-the plan, decoding, batches, the bag and the feature file. In the network's place a few pixels of a tile are its
-features.
+Everything is run but the network, which costs every tile the same and would hide what grows: opening,
+tissue, the plan, decoding, batches, the bag and the feature file. In the network's place a few pixels of
+a tile are its features.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class PixelEngine:
 def measure_growth(bench: GrowthBench, *, on_pair: OnPair | None = None) -> dict[str, Any]:
     """Measure; returns the document that docs/performance.md describes.
 
-    The run on the small slide is the mean of one before and one after that on the large one, so both stand
-    at the same moment on average.
+    The run on the small slide is the mean of one before and one after that on the large one, so both
+    stand at the same moment on average.
 
     Args:
         bench: the settings.
@@ -143,7 +143,12 @@ def write_growth(folder: Path, document: dict[str, Any]) -> None:
 def run_once(slide: Path) -> tuple[int, float]:
     """Tiles of a slide, and the seconds from its file to its feature file."""
     encoder = EncoderInfo(
-        id="pixels", weights_sha256="0" * 64, dim=_DIM, tile_px=_TILE_PX, mean=(0, 0, 0), std=(1, 1, 1)
+        id="pixels",
+        weights_sha256="0" * 64,
+        dim=_DIM,
+        tile_px=_TILE_PX,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
     )
     with tempfile.TemporaryDirectory(dir=slide.parent) as folder:
         started = time.perf_counter()
@@ -169,8 +174,8 @@ def memory_of(slide: Path) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise MemoryTooSmall(
-            f"The run on {slide} ended with status {done.returncode}, as when memory runs out; close other "
-            "programs."
+            f"The run on {slide} ended with status {done.returncode}, as when memory runs out; "
+            "close other programs."
         )
     row: dict[str, Any] = json.loads(done.stdout)
     return row

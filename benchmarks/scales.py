@@ -70,7 +70,7 @@ def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict
     engine = load_engine(exported.graph, device="cpu", engine=bench.engine)
     together = [_plan(slide, ",".join(_SCALES))]
     apart = [_plan(slide, scale) for scale in _SCALES]
-    ways = {
+    ways: dict[str, Callable[[list[TilePlan]], None]] = {
         "read": _read,
         "read and encode": partial(_encode, engine=engine, dim=exported.info.dim),
     }
@@ -85,7 +85,9 @@ def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict
         "benchmark": "scales",
         "settings": {"slide": slide.name, "pairs": bench.pairs, "scales": list(_SCALES)},
         "tiles_together": together[0].counts(),
-        "tiles_apart": {scale: plan.total_tiles() for scale, plan in zip(_SCALES, apart, strict=True)},
+        "tiles_apart": {
+            scale: plan.total_tiles() for scale, plan in zip(_SCALES, apart, strict=True)
+        },
         "rows": rows,
         "environment": {
             **describe_machine(),

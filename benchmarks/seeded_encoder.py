@@ -1,7 +1,7 @@
 """Weights of the benchmarks' encoder: random, but scaled as a trained network's are.
 
-``shufflenet_v2_x1_0`` with drawn weights, whose BatchNorm statistics are those of generated tissue. Without them
-the features of a random network shrink from layer to layer, and rounding errors are all that is left of them.
+``shufflenet_v2_x1_0`` with drawn weights, whose BatchNorm statistics are those of generated tissue.
+Without them a random network's features shrink from layer to layer until rounding errors weigh as much.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SLIDES = 4
 
 
 def write_seeded_weights(path: Path, *, seed: int = 0) -> Path:
-    """Write a state dict of ``shufflenet_v2_x1_0`` without its last layer; equal seeds give equal weights."""
+    """Write a state dict of ``shufflenet_v2_x1_0`` without its last layer; it follows from ``seed``."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         network: nn.Module = shufflenet_v2_x1_0(weights=None)

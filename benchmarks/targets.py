@@ -19,7 +19,8 @@ class Target:
     def judge(self, value: float) -> dict[str, Any]:
         """The target with ``value`` and ``aim``, ``must`` or ``missed``."""
         verdict = next(
-            (name for name in ("aim", "must") if self._reached(value, getattr(self, name))), "missed"
+            (name for name in ("aim", "must") if self._reached(value, getattr(self, name))),
+            "missed",
         )
         return {
             "what": self.what,

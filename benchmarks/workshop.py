@@ -1,4 +1,4 @@
-"""What the speed benchmarks measure with, made once in a folder and used again: slides, weights, bundles."""
+"""What the speed benchmarks measure with: slides, weights and bundles, made once in a folder."""
 
 from __future__ import annotations
 

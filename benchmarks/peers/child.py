@@ -60,7 +60,11 @@ class Child:
         pid = self._process.pid
         before_s = cpu_seconds(pid)
         with _MemoryWatch(pid) as memory:
-            request = {"slide": str(slide), "batch": batch, "keep": None if keep is None else str(keep)}
+            request = {
+                "slide": str(slide),
+                "batch": batch,
+                "keep": None if keep is None else str(keep),
+            }
             self._send(request)
             answer = self._answer()
             cpu_s = cpu_seconds(pid) - before_s

@@ -178,8 +178,8 @@ def _begin(bench: PeersBench, settings: dict[str, Any]) -> list[Record]:
         )
     if read_json(kept) != settings:
         raise FieldInvalid(
-            f"The rounds in {bench.out} are of another slide, other weights or other tools; give the same "
-            "options as before, or another --out."
+            f"The rounds in {bench.out} are of another slide, other weights or other tools; "
+            "give the same options as before, or another --out."
         )
     return read_records(rounds)
 

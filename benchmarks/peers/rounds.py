@@ -1,7 +1,7 @@
 """Rounds of all tools in turns, kept as they finish, and what they say.
 
-In a round our own run stands between each two peers, so every peer is beside it: what disturbs the machine
-for a minute disturbs both sides of a ratio.
+In a round our own run stands between each two peers, so every peer is beside it: what disturbs the
+machine for a minute disturbs both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Record:
         return self.wall_s / self.tiles
 
 
-def order_of_round(number: int, ours: Sequence[Tool], peers: Sequence[Tool]) -> list[tuple[int, Tool]]:
+def order_of_round(
+    number: int, ours: Sequence[Tool], peers: Sequence[Tool]
+) -> list[tuple[int, Tool]]:
     """Who runs when: ``(place, tool)``; another peer is first each time, and sides change."""
     start = number % len(peers)
     turned = [*peers[start:], *peers[:start]]

@@ -41,7 +41,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class PeerEnvironment:
-    """Packages pinned in ``requirements/<name>.txt``; ``bare`` are installed without what they ask for."""
+    """Packages pinned in ``requirements/<name>.txt``; of ``bare``, dependencies are not installed."""
 
     name: str
     bare: tuple[str, ...] = ()
@@ -71,8 +71,8 @@ OURS = {
     )
 }
 
-# The generated tissue is smoother than real tissue: the published threshold of 15 drops half of it, 7 keeps
-# it and drops the glass, which scores 4.5.
+# The generated tissue is smoother than real tissue: the published threshold of 15 drops half of it, 7
+# keeps it and drops the glass, which scores 4.5.
 _RECIPE_THRESHOLD = 7.0
 
 PEERS = {
@@ -189,7 +189,8 @@ def _run(command: list[str]) -> None:
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise DependencyMissing(
-            f"`{' '.join(command)}` left with {done.returncode} ({said}); check the network, and try again."
+            f"`{' '.join(command)}` left with {done.returncode} ({said}); "
+            "check the network, and try again."
         )
 
 

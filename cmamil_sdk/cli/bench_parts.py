@@ -36,16 +36,19 @@ def run_floor(
         say_json({**document, "targets": judged(document)})
         return
     result = document["result"]
-    _say_machine(document, f"{document['settings']['slide']}, {sum(document['tiles'].values())} tiles")
+    _say_machine(
+        document, f"{document['settings']['slide']}, {sum(document['tiles'].values())} tiles"
+    )
+    share = [f"{result[name]:.3f}" for name in ("share_of_floor", "share_low", "share_high")]
+    cpu_ms = [f"{result[f'{name}_cpu_ms_per_tile']:.2f}" for name in ("decode", "infer", "run")]
     say(
-        f"decode {result['decode_cpu_ms_per_tile']:.2f}, infer {result['infer_cpu_ms_per_tile']:.2f}, the "
-        f"whole run {result['run_cpu_ms_per_tile']:.2f} CPU-ms per tile; "
+        f"decode {cpu_ms[0]}, infer {cpu_ms[1]}, the whole run {cpu_ms[2]} CPU-ms per tile; "
         f"peak memory {result['peak_rss_mb']:.0f} MB"
     )
     say(
-        f"floor {result['floor_s']:.2f} s, run {result['total_s']:.2f} s ({result['tiles_per_s']:.0f} tiles/s,"
-        f" spread {result['total_spread']:.2f}); share of the floor {result['share_of_floor']:.3f}, "
-        f"95 % {result['share_low']:.3f} to {result['share_high']:.3f}\n"
+        f"floor {result['floor_s']:.2f} s, run {result['total_s']:.2f} s "
+        f"({result['tiles_per_s']:.0f} tiles/s, spread {result['total_spread']:.2f}); "
+        f"share of the floor {share[0]}, 95 % {share[1]} to {share[2]}\n"
     )
     shares = [
         [stage, f"{seconds:.3f}", f"{seconds / result['total_s']:.1%}"]

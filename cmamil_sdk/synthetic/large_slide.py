@@ -1,8 +1,9 @@
 """Slides as large as real ones, written in seconds and with little memory.
 
-A few sheets of tissue are drawn and encoded once, each of four pieces. The slide is laid out in cells of one sheet each; where a
-cell is all tissue its tiles are the sheet's, already encoded, and only cells across the tissue's outline are
-encoded anew. Tissue repeats from cell to cell, so such a slide measures speed and teaches nothing.
+A few sheets of tissue, each of four pieces, are drawn and encoded once. The slide is laid out in cells
+of one sheet each; where a cell is all tissue its tiles are the sheet's, already encoded, and only cells
+across the tissue's outline are encoded anew. Tissue repeats from cell to cell, so such a slide measures
+speed and teaches nothing.
 """
 
 from __future__ import annotations
@@ -77,10 +78,13 @@ class LargeSlide:
             )
         if not 0 < self.tissue_share < 1:
             raise FieldInvalid(
-                f"tissue_share must lie between 0 and 1, but is {self.tissue_share}; give for example 0.25"
+                f"tissue_share must lie between 0 and 1, but is {self.tissue_share}; "
+                "give for example 0.25"
             )
         if self.sheets < 1:
-            raise FieldInvalid(f"sheets must be 1 or more, but is {self.sheets}; give for example 3")
+            raise FieldInvalid(
+                f"sheets must be 1 or more, but is {self.sheets}; give for example 3"
+            )
 
     @property
     def cell_px(self) -> int:
@@ -99,7 +103,7 @@ class _Cell:
 def write_large_slide(slide: LargeSlide, path: Path) -> Path:
     """Write ``slide`` as an Aperio-style SVS; the file appears under its name only when complete.
 
-    The bytes depend on ``slide`` alone. Memory does not grow with the slide, apart from its coarsest level.
+    The bytes depend on ``slide`` alone. Memory hardly grows with the slide: its coarsest level is held.
     """
     edges = [slide.size_px // factor for factor in slide.downsamples]
     facts = SvsFacts(slide.size_px, slide.size_px, _MPP, _OBJECTIVE_POWER, _TILE_PX, _QUALITY)
@@ -157,7 +161,7 @@ class _Layout:
         return np.asarray(image.reduce(max(1, -(-edge // _THUMBNAIL_PX))))
 
     def _cell(self, row: int, column: int) -> _Cell:
-        sheet, tissue = self._choice[row, column], self._tissue(row, column)
+        sheet, tissue = int(self._choice[row, column]), self._tissue(row, column)
         if tissue is None:
             return self._empty
         if tissue.all():
@@ -168,13 +172,17 @@ class _Layout:
         """Tissue in a cell ``[cell, cell]``; None if there is none."""
         points, edge = self._slide.cell_px // _OUTLINE_PX, self._slide.cell_px
         left, top = column * points, row * points
-        around = self._height[max(top - 1, 0) : top + points + 1, max(left - 1, 0) : left + points + 1]
+        around = self._height[
+            max(top - 1, 0) : top + points + 1, max(left - 1, 0) : left + points + 1
+        ]
         if around.max() <= 0:
             return None
         if around.min() > 0:
             return np.ones((1, 1), dtype=bool)
         box = (left, top, left + points, top + points)
-        field = Image.fromarray(self._height).resize((edge, edge), Image.Resampling.BILINEAR, box=box)
+        field = Image.fromarray(self._height).resize(
+            (edge, edge), Image.Resampling.BILINEAR, box=box
+        )
         return np.asarray(field) > 0
 
     def _encode(self, pixels: UInt8) -> _Cell:

@@ -1,7 +1,7 @@
 """The recipe that CMA-MIL describes, in its evident intent; written anew.
 
-Every tile of the DeepZoom grid is read and judged by its edge density, those above the threshold are written
-as JPEG files (2 processes), and the files are then read by a DataLoader and encoded by torch eager.
+Every tile of the DeepZoom grid is read and judged by its edge density, those above the threshold are
+written as JPEG files (2 processes), and these are then read by a DataLoader and encoded by torch eager.
 """
 
 from __future__ import annotations

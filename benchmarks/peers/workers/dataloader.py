@@ -1,7 +1,7 @@
 """The way of CLAM and TRIDENT: OpenSlide in DataLoader workers, torch eager.
 
-Tissue is found on the overview first, and only its tiles are read. So that all that differs is how tiles are
-read and encoded, the tiles are those of this package's plan, found by its code within the run.
+Tissue is found on the overview first, and only its tiles are read. So that all that differs is how tiles
+are read and encoded, the tiles are those of this package's plan, found by its code within the run.
 """
 
 from __future__ import annotations

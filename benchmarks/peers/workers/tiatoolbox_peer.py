@@ -60,8 +60,8 @@ def prepare(task: Any, network: Any) -> Any:
         store = zarr.open(str(next(iter(written.values()))), mode="r")
 
         def collect() -> tuple[Any, Any]:
-            return np.asarray(store["coordinates"])[:, :2], np.asarray(store["probabilities"])
+            return np.asarray(store["coordinates"])[:, :2], np.asarray(store["features"])
 
-        return len(store["probabilities"]), collect
+        return len(store["features"]), collect
 
     return run

@@ -1,13 +1,13 @@
 """A tool under test as a child process: start everything, say so, then run whenever asked.
 
-This file and the drivers beside it run in the tool's own environment, where this package is not installed:
-they import nothing of it (``ours.py`` and its like apart) and need torch and numpy alone.
+This file and the drivers beside it run in the tool's own environment, where this package is not
+installed: they import nothing of it, apart from drivers of tools that run in its environment.
 
     python worker.py DRIVER '{"weights": ..., "scratch": ..., "cores": 2}'
 
-One JSON document a line on standard input asks for a run, one on standard output answers it. Imports and
-the network's weights are loaded before the first; opening the slide, finding tissue, reading, encoding and
-handing over the features are in every run.
+One JSON document a line on standard input asks for a run, one on standard output answers it. Imports
+and the network's weights are loaded before the first; opening the slide, finding tissue, reading,
+encoding and handing over the features are in every run.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ def declare_torchvision_operators() -> None:
     except RuntimeError as problem:
         if "torchvision::nms" not in str(problem):
             raise
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library.define(schema)  # type: ignore[no-untyped-call]
         _declared.append(library)
         importlib.import_module("torchvision")
 
@@ -117,8 +118,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     name, document = sys.argv[1], json.loads(sys.argv[2])
-    paths = {key: Path(document.pop(key)) for key in ("weights", "scratch")}
-    task = Task(**paths, **document)
+    task = Task(
+        weights=Path(document["weights"]),
+        scratch=Path(document["scratch"]),
+        cores=document["cores"],
+        options=document["options"],
+    )
     declare_torchvision_operators()
     driver = importlib.import_module(name)
     run = driver.prepare(task, load_network(task.weights))
