@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.machine import available_cores
 from cmamil_sdk.synthetic.stains import SlideStain, draw_stain, stain_pixels
 from cmamil_sdk.synthetic.svs import SvsFacts, write_level, write_thumbnail
 from cmamil_sdk.synthetic.textures import smooth_noise
@@ -134,11 +132,10 @@ class _Layout:
         self._height = _outline(rng, self._cells * slide.cell_px // _OUTLINE_PX, slide)
         stain = draw_stain(np.random.default_rng([slide.seed, 0]))
         self._glass = np.round(stain.white).astype(np.uint8)
-        with ThreadPoolExecutor(available_cores()) as pool:
-            pieces = list(pool.map(lambda number: _piece(slide, number, stain), range(_PIECES)))
-            order = [rng.permutation(_PIECES)[:4] for _ in range(slide.sheets)]
-            self._sheets = [_sheet([pieces[number] for number in four]) for four in order]
-            self._whole = list(pool.map(self._encode, self._sheets))
+        pieces = [_piece(slide, number, stain) for number in range(_PIECES)]
+        order = [rng.permutation(_PIECES)[:4] for _ in range(slide.sheets)]
+        self._sheets = [_sheet([pieces[number] for number in four]) for four in order]
+        self._whole = [self._encode(sheet) for sheet in self._sheets]
         empty = np.broadcast_to(self._glass, self._sheets[0].shape)
         self._empty = self._encode(np.ascontiguousarray(empty))
         self._coarsest: list[UInt8] = []

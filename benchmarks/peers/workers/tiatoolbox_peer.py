@@ -62,6 +62,6 @@ def prepare(task: Any, network: Any) -> Any:
         def collect() -> tuple[Any, Any]:
             return np.asarray(store["coordinates"])[:, :2], np.asarray(store["features"])
 
-        return len(store["features"]), collect
+        return store["features"].shape[0], collect
 
     return run
