@@ -39,7 +39,6 @@ _PIECES = 6
 _PIECE_SHARE = 0.47
 """The middle of a drawing, where its own outline is far away."""
 
-_ABNORMAL_CELLS = 40
 _THUMBNAIL_PX = 512
 
 
@@ -195,7 +194,7 @@ def _piece(slide: LargeSlide, number: int, stain: SlideStain) -> UInt8:
     edge = slide.cell_px // 2
     drawn = round(edge / _PIECE_SHARE)
     seed = int(np.random.default_rng([slide.seed, 2, number]).integers(2**31))
-    drawing = draw_tissue("invasive", _ABNORMAL_CELLS, drawn, drawn, seed=seed, bank_seed=0)
+    drawing = draw_tissue("benign", 0, drawn, drawn, seed=seed, bank_seed=0)
     start = (drawn - edge) // 2
     middle = slice(start, start + edge)
     return stain_pixels(drawing.haematoxylin[middle, middle], drawing.eosin[middle, middle], stain)
