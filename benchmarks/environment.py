@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cmamil_sdk.machine import available_cores
+from cmamil_sdk.machine import available_cores, processor_name
 
 _PACKAGES = (
     "cmamil-sdk",
@@ -20,6 +20,7 @@ _PACKAGES = (
     "lightning",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "openslide-python",
     "openslide-bin",
     "tifffile",
@@ -32,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, system, Python, package versions, and variables that set threads."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
+        "cpu": processor_name(),
         "cores": available_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -72,15 +73,6 @@ def _status_mb(name: str) -> float | None:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024 / 1e6
     return None
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _versions() -> dict[str, str]:

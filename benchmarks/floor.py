@@ -7,7 +7,6 @@ measured with all cores busy at it, as they are in a run.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.tiling.plan import TileBatch, TilePlan, make_plan
 
+from .cpu_clock import processor_time_s
 from .environment import describe_machine, load_average, peak_rss_mb
 from .figures import draw_floor
 from .pairs import MIN_PAIRS, Pairs, spread
@@ -127,13 +127,13 @@ def _measure_round(
     sample = batches[:: max(1, len(batches) // _SAMPLE_BATCHES)]
     pixels = _pixels(plan, sample)
     infer_s = _cpu_of_threads([_inferrer(encoder, pixels) for _ in range(cores)])
-    started = time.process_time()
+    started = processor_time_s()
     prediction = predictor.predict(Path(plan.facts.path))
     return _Round(
         decode_cpu_s=decode_s / tiles,
         infer_cpu_s=infer_s / (cores * sum(len(images) for images in pixels)),
         prediction=prediction,
-        cpu_s=time.process_time() - started,
+        cpu_s=processor_time_s() - started,
     )
 
 
@@ -161,11 +161,11 @@ def _pixels(plan: TilePlan, batches: list[TileBatch]) -> list[np.ndarray[Any, An
 
 def _cpu_of_threads(work: list[Callable[[], None]]) -> float:
     """Processor time of all of ``work`` at once, a thread each."""
-    started = time.process_time()
+    started = processor_time_s()
     with ThreadPoolExecutor(len(work)) as pool:
         for done in [pool.submit(each) for each in work]:
             done.result()
-    return time.process_time() - started
+    return processor_time_s() - started
 
 
 def _result(rounds: list[_Round], tiles: int, cores: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines import Engine
+from cmamil_sdk.engines.gated import open_encoder
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.export.encoder import exported_encoder
 from cmamil_sdk.features.extract import extract_bag
@@ -67,7 +68,7 @@ def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict
     workshop = Workshop(bench.folder)
     slide = bench.slide or workshop.slide()
     exported = exported_encoder("shufflenet_v2_x1_0", workshop.weights())
-    engine = load_engine(exported.graph, device="cpu", engine=bench.engine)
+    engine = open_encoder(exported.graph, exported.parity, engine=bench.engine, device="cpu").engine
     together = [_plan(slide, ",".join(_SCALES))]
     apart = [_plan(slide, scale) for scale in _SCALES]
     ways: dict[str, Callable[[list[TilePlan]], None]] = {

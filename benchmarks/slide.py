@@ -53,6 +53,7 @@ class SlideBench:
         workers: threads that read and encode; None takes one per core.
         engine: as :func:`~cmamil_sdk.engines.load_engine`.
         device: likewise.
+        precision: of the encoder, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
     """
 
     bundle: Path
@@ -66,6 +67,7 @@ class SlideBench:
     workers: int | None = None
     engine: str = "auto"
     device: str = "auto"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings that would measure nothing (FieldInvalid)."""
@@ -100,7 +102,9 @@ def measure_slide(
     report = on_prediction or (lambda _phase, _done: None)
     load_before = load_average()
     started = time.perf_counter()
-    bundle = Bundle.load(bench.bundle, engine=bench.engine, device=bench.device)
+    bundle = Bundle.load(
+        bench.bundle, engine=bench.engine, device=bench.device, precision=bench.precision
+    )
     predictor = LocalPredictor(bundle, workers=bench.workers)
     ready_s = time.perf_counter() - started
     try:
@@ -124,6 +128,7 @@ def measure_slide(
         "environment": {
             **describe_machine(),
             "engine": bundle.engine_label,
+            "engine_reason": bundle.encoder_info.reason,
             "bundle": bundle.label,
             "bundle_sha256": bundle.sha256,
             "bundle_ready_s": ready_s,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 
 def available_cores() -> int:
@@ -12,4 +14,14 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-__all__ = ["available_cores"]
+def processor_name() -> str:
+    """What the processor calls itself; ``unknown`` where it does not say."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+__all__ = ["available_cores", "processor_name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from .graph import export_graph
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
+
+GRAPH_FORM = 1
+"""Counts up when the graph around a network changes."""
 
 _MAX_BATCH = 4096
 _EXAMPLE_TILES = 3
@@ -40,7 +44,7 @@ class EncoderGraph(nn.Module):
 
     def forward(self, *tiles: Tensor) -> tuple[Tensor]:
         """One tensor in, one out; variadic because all exported graphs are."""
-        images = tiles[0].permute(0, 3, 1, 2).to(torch.float32)
+        images = tiles[0].permute(0, 3, 1, 2).to(self.mean.dtype)
         if self.resize is not None:
             images = (self.resize @ images @ self.resize.T).clamp(0.0, 255.0)
         return (self.network((images - self.mean) / self.std),)
@@ -60,6 +64,13 @@ class TorchEncoder:
             features: Float32 = self._graph(torch.from_numpy(tiles))[0].numpy()
         return features
 
+    def features_in_double(self, tiles: UInt8) -> Float32:
+        """The same computed in float64, by a copy of the network."""
+        exact = copy.deepcopy(self._graph).double()
+        with torch.inference_mode():
+            features: Float32 = exact(torch.from_numpy(tiles))[0].float().numpy()
+        return features
+
     def write_graph(self, path: Path) -> None:
         """Export to ``path``; only the batch is dynamic."""
         px = self.info.tile_px
@@ -73,4 +84,4 @@ class TorchEncoder:
         )
 
 
-__all__ = ["EncoderGraph", "TorchEncoder"]
+__all__ = ["GRAPH_FORM", "EncoderGraph", "TorchEncoder"]

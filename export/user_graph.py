@@ -79,6 +79,9 @@ class OnnxEncoder:
         images = tiles if self._ports.takes_uint8 else self._normalised(tiles)
         return engine.infer({self._ports.input: images})[self._ports.output]
 
+    def features_in_double(self, tiles: UInt8) -> None:
+        """None: the graph as it came is what it is."""
+
     def write_graph(self, path: Path) -> None:
         """Write the graph with inputs and outputs as all our encoders have them."""
         whole = with_preprocessing(

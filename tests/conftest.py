@@ -100,7 +100,7 @@ def shufflenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from cmamil_sdk.encoders.torchvision_ops import import_torchvision
-    from cmamil_sdk.export.encoder import probe_tiles
+    from cmamil_sdk.export.reference import probe_tiles
 
     import_torchvision()
     from torchvision.models import shufflenet_v2_x1_0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,34 +78,40 @@ def measure_peers(bench: PeersBench, *, on_run: OnRun | None = None) -> dict[str
         DependencyMissing: a tool's environment is missing, or the tool failed.
     """
     workshop = Workshop(bench.out)
-    peers, ours = peers_named(bench.tools), list(OURS.values())
-    tools = [*ours, *peers]
-    pythons = {tool.name: python_of(tool, bench.environments) for tool in tools}
+    peers = peers_named(bench.tools)
+    pythons = {tool.name: python_of(tool, bench.environments) for tool in (*OURS.values(), *peers)}
     slide = workshop.slide() if bench.slide is None else bench.slide
     settings = {
         "slide": slide.name,
         "slide_sha256": sha256_of_file(slide),
         "weights_sha256": sha256_of_file(workshop.weights()),
-        "tools": [tool.name for tool in tools],
+        "tools": [tool.name for tool in peers],
     }
     records = _begin(bench, settings)
     load_before = load_average()
     with contextlib.ExitStack() as stack:
         children = {
             tool.name: stack.enter_context(_start(tool, pythons[tool.name], workshop))
-            for tool in tools
+            for tool in (*OURS.values(), *peers)
         }
+        ours = _different(children)
+        tools = [*ours, *peers]
         rounds = _Rounds(bench, slide, workshop, children, records, on_run or (lambda *_: None))
         rounds.warm_up(tools)
         rounds.calibrate(tools)
         rounds.run(ours, peers)
         versions = {name: child.versions for name, child in children.items()}
+    precision = {name: _precision(found) for name, found in versions.items()}
     return {
         "benchmark": "peers",
         "settings": {**settings, "rounds": bench.rounds},
-        "tools": [summary(records, tool) | {"versions": versions[tool.name]} for tool in tools],
+        "tools": [
+            summary(records, tool)
+            | {"precision": precision[tool.name], "versions": versions[tool.name]}
+            for tool in tools
+        ],
         "ratios": [_ratio(records, own, peer) for own in ours for peer in peers],
-        "agreement": [_agreement(workshop, ours[0], tool) for tool in tools[1:]],
+        "agreement": [_agreement(workshop, ours[-1], tool) for tool in tools if tool != ours[-1]],
         "environment": {
             **describe_machine(),
             "page_cache": "warm",
@@ -166,6 +172,17 @@ class _Rounds:
         write_records(self.bench.out / ROUNDS_FILE, self.records)
 
 
+def _different(children: Mapping[str, Child]) -> list[Tool]:
+    """Our own forms; one is left out where its engine and precision are those of another."""
+    by_engine = {children[name].versions.get("engine", name): tool for name, tool in OURS.items()}
+    return list(by_engine.values())
+
+
+def _precision(versions: Mapping[str, str]) -> str:
+    """Of the arithmetic, from the engine's label; tools on torch compute in fp32."""
+    return versions.get("engine", "torch-cpu-fp32").rpartition("-")[2]
+
+
 def _begin(bench: PeersBench, settings: dict[str, Any]) -> list[Record]:
     """The rounds to go on with; the settings of new ones are written down."""
     rounds, kept = bench.out / ROUNDS_FILE, bench.out / SETTINGS_FILE
@@ -206,7 +223,6 @@ def _ratio(records: Sequence[Record], own: Tool, peer: Tool) -> dict[str, Any]:
     ratio, low, high = pairs.ratio()
     return {
         "ours": own.name,
-        "precision": own.precision,
         "peer": peer.name,
         "ratio": ratio,
         "low": low,

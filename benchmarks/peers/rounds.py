@@ -74,7 +74,6 @@ def summary(records: Sequence[Record], tool: Tool) -> dict[str, Any]:
     return {
         "tool": tool.name,
         "label": tool.label,
-        "precision": tool.precision,
         "batch": own[0].batch,
         "runs": len(own),
         "tiles": own[0].tiles,

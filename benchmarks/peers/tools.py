@@ -24,7 +24,6 @@ class Tool:
         driver: module of ``workers/``.
         environment: of :data:`ENVIRONMENTS`; None runs in this package's own.
         batches: batch sizes of which the faster is taken.
-        precision: of the arithmetic.
         options: of the driver.
         own_tiles: whether it tiles by a tissue mask of its own, so that only times per tile compare.
     """
@@ -34,7 +33,6 @@ class Tool:
     driver: str
     environment: str | None
     batches: tuple[int, ...]
-    precision: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
     own_tiles: bool = False
 
@@ -61,12 +59,20 @@ OURS = {
     tool.name: tool
     for tool in (
         Tool(
+            name="ours-default",
+            label="cmamil-sdk, default precision",
+            driver="ours",
+            environment=None,
+            batches=(24,),
+            options={"precision": "auto"},
+        ),
+        Tool(
             name="ours-fp32",
             label="cmamil-sdk, fp32",
             driver="ours",
             environment=None,
             batches=(24,),
-            options={"engine": "onnxruntime"},
+            options={"precision": "fp32"},
         ),
     )
 }

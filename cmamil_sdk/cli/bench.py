@@ -15,7 +15,7 @@ from cmamil_sdk.cli import (
     bench_readers,
     bench_training,
 )
-from cmamil_sdk.cli.options import Device, EngineName, Json, Reader, Workers
+from cmamil_sdk.cli.options import Device, EngineName, Json, Precision, Reader, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.wording import counted
 
@@ -58,6 +58,7 @@ def run_slide(
     workers: Workers = None,
     engine: EngineName = "auto",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for slide.json and slide.csv.")] = None,
     json: Json = False,
 ) -> None:
@@ -77,6 +78,7 @@ def run_slide(
         workers=workers,
         engine=engine,
         device=device,
+        precision=precision,
     )
     if out is not None:
         output_folder(out)

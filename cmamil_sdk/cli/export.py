@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.output import say, table
+from cmamil_sdk.cli.output import say
+from cmamil_sdk.cli.parity_tables import parity_text
 
 
 def run(
@@ -21,12 +22,15 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(help="Encoder weights, if features were made with a file.")
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write a bundle that misses its gate, and mark it as failed."),
+    ] = False,
 ) -> None:
     """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
     from cmamil_sdk.bundle.load import read_manifest
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.export.bundle import export_bundle
-    from cmamil_sdk.export.parity import GATES
 
     if fold != "best" and not fold.isdecimal():
         raise FieldInvalid(
@@ -39,11 +43,10 @@ def run(
         version=version,
         fold=None if fold == "best" else int(fold),
         encoder_weights=weights,
+        force=force,
     )
     manifest, digest = read_manifest(path)
-    rows = [
-        [name, f"{value:.3g}" if value < 0.5 else f"{value:.8f}", GATES.get(name, "")]
-        for name, value in manifest.parity.items()
-    ]
-    say(table(["parity with the eager model", "found", "gate"], rows))
+    say(parity_text(manifest.encoder_parity, manifest.parity))
+    if manifest.parity_failed:
+        say(f"FAILED: {manifest.parity_failed}; predict and serve refuse this bundle unless told")
     say(f"{path} (fold {manifest.training['fold']}, manifest sha256 {digest})")

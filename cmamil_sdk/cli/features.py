@@ -11,8 +11,18 @@ import typer
 
 from cmamil_sdk.cli import encoder_options
 from cmamil_sdk.cli import tissue as tissue_options
-from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
+from cmamil_sdk.cli.options import (
+    Device,
+    EngineName,
+    Json,
+    OnError,
+    Precision,
+    Reader,
+    RunMpp,
+    Workers,
+)
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.parity_tables import engine_document
 from cmamil_sdk.cli.patch_features import extract_patches
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.wording import counted
@@ -20,7 +30,7 @@ from cmamil_sdk.wording import counted
 _WITH_TILES = frozenset(
     (
         *("patch_root", "out", "encoder", "weights", "projection", "resize_tiles", "accept_mpp"),
-        *("engine", "device", "workers", "batch_size", "on_error", "resume", "json"),
+        *("engine", "device", "precision", "workers", "batch_size", "on_error", "resume", "json"),
     )
 )
 """Options that mean something with --patch-root; all others are about slides."""
@@ -65,6 +75,7 @@ def run(
     ] = False,
     engine: EngineName = "auto",
     device: Device = "auto",
+    precision: Precision = "auto",
     workers: Workers = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="With --patch-root, tiles per batch. Default: 32.")
@@ -100,6 +111,7 @@ def run(
                 accept_mpp=accept_mpp,
                 engine=engine,
                 device=device,
+                precision=precision,
                 workers=workers,
                 batch_size=batch_size,
                 stop_on_error=on_error == "stop",
@@ -113,7 +125,7 @@ def run(
     from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.encoders.fit import check_encoder_mpp
-    from cmamil_sdk.engines import load_engine
+    from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.features.slide import extract_slide
     from cmamil_sdk.slides.open import check_mpp
@@ -147,7 +159,14 @@ def run(
         sample=sample,
     )
     check_encoder_mpp(exported.info, recipe.scales, accept=accept_mpp)
-    loaded = load_engine(exported.graph, engine=engine, device=device)
+    loaded = open_encoder(
+        exported.graph,
+        exported.parity,
+        engine=engine,
+        device=device,
+        precision=precision,
+        callers=workers,
+    ).engine
     done: list[dict[str, Any]] = []
     started = time.perf_counter()
 
@@ -179,9 +198,10 @@ def run(
 
     failures = each_slide(files, extract, stop_on_error=on_error == "stop")
     if json:
-        say_json({"features": done, "failed": failures.slides, "engine": loaded.info.label})
+        say_json({"features": done, "failed": failures.slides, **engine_document(loaded.info)})
     else:
         _say_summary(done, len(files), out, time.perf_counter() - started)
+        say(f"{loaded.info.label}: {loaded.info.reason}")
     raise typer.Exit(failures.exit_code(len(files)))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmamil_sdk.cli import encoder_options
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.parity_tables import engine_document
 from cmamil_sdk.errors import CmamilError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def extract_patches(
     accept_mpp: bool,
     engine: str,
     device: str,
+    precision: str,
     workers: int | None,
     batch_size: int | None,
     stop_on_error: bool,
@@ -35,7 +37,7 @@ def extract_patches(
 ) -> int:
     """Write ``<out>/<name of the root>/<class>/<slide>.npy`` for every slide; returns the exit status."""
     from cmamil_sdk.cli.slide_runs import each_slide
-    from cmamil_sdk.engines import load_engine
+    from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.patches.extract import DEFAULT_BATCH_TILES, extract_folder
     from cmamil_sdk.patches.tree import find_slides
@@ -52,7 +54,14 @@ def extract_patches(
         tile_px=_tile_px(list(slides.values())),
         resize_tiles=resize_tiles,
     )
-    loaded = load_engine(exported.graph, engine=engine, device=device)
+    loaded = open_encoder(
+        exported.graph,
+        exported.parity,
+        engine=engine,
+        device=device,
+        precision=precision,
+        callers=workers,
+    ).engine
     done: list[dict[str, Any]] = []
 
     def extract(path: Path, progress: Progress) -> None:
@@ -81,7 +90,7 @@ def extract_patches(
     failures = each_slide(list(slides), extract, stop_on_error=stop_on_error)
     _write_index(folder, done)
     if json:
-        say_json({"features": done, "failed": failures.slides, "engine": loaded.info.label})
+        say_json({"features": done, "failed": failures.slides, **engine_document(loaded.info)})
     else:
         rows = [
             [d["slide"], d["class"] or "", d["tiles"], "kept" if d["resumed"] else d["seconds"]]
@@ -89,6 +98,7 @@ def extract_patches(
         ]
         say(table(["slide", "class", "tiles", "seconds"], rows))
         say(f"{len(done)} of {len(slides)} slides in {folder}, {exported.info.dim} features a tile")
+        say(f"{loaded.info.label}: {loaded.info.reason}")
     return failures.exit_code(len(slides))
 
 

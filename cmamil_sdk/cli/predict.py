@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
+from cmamil_sdk.cli.options import (
+    AllowFailedParity,
+    Device,
+    EngineName,
+    Json,
+    OnError,
+    Precision,
+    Reader,
+    RunMpp,
+    Workers,
+)
 from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 
 HEATMAP_PX = 768
@@ -31,6 +41,8 @@ def run(
     top_k: Annotated[int, typer.Option(min=0, help="How many telling tiles to name.")] = 16,
     engine: EngineName = "auto",
     device: Device = "auto",
+    precision: Precision = "auto",
+    allow_failed_parity: AllowFailedParity = False,
     workers: Workers = None,
     on_error: OnError = "skip",
     json: Json = False,
@@ -52,7 +64,13 @@ def run(
     files = expand_slides(slides)
     if out is not None:
         output_folder(out)
-    loaded = Bundle.load(bundle, engine=engine, device=device)
+    loaded = Bundle.load(
+        bundle,
+        engine=engine,
+        device=device,
+        precision=precision,
+        allow_failed_parity=allow_failed_parity,
+    )
     if heatmap and "contribution" not in loaded.manifest.explanations:
         raise FieldInvalid(
             f"--heatmap: model {loaded.manifest.model_kind} of bundle {loaded.label} does not say which "

@@ -8,6 +8,8 @@ from pathlib import Path
 from cmamil_sdk.errors import FieldInvalid, SlideIdDuplicate, SlideNotFound, SlideUnreadable
 from cmamil_sdk.files import read_csv
 
+# Of files that OpenSlide reads. PNG and JPEG are not among them: beside slides lie masks and thumbnails
+# in these formats, so such an image is read only where it is named itself.
 SLIDE_SUFFIXES = frozenset(
     [
         ".svs",
@@ -29,7 +31,8 @@ SLIDE_SUFFIXES = frozenset(
 def expand_slides(names: Sequence[Path]) -> list[Path]:
     """Slide files named directly, in folders (by their extension), or in a CSV's ``slide`` column.
 
-    Paths in a CSV are relative to it. The order is that of the arguments; folders are sorted.
+    Folders give the formats that OpenSlide or a plug-in reads; a PNG or JPEG has to be named, or listed
+    in a CSV. Paths in a CSV are relative to it. The order is that of the arguments; folders are sorted.
 
     Raises:
         FieldInvalid: a CSV that cannot be read, has no ``slide`` column, or a line without one.
@@ -88,16 +91,19 @@ def _is_folder(name: Path) -> bool:
 
 
 def _of_folder(folder: Path) -> list[Path]:
+    from cmamil_sdk.slides.plugin_registry import plugin_suffixes
+
+    suffixes = SLIDE_SUFFIXES | plugin_suffixes()
     try:
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
     except OSError as problem:
         raise SlideUnreadable(
             f"The folder {folder} cannot be listed ({problem}); change its permissions."
         ) from problem
     if not found:
         raise SlideNotFound(
-            f"The folder {folder} holds no slide ({', '.join(sorted(SLIDE_SUFFIXES))}); "
-            "subfolders are not searched: name them, or the files themselves."
+            f"The folder {folder} holds no slide ({', '.join(sorted(suffixes))}); subfolders and images "
+            "(PNG, JPEG) are not searched: name them, or the files themselves."
         )
     return found
 

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cmamil_sdk.cli.options import Json
-from cmamil_sdk.cli.output import say, say_json, table
+from cmamil_sdk.cli.output import say, say_json
+from cmamil_sdk.cli.parity_tables import engine_document, parity_document, parity_text
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
     json: Json = False,
 ) -> None:
-    """Check every hash and reproduce the golden values on this machine's engine."""
+    """Check every hash, and compare the encoder with its model on every engine and precision here."""
     from cmamil_sdk.bundle import Bundle
+    from cmamil_sdk.errors import ParityFailed
 
-    loaded = Bundle.load(bundle)
-    found = loaded.self_test()
-    document = {
+    loaded = Bundle.load(bundle, allow_failed_parity=True)
+    golden = loaded.self_test()
+    rows, manifest = loaded.parity_table(), loaded.manifest
+    here = {row.label: row.parity for row in rows if row.parity is not None}
+    absent = {row.label: row.why for row in rows if row.parity is None}
+    document: dict[str, Any] = {
         "bundle": loaded.label,
         "bundle_sha256": loaded.sha256,
-        "files": {name: entry.sha256 for name, entry in loaded.manifest.files.items()},
-        "engines": {loaded.engine_label: found},
-        "parity_at_export": loaded.manifest.parity,
+        "files": {name: entry.sha256 for name, entry in manifest.files.items()},
+        **engine_document(loaded.encoder_info),
+        "golden": golden,
+        "encoder_parity": parity_document(here.values()),
+        "not_here": absent,
+        "encoder_parity_at_export": parity_document(manifest.encoder_parity),
+        "aggregator_parity_at_export": manifest.parity,
+        "parity_failed": manifest.parity_failed,
     }
     if json:
         say_json(document)
-        return
-    say(f"{loaded.label}: {len(loaded.manifest.files)} files as exported, sha256 {loaded.sha256}")
-    rows = [
-        [
-            loaded.engine_label,
-            f"{found['encoder_cosine']:.8f}",
-            f"{found['aggregator_difference']:.2e}",
-        ]
-    ]
-    say(table(["engine", "encoder cosine, worst", "aggregator, largest difference"], rows))
+    else:
+        say(f"{loaded.label}: {len(manifest.files)} files as exported, sha256 {loaded.sha256}\n")
+        say(parity_text(list(here.values()), manifest.parity, absent))
+        say(
+            f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
+            f"{loaded.aggregator_info.label}, largest difference {golden['aggregator_difference']:.2e}"
+        )
+        if manifest.parity_failed:
+            say(f"FAILED at export: {manifest.parity_failed}")
+    raise typer.Exit(ParityFailed.exit_code if manifest.parity_failed else 0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+EngineName = Literal["onnxruntime", "openvino"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,11 @@ class EngineInfo:
     """What is in use: never what was asked for.
 
     Attributes:
-        name: ``onnxruntime``.
+        name: ``onnxruntime`` or ``openvino``.
         device: ``cpu`` or ``cuda:N``.
-        precision: of the arithmetic, ``fp32``.
+        precision: of the arithmetic, ``fp32`` or ``bf16``.
         version: of the runtime.
-        reason: why this engine and device were chosen.
+        reason: why this engine, device and precision were chosen.
     """
 
     name: str
@@ -54,4 +57,4 @@ class Engine(Protocol):
         ...
 
 
-__all__ = ["Array", "Engine", "EngineInfo"]
+__all__ = ["Array", "Engine", "EngineInfo", "EngineName", "Precision"]

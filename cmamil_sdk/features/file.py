@@ -51,6 +51,9 @@ class FeatureProvenance(BaseModel):
     recipe: TilingRecipe
     encoder: EncoderInfo
     engine: str
+    engine_reason: str | None = Field(
+        None, description="why this engine and precision; not in files of version 0.1.0"
+    )
     tiles_failed: int = Field(0, ge=0)
     tissue_mask_sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="of the slide's mask file, if it had one"

@@ -99,7 +99,8 @@ def extract_slide(
         if done is not None:
             return done
         plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
-    builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
+        # While it is open, workers share what it has decoded, if it is a plain image.
+        builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
     bag = builder.finish()
     provenance = FeatureProvenance(
         slide_id=facts.slide_id,
@@ -112,6 +113,7 @@ def extract_slide(
         recipe=recipe,
         encoder=encoder,
         engine=engine.info.label,
+        engine_reason=engine.info.reason,
         tiles_failed=builder.tiles_failed,
         tissue_mask_sha256=same.mask_sha256,
     )

@@ -41,7 +41,8 @@ FAKE = """
 import json, sys, time
 from pathlib import Path
 name, broken, counter = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-print(json.dumps({"ready": True, "versions": {"fake": name}}), flush=True)
+engine = {"engine": "x-cpu-fp32"} if name == "ours" else {}
+print(json.dumps({"ready": True, "versions": {"fake": name} | engine}), flush=True)
 for line in sys.stdin:
     request = json.loads(line)
     if broken.exists() and name == broken.read_text():
@@ -79,7 +80,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             *(str(tmp_path / "broken"), str(tmp_path / "runs")),
         ],
     )
-    ours = {"ours": tool("ours")}
+    ours = {name: replace(tool(name), driver="ours") for name in ("ours-default", "ours")}
     peers = {name: tool(name) for name in "abc"}
     peers["b"] = replace(peers["b"], batches=(32, 128))
     monkeypatch.setattr(tools, "PEERS", peers)
@@ -157,6 +158,9 @@ def test_a_whole_measurement(fakes: Path) -> None:
     assert (fakes / "peers.png").stat().st_size > 5000
     assert json.loads((fakes / "peers.json").read_text())["targets"] == judged(document)
     header, rows = csv_rows(document)
+    assert document["tools"][0]["precision"] == "fp32"
+    judgements = [(row["must"], row["value"]) for row in judged(document)]
+    assert judgements[:2] == [(2.2, 2.0), (4.0, 2.0)], "where there is no bf16, fp32 is the default"
     assert rows[1][header.index("ours_ratio")] == 4.0
     assert rows[0][header.index("ours_ratio")] == ""
 

@@ -53,12 +53,13 @@ def test_three_scales_in_one_pass_and_apart(
     from cmamil_sdk.benchmarks import scales
 
     class Exported:
-        graph = tmp_path
+        graph = parity = tmp_path
         info = type("Info", (), {"dim": 1024})
 
     monkeypatch.setattr(Workshop, "weights", lambda _self: tmp_path)
     monkeypatch.setattr(scales, "exported_encoder", lambda *_: Exported)
-    monkeypatch.setattr(scales, "load_engine", lambda *_args, **_options: PixelEngine())
+    opened = type("Opened", (), {"engine": PixelEngine()})
+    monkeypatch.setattr(scales, "open_encoder", lambda *_args, **_options: opened)
     read: list[int] = []
     real = scales.read_tiles
     monkeypatch.setattr(

@@ -11,6 +11,7 @@ import pytest
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.engines.parity import ENCODER_GATES
 from cmamil_sdk.errors import (
     BundleCorrupt,
     BundleUnsupported,
@@ -18,6 +19,7 @@ from cmamil_sdk.errors import (
     FieldInvalid,
     NonFiniteOutput,
     NoTissue,
+    ParityFailed,
     RecipeMismatch,
     ScaleMismatch,
     SelfTestFailed,
@@ -67,12 +69,15 @@ def test_a_bundle_says_what_it_is(bundle, tiny_bundle):
     assert bundle.manifest.labels == ("benign", "in_situ", "invasive")
     assert bundle.manifest.recipe.names == ("5x", "10x", "20x")
     assert bundle.manifest.index_inputs == ("children_5x", "children_10x", "ancestor_20x")
-    assert bundle.engine_label == "onnxruntime-cpu-fp32"
+    assert bundle.engine_label in {row.label for row in bundle.manifest.encoder_parity}
+    assert bundle.aggregator_info.label == "onnxruntime-cpu-fp32"
+    assert bundle.warnings == ()
     data = (tiny_bundle / "manifest.json").read_bytes()
     assert bundle.sha256 == hashlib.sha256(data).hexdigest()
     assert {file.name for file in tiny_bundle.iterdir()} == {*FILES, "manifest.json"}
     report = bundle.self_test()
-    assert report["encoder_cosine"] > 0.9999
+    precision = bundle.encoder_info.precision
+    assert report["encoder_cosine"] >= ENCODER_GATES[precision]["cosine_worst"]
     assert report["aggregator_difference"] < 1e-4
 
 
@@ -101,11 +106,15 @@ def test_a_bundle_without_explanations(silent_bundle):
 def test_a_manifest_of_version_1_still_loads(copy_of_bundle):
     def before(document) -> None:
         document["schema_version"] = 1
-        del document["explanations"]
+        for later in ("explanations", "encoder_parity", "parity_failed"):
+            del document[later]
 
     change_manifest(copy_of_bundle, before)
     old = Bundle.load(copy_of_bundle, device="cpu")
     assert old.manifest.explanations == ("attention", "contribution")
+    assert old.encoder_info.precision == "fp32"
+    with pytest.raises(ParityFailed, match="schema version 1 and holds no tiles"):
+        Bundle.load(copy_of_bundle, device="cpu", precision="bf16")
 
 
 def test_explanations_that_the_golden_values_lack(copy_of_bundle, replace_file):
@@ -181,7 +190,7 @@ def test_a_manifest_of_garbage(copy_of_bundle, replace_file, text):
         Bundle.load(copy_of_bundle)
 
 
-@pytest.mark.parametrize("version", [3, 99, None, "1", 1.5])
+@pytest.mark.parametrize("version", [4, 99, None, "1", 1.5])
 def test_a_schema_that_is_not_known(copy_of_bundle, version):
     change_manifest(copy_of_bundle, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleUnsupported, match="schema version"):

@@ -9,6 +9,9 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from cmamil_sdk.slides import plugin_registry
+from cmamil_sdk.slides.plugins import SlidePlugin
+
 
 def test_json(cmamil: Callable[..., Any]) -> None:
     answer = cmamil("doctor", "--json")
@@ -19,7 +22,7 @@ def test_json(cmamil: Callable[..., Any]) -> None:
         for entry in document[section].values():
             assert {"available", "version", "why", "fix"} <= set(entry)
             assert entry["available"] or entry["fix"], "what is missing says how to get it"
-    for name in ("direct", "openslide"):
+    for name in ("direct", "openslide", "image"):
         assert document["readers"][name]["available"] is True
     assert document["engines"]["onnxruntime"]["version"] == onnxruntime.__version__
     assert document["packages"]["numpy"]["version"] == importlib.metadata.version("numpy")
@@ -40,6 +43,19 @@ def test_a_missing_package_says_why_and_how(
     torch = cmamil("doctor", "--json").document["packages"]["torch"]
     assert torch["available"] is False
     assert torch["fix"] == "pip install 'cmamil-sdk[train]'"
+
+
+def test_plugins(cmamil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = cmamil("doctor", "--json").document["readers"]
+    assert readers["plugin sdpc"]["available"] is False
+    assert readers["plugin sdpc"]["fix"] == "pip install sdpc-for-python"
+    mine = SlidePlugin("mine", (".mine",), lambda path: path, package="numpy")
+    found = ({"mine": mine}, {"other": "other.module:x fails to load (OSError: libx.so)"})
+    monkeypatch.setattr(plugin_registry, "_installed", lambda: found)
+    readers = cmamil("doctor", "--json").document["readers"]
+    assert readers["plugin mine"]["available"] is True
+    assert readers["plugin mine"]["version"] == importlib.metadata.version("numpy")
+    assert "libx.so" in readers["plugin other"]["why"] and readers["plugin other"]["fix"]
 
 
 def test_table(cmamil: Callable[..., Any]) -> None:

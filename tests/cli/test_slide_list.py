@@ -24,6 +24,18 @@ def test_folder_is_sorted_and_holds_slides_only(tmp_path: Path) -> None:
     assert expand_slides([tmp_path]) == [a, b, c]
 
 
+def test_a_folder_gives_vendors_formats_but_no_pictures(tmp_path: Path) -> None:
+    slides = touched(tmp_path, "a.kfb", "b.SDPC", "c.TMAP")
+    touched(tmp_path, "a_mask.png", "thumbnail.jpg", "photo.JPEG")
+    assert expand_slides([tmp_path]) == slides
+    assert expand_slides([tmp_path / "photo.JPEG"]) == [tmp_path / "photo.JPEG"]
+    (tmp_path / "list.csv").write_text("slide\na_mask.png\n")
+    assert expand_slides([tmp_path / "list.csv"]) == [tmp_path / "a_mask.png"]
+    (only,) = touched(tmp_path / "pictures", "a.png")
+    with pytest.raises(SlideNotFound, match=r"images \(PNG, JPEG\) are not searched"):
+        expand_slides([only.parent])
+
+
 def test_files_keep_their_order_and_need_not_exist(tmp_path: Path) -> None:
     names = [tmp_path / "z.svs", tmp_path / "a.svs"]
     assert expand_slides(names) == names

@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("torch")
 
 from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines.parity import measure_encoder
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.export.encoder import export_encoder, load_encoder, probe_tiles
+from cmamil_sdk.export.encoder import export_encoder, load_encoder
+from cmamil_sdk.export.reference import probe_tiles
 from cmamil_sdk.files import sha256_of_file
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
@@ -58,9 +60,9 @@ def expected_of(tiles: np.ndarray) -> np.ndarray:
 
 
 def features_of_graph(encoder: Any, folder: Path, tiles: np.ndarray) -> np.ndarray:
-    parity = export_encoder(encoder, folder / "encoder.onnx")
-    assert parity["encoder_cosine_worst"] > 0.99999
+    reference = export_encoder(encoder, folder / "encoder.onnx")
     engine = load_engine(folder / "encoder.onnx", device="cpu")
+    assert measure_encoder(engine, reference).passed
     return engine.infer({"tiles": tiles})["features"]
 
 

@@ -127,7 +127,8 @@ def main() -> None:
     declare_torchvision_operators()
     driver = importlib.import_module(name)
     run = driver.prepare(task, load_network(task.weights))
-    ready = {"ready": True, "versions": versions(driver.PACKAGES)}
+    facts = getattr(driver, "FACTS", {})  # what a driver learnt while it prepared
+    ready = {"ready": True, "versions": versions(driver.PACKAGES) | facts}
     print(json.dumps(ready), file=answers, flush=True)
     serve(run, iter(sys.stdin.readline, ""), answers)
 
