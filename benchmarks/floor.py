@@ -6,6 +6,7 @@ measured with all cores busy at it, as they are in a run.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,11 @@ from cmamil_sdk.features.tiles import read_tiles
 from cmamil_sdk.files import csv_text, write_atomic, write_json
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import SlideReader, open_slide
 from cmamil_sdk.tiling.plan import TileBatch, TilePlan, make_plan
 
 from .cpu_clock import processor_time_s
-from .environment import describe_machine, load_average, peak_rss_mb
+from .environment import describe_machine, load_average
 from .figures import draw_floor
 from .pairs import MIN_PAIRS, Pairs, spread
 from .targets import SHARE_OF_FLOOR
@@ -123,7 +124,11 @@ def _measure_round(
 ) -> _Round:
     batches = plan.batches()
     tiles = plan.total_tiles()
-    decode_s = _cpu_of_threads([_decoder(plan, batches[i::cores]) for i in range(cores)])
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(_open(plan)) for _ in range(cores)]
+        decode_s = _cpu_of_threads(
+            [_decoder(reader, batches[i::cores]) for i, reader in enumerate(readers)]
+        )
     sample = batches[:: max(1, len(batches) // _SAMPLE_BATCHES)]
     pixels = _pixels(plan, sample)
     infer_s = _cpu_of_threads([_inferrer(encoder, pixels) for _ in range(cores)])
@@ -137,11 +142,14 @@ def _measure_round(
     )
 
 
-def _decoder(plan: TilePlan, batches: list[TileBatch]) -> Callable[[], None]:
+def _open(plan: TilePlan) -> SlideReader:
+    return open_slide(Path(plan.facts.path), reader=plan.facts.reader)
+
+
+def _decoder(reader: SlideReader, batches: list[TileBatch]) -> Callable[[], None]:
     def decode() -> None:
-        with open_slide(Path(plan.facts.path), reader=plan.facts.reader) as reader:
-            for batch in batches:
-                read_tiles(reader, batch)
+        for batch in batches:
+            read_tiles(reader, batch)
 
     return decode
 
@@ -155,7 +163,7 @@ def _inferrer(encoder: Engine, pixels: list[np.ndarray[Any, Any]]) -> Callable[[
 
 
 def _pixels(plan: TilePlan, batches: list[TileBatch]) -> list[np.ndarray[Any, Any]]:
-    with open_slide(Path(plan.facts.path), reader=plan.facts.reader) as reader:
+    with _open(plan) as reader:
         return [read_tiles(reader, batch).pixels for batch in batches]
 
 
@@ -189,7 +197,6 @@ def _result(rounds: list[_Round], tiles: int, cores: int) -> dict[str, Any]:
         "run_cpu_ms_per_tile": 1000 * statistics.median(r.cpu_s for r in rounds) / tiles,
         "tiles_per_s": tiles / total,
         "stages_s": {**stages, "rest": max(0.0, total - sum(stages.values()))},
-        "peak_rss_mb": peak_rss_mb(),
         "rounds": [{"floor_s": f, "total_s": t} for f, t in zip(floors, totals, strict=True)],
     }
 

@@ -41,10 +41,7 @@ def run_floor(
     )
     share = [f"{result[name]:.3f}" for name in ("share_of_floor", "share_low", "share_high")]
     cpu_ms = [f"{result[f'{name}_cpu_ms_per_tile']:.2f}" for name in ("decode", "infer", "run")]
-    say(
-        f"decode {cpu_ms[0]}, infer {cpu_ms[1]}, the whole run {cpu_ms[2]} CPU-ms per tile; "
-        f"peak memory {result['peak_rss_mb']:.0f} MB"
-    )
+    say(f"decode {cpu_ms[0]}, infer {cpu_ms[1]}, the whole run {cpu_ms[2]} CPU-ms per tile")
     say(
         f"floor {result['floor_s']:.2f} s, run {result['total_s']:.2f} s "
         f"({result['tiles_per_s']:.0f} tiles/s, spread {result['total_spread']:.2f}); "
