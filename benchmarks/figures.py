@@ -88,8 +88,8 @@ def _rows(table: Path) -> Rows:
 
 
 def _label(row: dict[str, str]) -> str:
-    label = row["label"]
-    return label if row["tool"].startswith("ours") else f"{label}, {row['precision']}"
+    named = row["label"].replace(" (", "\n(")
+    return named if row["precision"] in named else f"{named}, {row['precision']}"
 
 
 def _times(row: dict[str, str]) -> str:
