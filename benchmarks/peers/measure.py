@@ -15,6 +15,7 @@ from cmamil_sdk.errors import FieldInvalid, OutputExists
 from cmamil_sdk.files import sha256_of_file, write_json
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.runs import read_json
+from cmamil_sdk.slides import open_slide
 
 from ..environment import describe_machine, load_average
 from ..pairs import MIN_PAIRS
@@ -75,12 +76,15 @@ def measure_peers(bench: PeersBench, *, on_run: OnRun | None = None) -> dict[str
     Raises:
         OutputExists: there are rounds in ``bench.out`` and they are not to be gone on with.
         FieldInvalid: they are of another slide, of other weights or of other tools.
+        InputError: the slide cannot be used.
         DependencyMissing: a tool's environment is missing, or the tool failed.
     """
     workshop = Workshop(bench.out)
     peers = peers_named(bench.tools)
     pythons = {tool.name: python_of(tool, bench.environments) for tool in (*OURS.values(), *peers)}
-    slide = workshop.slide() if bench.slide is None else bench.slide
+    slide = bench.slide or workshop.slide()
+    with open_slide(slide, reader="openslide"):
+        pass  # a file that is no slide is refused before anything is started
     settings = {
         "slide": slide.name,
         "slide_sha256": sha256_of_file(slide),

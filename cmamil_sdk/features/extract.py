@@ -126,11 +126,16 @@ class BagBuilder:
         return Bag(
             slide_id=self._plan.facts.slide_id,
             scales=self._plan.recipe.scales,
-            features={n: f[ok[n]] for n, f in zip(names, self._features, strict=True)},
+            features={n: _kept(f, ok[n]) for n, f in zip(names, self._features, strict=True)},
             coords={n: planned[n].coords[ok[n]] for n in names},
             parent=_surviving_parents({n: planned[n].parent for n in names}, ok),
             tissue={n: planned[n].tissue[ok[n]] for n in names},
         )
+
+
+def _kept(features: Float32, ok: BoolMask) -> Float32:
+    """The rows where ``ok``, without a copy where that is all of them: features are what memory holds."""
+    return features if ok.all() else features[ok]
 
 
 def _surviving_parents(parent: Mapping[str, Int64], ok: Mapping[str, BoolMask]) -> dict[str, Int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import textwrap
@@ -34,7 +35,7 @@ from cmamil_sdk.benchmarks.peers.tools import (
     python_of,
 )
 from cmamil_sdk.benchmarks.workshop import Workshop
-from cmamil_sdk.errors import DependencyMissing, FieldInvalid, OutputExists
+from cmamil_sdk.errors import DependencyMissing, FieldInvalid, OutputExists, SlideNotFound
 
 # A worker that needs nothing: it counts its runs in a file and breaks when told to.
 FAKE = """
@@ -86,6 +87,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tools, "PEERS", peers)
     for module in (measure, report):
         monkeypatch.setattr(module, "OURS", ours)
+    monkeypatch.setattr(measure, "open_slide", lambda *_args, **_options: contextlib.nullcontext())
     for method in ("slide", "small_slide", "weights"):
         path = tmp_path / f"{method}.bin"
         path.write_bytes(b"x")
@@ -226,6 +228,12 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         python_of(peer, None)
     with pytest.raises(DependencyMissing, match="no environment of lazyslide"):
         python_of(peer, tmp_path)
+
+
+def test_a_missing_slide_is_told_before_anything_starts(tmp_path: Path) -> None:
+    bench = PeersBench(out=tmp_path, tools=("dataloader",), slide=tmp_path / "none.svs")
+    with pytest.raises(SlideNotFound):
+        measure_peers(bench)
 
 
 def test_environments_are_made_from_pinned_files(
