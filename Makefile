@@ -8,7 +8,7 @@ CUCIM_HERE := $(filter Linux-x86_64 Linux-aarch64,$(shell uname -sm | tr ' ' -))
 PROTOC_VENV := .venv-protoc
 PROTOS := $(sort $(wildcard protos/cmamil/v1/*.proto))
 
-.PHONY: setup demo test test-long soak lint protos reliability-tables gpu-check clean
+.PHONY: setup demo test test-long soak lint protos reliability-tables docs-figures gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -54,6 +54,9 @@ $(PROTOC_VENV)/installed:
 
 reliability-tables: setup
 	CMAMIL_REWRITE_TABLES=1 $(BIN)/python -m pytest tests/reliability
+
+docs-figures: setup
+	$(BIN)/python -m cmamil_sdk.benchmarks.figures docs/figures
 
 gpu-check: setup
 	$(BIN)/python tests/gpu_check.py
