@@ -26,10 +26,11 @@ from cmamil_sdk.engines.base import Array, EngineInfo
 from cmamil_sdk.errors import FieldInvalid, MemoryTooSmall
 from cmamil_sdk.features.slide import extract_slide
 from cmamil_sdk.files import write_json
+from cmamil_sdk.machine import peak_rss_mb, rss_mb
 from cmamil_sdk.synthetic.large_slide import LargeSlide
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
-from .environment import describe_machine, load_average, peak_rss_mb, rss_mb
+from .environment import describe_machine, load_average
 from .pairs import MIN_PAIRS, Pairs, spread
 from .targets import GROWTH
 from .workshop import Workshop
