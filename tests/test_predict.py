@@ -66,7 +66,7 @@ def test_the_document_is_the_one_described(prediction, bundle, tiny_bundle):
     assert sum(document["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
     assert document["label"] == max(document["probabilities"], key=document["probabilities"].get)
     assert document["coarse"] is None
-    assert document["engine"] == "onnxruntime-cpu-fp32"
+    assert document["engine"] == bundle.engine_label
     assert document["bundle"] == "tiny/1"
     assert document["bundle_sha256"] == bundle.sha256
     assert document["warnings"] == []
