@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from PIL import Image
 
 from cmamil_sdk.synthetic.svs import write_svs
 
-from ..slides.tiffs import picture, set_entry, spoil_tile, write_levels, ycbcr
+from ..slides.tiffs import (
+    close_circle,
+    first_directory,
+    picture,
+    set_entry,
+    spoil_tile,
+    write_levels,
+    ycbcr,
+)
 
 EDGE_PX, TILE_PX = 512, 64
 _COLUMNS = EDGE_PX // TILE_PX
@@ -122,13 +131,9 @@ def _entry(tag: str, number: int, value: int) -> Callable[[Path, Path], object]:
     return _copied(lambda path: set_entry(path, tag, number, value))
 
 
-def _first_directory(raw: bytes) -> int:
-    return int(struct.unpack_from("<I", raw, 4)[0])
-
-
 def _tag_count(path: Path) -> None:
     raw = bytearray(path.read_bytes())
-    struct.pack_into("<H", raw, _first_directory(raw), 65535)
+    struct.pack_into("<H", raw, first_directory(raw), 65535)
     path.write_bytes(raw)
 
 
@@ -139,25 +144,6 @@ def _value_count(path: Path) -> None:
     with path.open("r+b") as raw:
         raw.seek(place)
         raw.write(struct.pack("<I", 2**31))
-
-
-def _loop(to_itself: bool) -> Callable[[Path], None]:
-    """The last directory (or the first) is followed by the first again."""
-
-    def change(path: Path) -> None:
-        raw = bytearray(path.read_bytes())
-        first = at = _first_directory(raw)
-        while True:
-            entries = struct.unpack_from("<H", raw, at)[0]
-            link = at + 2 + 12 * entries
-            following = struct.unpack_from("<I", raw, link)[0]
-            if to_itself or not following:
-                break
-            at = following
-        struct.pack_into("<I", raw, link, first)
-        path.write_bytes(raw)
-
-    return change
 
 
 def _many_directories(path: Path, _intact: Path) -> None:
@@ -298,9 +284,9 @@ TRIALS = (
     Trial(SIZES, "sparse.tiff", "500,000 x 500,000 px of which no tile is stored", _sparse),
     Trial(SIZES, "one-pixel.tiff", "1 x 1 px", _one_pixel, same_pixels=False),
     Trial(DIRECTORIES, "loop.svs", "the last directory is followed by the first",
-          _copied(_loop(to_itself=False))),
+          _copied(close_circle)),
     Trial(DIRECTORIES, "loop-at-once.svs", "the first directory is followed by itself",
-          _copied(_loop(to_itself=True))),
+          _copied(partial(close_circle, to_itself=True))),
     Trial(DIRECTORIES, "many-directories.tiff", "20,000 directories", _many_directories),
     Trial(DIRECTORIES, "many-tags.svs", "the first directory claims 65,535 tags",
           _copied(_tag_count)),
