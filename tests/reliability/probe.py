@@ -40,31 +40,32 @@ def cmamil(*arguments: str) -> tuple[int, str, str]:
     return int(code), out.getvalue(), err.getvalue()
 
 
-def inspect(slide: str, reader: str, options: list[str]) -> dict[str, Any]:
+def inspect(slide: str, options: list[str]) -> dict[str, Any]:
     """What ``cmamil inspect`` says of a slide."""
-    code, out, err = cmamil("inspect", slide, "--reader", reader, "--json", *options)
+    sys.stderr.write(f"inspect {slide}\n")
+    code, out, err = cmamil("inspect", slide, "--json", *options)
     document = json.loads(out) if out else None
     return {"code": code, "document": document, "err": err}
 
 
 def probe(plan: dict[str, Any]) -> dict[str, Any]:
-    """Inspect every file through every reader, then extract the features of all in one run."""
-    results: dict[str, Any] = {}
+    """Inspect every file, then extract the features of all in one run through each reader."""
+    inspected = {
+        Path(slide).name: inspect(slide, plan["inspect_options"]) for slide in plan["slides"]
+    }
+    extracted = {}
     for reader in plan["readers"]:
-        inspected = {}
-        for slide in plan["slides"]:
-            sys.stderr.write(f"inspect {slide} {reader}\n")
-            inspected[Path(slide).name] = inspect(slide, reader, plan["inspect_options"])
         sys.stderr.write(f"features {reader}\n")
         code, out, err = cmamil(
             *("features", "--slides", *plan["arguments"], "--reader", reader, "--json"),
             *("--out", f"{plan['out']}/{reader}", *plan["features_options"]),
         )
-        results[reader] = {
-            "inspect": inspected,
-            "features": {"code": code, "document": json.loads(out) if out else None, "err": err},
+        extracted[reader] = {
+            "code": code,
+            "document": json.loads(out) if out else None,
+            "err": err,
         }
-    return results
+    return {"inspect": inspected, "features": extracted}
 
 
 if __name__ == "__main__":
