@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configuration, 3 input, 4 missing capability, 5 internal)."""
     given = normalise(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damaged files get our own message
+    for decoder in ("tifffile", "imagecodecs"):  # damaged files get our own message
+        logging.getLogger(decoder).setLevel(logging.CRITICAL)
     try:
         app([token for token in given if token != "--debug"])
     except KeyboardInterrupt:  # a second one, while the first was on its way here

@@ -21,6 +21,7 @@ from cmamil_sdk.slides.image_header import (
 )
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, decode_tile, tile_prefix
 from cmamil_sdk.slides.tiff_grids import MAX_TILE_PX, UNPARSABLE
+from cmamil_sdk.slides.tiff_pages import tiff_pages
 from cmamil_sdk.slides.tiff_strips import inflated, unpacked_by_libtiff
 
 UInt8 = npt.NDArray[np.uint8]
@@ -61,8 +62,8 @@ def tiff_header(path: Path) -> ImageHeader:
         UnknownImage: several pictures, or one of a coding or kind that is not read.
     """
     try:
-        with tifffile.TiffFile(path) as file:
-            page = _the_page(file)
+        with tiff_pages(path) as pages:
+            page = _the_page(pages)
             _check_kind(page)
             return ImageHeader(
                 width=page.imagewidth,
@@ -70,7 +71,7 @@ def tiff_header(path: Path) -> ImageHeader:
                 compression=tifffile.COMPRESSION(page.compression).name.lower(),
                 orientation=known_orientation(_tag(page, "Orientation")),
                 mpp=_mpp(page),
-                warnings=_warnings(file, page),
+                warnings=_warnings(pages),
             )
     except UNPARSABLE as problem:
         raise DamagedImage(f"its directory cannot be read ({problem})") from problem
@@ -83,8 +84,8 @@ def tiff_pixels(path: Path) -> UInt8:
         DamagedImage: data are missing or corrupt.
     """
     try:
-        with tifffile.TiffFile(path) as file:
-            page = _the_page(file)
+        with tiff_pages(path) as pages:
+            page = _the_page(pages)
             pixels = np.empty(
                 (page.imagelength, page.imagewidth, page.samplesperpixel), dtype=np.uint8
             )
@@ -98,11 +99,10 @@ def tiff_pixels(path: Path) -> UInt8:
         raise DamagedImage(f"its pixels cannot be decoded ({problem})") from problem
 
 
-def _the_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
+def _the_page(pages: list[tifffile.TiffPage]) -> tifffile.TiffPage:
     """The one picture of the file: its first page, if all others are smaller or marked as reduced."""
-    pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
     for page in pages:
-        _check_whole(page, file.filehandle.size)
+        _check_whole(page)
     first, *others = pages
     for page in others:
         smaller = page.imagewidth < first.imagewidth and page.imagelength < first.imagelength
@@ -113,7 +113,8 @@ def _the_page(file: tifffile.TiffFile) -> tifffile.TiffPage:
     return first
 
 
-def _check_whole(page: tifffile.TiffPage, file_bytes: int) -> None:
+def _check_whole(page: tifffile.TiffPage) -> None:
+    file_bytes = page.parent.filehandle.size
     size = (page.imagewidth, page.imagelength)
     if not all(isinstance(edge, int) and edge > 0 for edge in size):
         raise DamagedImage("its directory states no size")
@@ -210,12 +211,12 @@ def _mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
     return x, y
 
 
-def _warnings(file: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[str, ...]:
+def _warnings(pages: list[tifffile.TiffPage]) -> tuple[str, ...]:
     warnings = []
-    if _mpp(page) is not None:
+    if _mpp(pages[0]) is not None:
         warnings.append("Microns per pixel are those of the TIFF's resolution tags.")
-    if len(file.pages) > 1:
-        warnings.append(f"Of the TIFF's {len(file.pages)} pages only the first is read.")
+    if len(pages) > 1:
+        warnings.append(f"Of the TIFF's {len(pages)} pages only the first is read.")
     return tuple(warnings)
 
 

@@ -11,17 +11,29 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file
 from cmamil_sdk.features.slide import extract_slide
+from cmamil_sdk.slides.cucim_process import cucim_installed
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
 
 from .files import TILE_PX
 
-READERS = ("direct", "openslide")
+READERS = ("auto", "direct", "openslide", "cucim")
+TRIED = READERS if cucim_installed() else READERS[:-1]
+"""Of a reader that is not installed, what the page says is taken as it stands."""
+NAMED_READERS = [
+    "direct",
+    "openslide",
+    pytest.param(
+        "cucim",
+        marks=pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed"),
+    ),
+]
 MEMORY_MIB = 4096
 PROBE = Path(__file__).with_name("probe.py")
 
@@ -95,17 +107,17 @@ def extract_in_process(
 
 
 def run_probe(folder: Path, slides: Sequence[Path], arguments: Sequence[Path]) -> dict[str, Any]:
-    """Inspect ``slides`` and extract the features of all that ``arguments`` name, per reader."""
+    """Inspect ``slides``, and extract per reader the features of all that ``arguments`` name."""
     encoder, plan, results = (folder / name for name in ("means.onnx", "plan.json", "results.json"))
     write_encoder(encoder)
     scales = ["--scales", "10x,20x"]
     document = {
         "slides": [str(slide) for slide in slides],
         "arguments": [str(argument) for argument in arguments],
-        "readers": READERS,
+        "readers": TRIED,
         "out": str(folder / "features"),
         "inspect_options": scales,
-        "features_options": [*scales, "--encoder", f"onnx:{encoder}", "--workers", "2"],
+        "features_options": [*scales, "--encoder", f"onnx:{encoder}", "--workers", "1"],
         "memory_mib": MEMORY_MIB,
     }
     plan.write_text(json.dumps(document), "utf-8")

@@ -12,8 +12,12 @@ import io
 import json
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import typer.main
 
 from cmamil_sdk.cli.app import main
 
@@ -40,31 +44,32 @@ def cmamil(*arguments: str) -> tuple[int, str, str]:
     return int(code), out.getvalue(), err.getvalue()
 
 
-def inspect(slide: str, reader: str, options: list[str]) -> dict[str, Any]:
+def inspect(slide: str, options: list[str]) -> dict[str, Any]:
     """What ``cmamil inspect`` says of a slide."""
-    code, out, err = cmamil("inspect", slide, "--reader", reader, "--json", *options)
+    sys.stderr.write(f"inspect {slide}\n")
+    code, out, err = cmamil("inspect", slide, "--json", *options)
     document = json.loads(out) if out else None
     return {"code": code, "document": document, "err": err}
 
 
 def probe(plan: dict[str, Any]) -> dict[str, Any]:
-    """Inspect every file through every reader, then extract the features of all in one run."""
-    results: dict[str, Any] = {}
+    """Inspect every file, then extract the features of all in one run through each reader."""
+    inspected = {
+        Path(slide).name: inspect(slide, plan["inspect_options"]) for slide in plan["slides"]
+    }
+    extracted = {}
     for reader in plan["readers"]:
-        inspected = {}
-        for slide in plan["slides"]:
-            sys.stderr.write(f"inspect {slide} {reader}\n")
-            inspected[Path(slide).name] = inspect(slide, reader, plan["inspect_options"])
         sys.stderr.write(f"features {reader}\n")
         code, out, err = cmamil(
             *("features", "--slides", *plan["arguments"], "--reader", reader, "--json"),
             *("--out", f"{plan['out']}/{reader}", *plan["features_options"]),
         )
-        results[reader] = {
-            "inspect": inspected,
-            "features": {"code": code, "document": json.loads(out) if out else None, "err": err},
+        extracted[reader] = {
+            "code": code,
+            "document": json.loads(out) if out else None,
+            "err": err,
         }
-    return results
+    return {"inspect": inspected, "features": extracted}
 
 
 if __name__ == "__main__":
@@ -73,4 +78,7 @@ if __name__ == "__main__":
     give_up_privileges()
     limit = int(wanted["memory_mib"]) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    results_path.write_text(json.dumps(probe(wanted)), "utf-8")
+    # typer builds the parsers of all commands anew for each call, which takes longer than most files
+    with mock.patch.object(typer.main, "get_command", cache(typer.main.get_command)):
+        results = probe(wanted)
+    results_path.write_text(json.dumps(results), "utf-8")

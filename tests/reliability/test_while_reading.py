@@ -17,7 +17,7 @@ from cmamil_sdk.slides.unchanged import unchanged
 from cmamil_sdk.tiling import tissue
 
 from ..slides.tiffs import spoil_tile, tile_span
-from .conftest import READERS, extract_in_process
+from .conftest import NAMED_READERS, READERS, TRIED, extract_in_process
 from .files import write_intact
 from .table import Row, check_section, plain, table
 
@@ -65,15 +65,15 @@ def test_changes_while_a_slide_is_read(tmp_path: Path) -> None:
     rows = []
     for name, (what, change) in CHANGES.items():
         outcomes = {}
-        for reader in READERS:
+        for reader in TRIED[1:]:
             slide = write_intact(tmp_path / f"{name}.svs")
             said = outcome(slide, tmp_path / f"{name}-{reader}", reader, change)
-            outcomes[reader] = (plain(said, [tmp_path]),)
+            outcomes[reader] = plain(said, [tmp_path])
         rows.append(Row(f"{name}.svs", what, outcomes))
-    check_section("files that change", table(rows, ["features"]))
+    check_section("files that change", table("files that change", rows, READERS[1:]))
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", NAMED_READERS)
 def test_a_slide_replaced_before_the_workers_open_it(
     tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +134,7 @@ def test_openslide_names_a_file_that_is_gone_when_it_has_to_open_it_again(tmp_pa
         assert reader.read_region(0, 0, 0, 64, 64).std() > 0
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", NAMED_READERS)
 def test_a_slide_cut_while_it_is_open_is_never_white(tmp_path: Path, reader: str) -> None:
     slide = write_intact(tmp_path / "slide.svs")
     with open_slide(slide, reader=reader) as opened:

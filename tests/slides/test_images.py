@@ -26,7 +26,7 @@ from cmamil_sdk.slides import image_reader, open_slide
 from cmamil_sdk.slides.image_reader import ImageReader
 from cmamil_sdk.slides.pixels import turned
 
-from .tiffs import picture
+from .tiffs import close_circle, picture
 
 HEIGHT, WIDTH = 70, 101
 RGB = picture(HEIGHT, WIDTH)
@@ -372,6 +372,19 @@ def test_a_jpeg_strip_cut_short_is_corrupt_not_grey(tmp_path: Path) -> None:
         tag.overwrite([tag.value[0] // 2])
     with pytest.raises(SlideCorrupt):
         open_slide(path)
+
+
+@pytest.mark.parametrize("to_itself", [False, True])
+@pytest.mark.parametrize("reader", ["auto", "image"])
+def test_directories_in_a_circle_are_corrupt(tmp_path: Path, reader: str, to_itself: bool) -> None:
+    """tifffile alone would follow them for ever."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(RGB, photometric="rgb", metadata=None)
+        file.write(RGB[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+    close_circle(path, to_itself=to_itself)
+    with pytest.raises(SlideCorrupt, match="copy the file again"):
+        open_slide(path, reader=reader)
 
 
 def test_further_pages_are_named(tmp_path: Path) -> None:

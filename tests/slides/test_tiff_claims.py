@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from cmamil_sdk.slides import open_slide
 from cmamil_sdk.slides.tiff_claims import tiff_claims
 from cmamil_sdk.slides.tiff_pages import tiff_pages
 
-from .tiffs import picture, set_entry, write_levels
+from .tiffs import close_circle, picture, set_entry, write_levels
 
 
 @pytest.fixture
@@ -71,13 +70,7 @@ def test_tiles_that_are_left_out_are_counted(plain: Path) -> None:
 
 
 def test_directories_in_a_circle_end(plain: Path) -> None:
-    with tiff_pages(plain) as pages:
-        first, last = pages[0].offset, pages[-1].offset
-    with plain.open("r+b") as raw:
-        raw.seek(last)
-        entries = struct.unpack("<H", raw.read(2))[0]
-        raw.seek(last + 2 + 12 * entries)
-        raw.write(struct.pack("<I", first))
+    close_circle(plain)
     with pytest.raises(tifffile.TiffFileError, match="circle"), tiff_pages(plain):
         pass
     assert tiff_claims(plain).compression is None

@@ -122,6 +122,25 @@ def write_levels(
     return path
 
 
+def first_directory(raw: bytes) -> int:
+    """Where the first directory of a little-endian classic TIFF lies."""
+    return int(struct.unpack_from("<I", raw, 4)[0])
+
+
+def close_circle(path: Path, *, to_itself: bool = False) -> None:
+    """Let the last directory be followed by the first, or the first by itself."""
+    raw = bytearray(path.read_bytes())
+    first = at = first_directory(raw)
+    while True:
+        link = at + 2 + 12 * struct.unpack_from("<H", raw, at)[0]
+        following = struct.unpack_from("<I", raw, link)[0]
+        if to_itself or not following:
+            break
+        at = following
+    struct.pack_into("<I", raw, link, first)
+    path.write_bytes(raw)
+
+
 def tile_span(path: Path, number: int, page: int = 0) -> tuple[int, int]:
     """Where a stored tile lies: offset and byte count."""
     with tifffile.TiffFile(path) as file:
