@@ -38,6 +38,9 @@ from .user_graph import load_user_graph
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
+GRAPH_FORM = 2
+"""Raised whenever the graph made of the same encoder changes: graphs kept from before are left."""
+
 _PROBE_TILES = 16
 
 
@@ -116,7 +119,7 @@ def exported_encoder(
 def _cache_key(info: EncoderInfo) -> str:
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", info.id)
     identity = hashlib.sha256(info.model_dump_json().encode()).hexdigest()
-    return f"{readable}-{identity[:16]}-opset{OPSET}-{__version__}"
+    return f"{readable}-{identity[:16]}-opset{OPSET}-form{GRAPH_FORM}-{__version__}"
 
 
 def _cached_parity(graph: Path, sidecar: Path, info: EncoderInfo) -> dict[str, float] | None:

@@ -40,7 +40,8 @@ class EncoderGraph(nn.Module):
 
     def forward(self, *tiles: Tensor) -> tuple[Tensor]:
         """One tensor in, one out; variadic because all exported graphs are."""
-        images = tiles[0].permute(0, 3, 1, 2).to(torch.float32)
+        # Cast first: TensorRT can do nothing else with uint8.
+        images = tiles[0].to(torch.float32).permute(0, 3, 1, 2)
         if self.resize is not None:
             images = (self.resize @ images @ self.resize.T).clamp(0.0, 255.0)
         return (self.network((images - self.mean) / self.std),)
