@@ -12,12 +12,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmamil_sdk.errors import CmamilError
 from cmamil_sdk.wording import counted
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
+
+
+class FileEntry(BaseModel):
+    """Hash and size of one file, as a manifest lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """The entry of a file on disk; OSError if it cannot be read."""
+        return cls(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -130,4 +144,12 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
     return f"{field or 'document'}: {said}; mend or remove this entry."
 
 
-__all__ = ["csv_text", "parse_document", "read_csv", "sha256_of_file", "write_atomic", "write_json"]
+__all__ = [
+    "FileEntry",
+    "csv_text",
+    "parse_document",
+    "read_csv",
+    "sha256_of_file",
+    "write_atomic",
+    "write_json",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from .aggregator import (
 )
 from .encoder import Encoder, encoder_of, probe_tiles
 from .graph import OPSET
+from .plans import PlanTarget, write_bundle_plans
+from .tensorrt import OnProgress
 
 GOLDEN_TILES = 4
 GOLDEN_FINEST_TILES = 50
@@ -61,6 +63,8 @@ def export_bundle(
     version: str = "1",
     fold: int | None = None,
     encoder_weights: Path | None = None,
+    plan_targets: Sequence[PlanTarget] = (),
+    on_plan_progress: OnProgress | None = None,
 ) -> Path:
     """Export one fold's model with its encoder as the bundle ``out/name/version``.
 
@@ -71,6 +75,8 @@ def export_bundle(
         version: of the bundle.
         fold: which fold; None takes the one with the best validation AUC.
         encoder_weights: needed if the features were made with weights from a file.
+        plan_targets: TensorRT runtimes and GPUs for which plans are built into the bundle.
+        on_plan_progress: as :func:`~cmamil_sdk.export.tensorrt.build_plan`.
 
     Raises:
         FieldInvalid: name or version is no plain file name, or the run has no such fold.
@@ -78,6 +84,7 @@ def export_bundle(
         ProvenanceUnknown: the model was trained on features that do not say how they were made.
         RecipeMismatch: the encoder's weights are not those the features were made with.
         ParityFailed: a graph does not reproduce its model.
+        BundleUnsupported: TensorRT builds no plan of a graph.
         OutputExists: the bundle is there already.
     """
     for option, value in (("--name", name), ("--version", version)):
@@ -97,6 +104,8 @@ def export_bundle(
 
     def fill(folder: Path) -> Callable[[dict[str, FileEntry]], Manifest]:
         parity = _write_graphs(folder, model, meta, encoder_weights)
+        for plan_target in plan_targets:
+            write_bundle_plans(folder, meta.recipe.scales, plan_target, on_plan_progress)
 
         def manifest_of(files: dict[str, FileEntry]) -> Manifest:
             return _manifest(name, version, files, model, meta, parity)

@@ -71,23 +71,37 @@ class Bundle:
     """A verified bundle with its aggregator loaded."""
 
     def __init__(
-        self, root: Path, manifest: Manifest, sha256: str, engine: str, device: str
+        self,
+        root: Path,
+        manifest: Manifest,
+        sha256: str,
+        engine: str,
+        device: str,
+        engine_cache: Path | None = None,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
         self.manifest = manifest
         self.sha256 = sha256
-        self._engine, self._device = engine, device
+        self._engine, self._device, self._engine_cache = engine, device, engine_cache
         self._aggregator = self._open(AGGREGATOR_GRAPH, threads=1)
 
     @classmethod
-    def load(cls, path: Path, *, engine: str = "auto", device: str = "auto") -> Self:
+    def load(
+        cls,
+        path: Path,
+        *,
+        engine: str = "auto",
+        device: str = "auto",
+        engine_cache: Path | None = None,
+    ) -> Self:
         """Load a bundle, or refuse it with the reason.
 
         Args:
             path: the directory that holds ``manifest.json``.
             engine: as :func:`~cmamil_sdk.engines.load_engine`.
             device: likewise.
+            engine_cache: likewise.
 
         Raises:
             BundleCorrupt: a file is missing or changed.
@@ -97,7 +111,7 @@ class Bundle:
         """
         manifest, sha256 = read_manifest(path)
         verify_files(path, manifest)
-        bundle = cls(path, manifest, sha256, engine, device)
+        bundle = cls(path, manifest, sha256, engine, device, engine_cache)
         bundle.self_test()
         return bundle
 
@@ -231,7 +245,11 @@ class Bundle:
 
     def _open(self, graph: str, threads: int) -> Engine:
         return load_engine(
-            self.root / graph, engine=self._engine, device=self._device, threads=threads
+            self.root / graph,
+            engine=self._engine,
+            device=self._device,
+            threads=threads,
+            engine_cache=self._engine_cache,
         )
 
 

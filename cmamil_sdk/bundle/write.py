@@ -12,11 +12,11 @@ from cmamil_sdk.bundle.manifest import (
     ENCODER_GRAPH,
     GOLDEN,
     MANIFEST,
-    FileEntry,
     Manifest,
 )
+from cmamil_sdk.bundle.plans import plan_files
 from cmamil_sdk.errors import OutputExists
-from cmamil_sdk.files import sha256_of_file, write_json
+from cmamil_sdk.files import FileEntry, write_json
 
 
 def write_bundle(
@@ -26,8 +26,8 @@ def write_bundle(
 
     Args:
         target: ``<out>/<name>/<version>``.
-        fill: writes the graphs and golden values into the directory it is given and returns a
-            function from the hashed files to the manifest.
+        fill: writes the graphs, golden values and plans into the directory it is given and
+            returns a function from the hashed files to the manifest.
 
     Raises:
         OutputExists: there is a bundle at ``target``; a bundle is never written twice.
@@ -39,12 +39,8 @@ def write_bundle(
     temporary.mkdir(parents=True)
     try:
         manifest_of = fill(temporary)
-        files = {
-            name: FileEntry(
-                sha256=sha256_of_file(temporary / name), size=(temporary / name).stat().st_size
-            )
-            for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN)
-        }
+        names = (ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN, *plan_files(temporary))
+        files = {name: FileEntry.of(temporary / name) for name in names}
         write_json(temporary / MANIFEST, manifest_of(files).model_dump(mode="json"))
         temporary.rename(target)
     finally:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.output import say, table
+from cmamil_sdk.cli.output import Progress, say, table
+from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
 
 
 def run(
@@ -21,9 +22,17 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(help="Encoder weights, if features were made with a file.")
     ] = None,
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="What the bundle holds: onnx, always, and plans for tensorrt or tensorrt-rtx."
+        ),
+    ] = "onnx",
+    compute_capability: ComputeCapability = "",
 ) -> None:
     """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
     from cmamil_sdk.bundle.load import read_manifest
+    from cmamil_sdk.engines.plans import listed_plans
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.export.bundle import export_bundle
     from cmamil_sdk.export.parity import GATES
@@ -32,18 +41,24 @@ def run(
         raise FieldInvalid(
             f"--fold {fold} is neither 'best' nor a fold's number; give one of them."
         )
-    path = export_bundle(
-        run_directory,
-        out,
-        name=name,
-        version=version,
-        fold=None if fold == "best" else int(fold),
-        encoder_weights=weights,
-    )
+    plan_targets = plan_targets_of(names_in(targets, "--targets"), compute_capability)
+    with Progress("export") as progress:
+        path = export_bundle(
+            run_directory,
+            out,
+            name=name,
+            version=version,
+            fold=None if fold == "best" else int(fold),
+            encoder_weights=weights,
+            plan_targets=plan_targets,
+            on_plan_progress=lambda phase, done, steps: progress.update(done, steps, phase),
+        )
     manifest, digest = read_manifest(path)
     rows = [
         [name, f"{value:.3g}" if value < 0.5 else f"{value:.8f}", GATES.get(name, "")]
         for name, value in manifest.parity.items()
     ]
     say(table(["parity with the eager model", "found", "gate"], rows))
+    if plan_targets:
+        say(plan_table(listed_plans(path)))
     say(f"{path} (fold {manifest.training['fold']}, manifest sha256 {digest})")

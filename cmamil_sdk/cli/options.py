@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 EngineName = Annotated[str, typer.Option(help="Inference engine.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+EngineCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder of TensorRT plans that `cmamil plans` wrote, docs/tensorrt.md."),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads; one per core by default.")]
 RunMpp = Annotated[
     float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
@@ -19,4 +24,4 @@ Reader = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-__all__ = ["Device", "EngineName", "Json", "OnError", "Reader", "RunMpp", "Workers"]
+__all__ = ["Device", "EngineCache", "EngineName", "Json", "OnError", "Reader", "RunMpp", "Workers"]

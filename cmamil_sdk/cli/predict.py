@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
+from cmamil_sdk.cli.options import (
+    Device,
+    EngineCache,
+    EngineName,
+    Json,
+    OnError,
+    Reader,
+    RunMpp,
+    Workers,
+)
 from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 
 HEATMAP_PX = 768
@@ -31,6 +40,7 @@ def run(
     top_k: Annotated[int, typer.Option(min=0, help="How many telling tiles to name.")] = 16,
     engine: EngineName = "auto",
     device: Device = "auto",
+    engine_cache: EngineCache = None,
     workers: Workers = None,
     on_error: OnError = "skip",
     json: Json = False,
@@ -52,7 +62,7 @@ def run(
     files = expand_slides(slides)
     if out is not None:
         output_folder(out)
-    loaded = Bundle.load(bundle, engine=engine, device=device)
+    loaded = Bundle.load(bundle, engine=engine, device=device, engine_cache=engine_cache)
     if heatmap and "contribution" not in loaded.manifest.explanations:
         raise FieldInvalid(
             f"--heatmap: model {loaded.manifest.model_kind} of bundle {loaded.label} does not say which "

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.base import Array, EngineInfo
+from cmamil_sdk.engines.inputs import check_inputs, input_spec
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
 try:
@@ -51,13 +52,16 @@ class OnnxRuntimeEngine:
     def __init__(self, graph: Path, *, device: str, threads: int, reason: str) -> None:
         self._graph = graph
         self._session = _session(graph, device, threads)
-        self._inputs = _input_types(graph, self._session)
+        self._inputs = {
+            i.name: input_spec(str(graph), i.name, i.type, i.shape, _NUMPY_TYPES)
+            for i in self._session.get_inputs()
+        }
         self._outputs = [o.name for o in self._session.get_outputs()]
         self.info = EngineInfo("onnxruntime", device, "fp32", str(ort.__version__), reason)
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
-        self._check(inputs)
+        check_inputs(self._graph.name, self._inputs, inputs)
         feeds = {name: inputs[name] for name in self._inputs}
         try:
             outputs = self._session.run(None, feeds)
@@ -71,40 +75,6 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Release the session."""
         del self._session
-
-    def _check(self, inputs: Mapping[str, Array]) -> None:
-        for name, (dtype, shape) in self._inputs.items():
-            if name not in inputs:
-                raise FieldInvalid(f"{self._graph.name}: input {name} is missing; give all inputs.")
-            array = inputs[name]
-            fits = len(shape) == array.ndim and all(
-                not isinstance(want, int) or want == have
-                for want, have in zip(shape, array.shape, strict=False)
-            )
-            if array.dtype != dtype or not fits or 0 in array.shape:
-                raise FieldInvalid(
-                    f"{self._graph.name}: input {name} is {array.dtype}{list(array.shape)}, "
-                    f"{dtype}{shape} is needed, with no empty axis; give features of this model."
-                )
-        unknown = set(inputs) - set(self._inputs)
-        if unknown:
-            raise FieldInvalid(
-                f"{self._graph.name} has no input {', '.join(sorted(unknown))}; "
-                f"its inputs are {', '.join(self._inputs)}."
-            )
-        self._check_lengths(inputs)
-
-    def _check_lengths(self, inputs: Mapping[str, Array]) -> None:
-        """Axes of one name must be equally long: the runtime itself would broadcast or abort."""
-        lengths: dict[str, tuple[int, str]] = {}
-        for name, (_, shape) in self._inputs.items():
-            for axis, have in zip(shape, inputs[name].shape, strict=True):
-                want, first = lengths.setdefault(str(axis), (have, name))
-                if have != want and isinstance(axis, str):
-                    raise FieldInvalid(
-                        f"{self._graph.name}: inputs {first} and {name} must be equally long, they "
-                        f"hold {want} and {have} rows; give the arrays of one bag."
-                    )
 
 
 def cuda_available() -> bool:
@@ -163,19 +133,6 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
             "check the driver, or use --device cpu."
         )
     return session
-
-
-def _input_types(
-    graph: Path, session: ort.InferenceSession
-) -> dict[str, tuple[np.dtype[Any], list[int | str | None]]]:
-    """Type and shape of every input; a dynamic axis is its name, or None."""
-    unknown = [i.name for i in session.get_inputs() if i.type not in _NUMPY_TYPES]
-    if unknown:
-        raise BundleUnsupported(
-            f"{graph}: input {unknown[0]} has a type that no model of this package has; "
-            "export the model again."
-        )
-    return {i.name: (_NUMPY_TYPES[i.type], i.shape) for i in session.get_inputs()}
 
 
 def _first_line(problem: Exception) -> str:

@@ -1,0 +1,88 @@
+"""What a graph takes, and the check that an engine is given just that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cmamil_sdk.engines.base import Array
+from cmamil_sdk.errors import BundleUnsupported, FieldInvalid
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Type and shape of one input; a dynamic axis is its name, or None where it has none."""
+
+    dtype: np.dtype[Any]
+    shape: Sequence[int | str | None]
+
+    def fits(self, array: Array) -> bool:
+        """Whether ``array`` has this type and shape, and no empty axis."""
+        same_shape = len(self.shape) == array.ndim and all(
+            not isinstance(want, int) or want == have
+            for want, have in zip(self.shape, array.shape, strict=False)
+        )
+        return array.dtype == self.dtype and same_shape and 0 not in array.shape
+
+
+def input_spec(
+    graph: str,
+    name: str,
+    kind: str,
+    shape: Sequence[int | str | None],
+    known: Mapping[str, np.dtype[Any]],
+) -> InputSpec:
+    """The spec of an input whose type the runtime calls ``kind``.
+
+    Raises:
+        BundleUnsupported: ``kind`` is not among the ``known`` types.
+    """
+    if kind not in known:
+        raise BundleUnsupported(
+            f"{graph}: input {name} has a type that no model of this package has; "
+            "export the model again."
+        )
+    return InputSpec(known[kind], shape)
+
+
+def check_inputs(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Array]) -> None:
+    """Refuse inputs that are not those of ``specs``; ``graph`` names the file in messages.
+
+    Raises:
+        FieldInvalid: an input is missing, unknown, or of the wrong type or shape.
+    """
+    for name, spec in specs.items():
+        if name not in inputs:
+            raise FieldInvalid(f"{graph}: input {name} is missing; give all inputs.")
+        array = inputs[name]
+        if not spec.fits(array):
+            raise FieldInvalid(
+                f"{graph}: input {name} is {array.dtype}{list(array.shape)}, "
+                f"{spec.dtype}{list(spec.shape)} is needed, with no empty axis; "
+                "give features of this model."
+            )
+    unknown = set(inputs) - set(specs)
+    if unknown:
+        raise FieldInvalid(
+            f"{graph} has no input {', '.join(sorted(unknown))}; its inputs are {', '.join(specs)}."
+        )
+    _check_lengths(graph, specs, inputs)
+
+
+def _check_lengths(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Array]) -> None:
+    """Axes of one name must be equally long: the runtime itself would broadcast or abort."""
+    lengths: dict[str, tuple[int, str]] = {}
+    for name, spec in specs.items():
+        for axis, have in zip(spec.shape, inputs[name].shape, strict=True):
+            want, first = lengths.setdefault(str(axis), (have, name))
+            if have != want and isinstance(axis, str):
+                raise FieldInvalid(
+                    f"{graph}: inputs {first} and {name} must be equally long, they "
+                    f"hold {want} and {have} rows; give the arrays of one bag."
+                )
+
+
+__all__ = ["InputSpec", "check_inputs", "input_spec"]
