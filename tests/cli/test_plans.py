@@ -1,0 +1,172 @@
+"""``cmamil export --targets``, ``plans`` and ``verify``: plans of tensorrt-rtx, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+rtx = pytest.importorskip("tensorrt_rtx")
+
+from cmamil_sdk.bundle import Bundle  # noqa: E402
+from cmamil_sdk.bundle.load import read_manifest  # noqa: E402
+from cmamil_sdk.cli.app import main  # noqa: E402
+from cmamil_sdk.engines.cuda import Cuda  # noqa: E402
+from cmamil_sdk.engines.plans import cached_plans, listed_plans  # noqa: E402
+from cmamil_sdk.errors import BundleCorrupt  # noqa: E402
+from cmamil_sdk.files import sha256_of_file  # noqa: E402
+
+
+def run(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert end.value.code in (None, 0)
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of ``tiny_bundle`` exported with plans."""
+    out = tmp_path_factory.mktemp("planned")
+    source = tiny_bundle.parents[2] / "run"
+    targets = ("--targets", "onnx,tensorrt-rtx", "--compute-capability", "86,89")
+    run("export", "--run", source, "--name", "planned", "--out", out, *targets)
+    return out / "planned" / "1"
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plans of a bundle that has none of its own."""
+    folder: Path = tmp_path_factory.mktemp("cache")
+    run("plans", tiny_bundle, "--engine-cache", folder, "--compute-capability", "120")
+    return folder
+
+
+@pytest.fixture
+def copy(planned: Path, tmp_path: Path) -> Path:
+    """A copy whose files are links: replace them, never write into them."""
+    for file in planned.rglob("*.*"):
+        link = tmp_path / "copy" / file.relative_to(planned)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    return tmp_path / "copy"
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+
+
+def test_a_bundle_holds_its_plans_and_verify_lists_them(
+    cmamil: Callable[..., Any], planned: Path, cache: Path
+) -> None:
+    files = read_manifest(planned)[0].files
+    on_disk = {f.relative_to(planned).as_posix() for f in planned.rglob("*") if f.is_file()}
+    assert set(files) | {"manifest.json"} == on_disk
+    answer = cmamil("verify", planned, "--json")
+    assert answer.code == 0, answer.err
+    told = {plan["graph_sha256"]: plan for plan in answer.document["plans"]}
+    for plan in listed_plans(planned):
+        key = plan.document.key
+        assert key.graph_sha256 == sha256_of_file(planned / f"{plan.path.stem}.onnx")
+        assert told[key.graph_sha256]["sha256"] == sha256_of_file(plan.path)
+        assert told[key.graph_sha256]["compute_capabilities"] == ["86", "89"]
+        assert plan.path.parent.name == key.digest
+    assert {plan.path.stem for plan in listed_plans(planned)} == {"encoder", "aggregator"}
+    table = cmamil("verify", planned, "--engine-cache", cache).out
+    assert table.count("encoder.plan") == table.count("aggregator.plan") == 2
+    assert f"tensorrt-rtx {rtx.__version__}" in table
+    assert "86,89" in table
+
+
+def test_the_bundle_still_predicts_without_tensorrt(planned: Path, tiny_bundle: Path) -> None:
+    first, second = Bundle.load(planned, device="cpu"), Bundle.load(tiny_bundle, device="cpu")
+    assert first.self_test() == second.self_test()
+
+
+def test_the_cache_holds_whole_plans_and_builds_them_again(
+    cmamil: Callable[..., Any], cache: Path, tiny_bundle: Path
+) -> None:
+    plans = {plan.path.stem: plan for plan in cached_plans(cache)}
+    assert set(plans) == {"encoder", "aggregator"}
+    for name, plan in plans.items():
+        key = plan.document.key
+        assert key.graph_sha256 == sha256_of_file(tiny_bundle / f"{name}.onnx")
+        kept = {file.name for file in (cache / key.digest).iterdir()}
+        assert kept == {f"{name}.plan", f"{name}.json", "manifest.json"}
+    assert {path.name for path in cache.iterdir()} == {
+        plan.document.key.digest for plan in plans.values()
+    }
+    profile = plans["aggregator"].document.key.profiles[0]
+    assert profile["children_5x"] == ((1, 4), (64, 4), (512, 4))
+    before = plans["encoder"].entry
+    answer = cmamil("plans", tiny_bundle, "--engine-cache", cache, "--compute-capability", "120")
+    assert answer.code == 0, answer.err
+    assert str(plans["encoder"].path) in answer.out
+    assert cached_plans(cache)[0].entry in (before, plans["aggregator"].entry)
+
+
+@pytest.mark.parametrize("suffix", ["plan", "json"])
+def test_a_changed_byte_of_a_plan_is_refused(copy: Path, suffix: str) -> None:
+    (file,) = copy.glob(f"engines/*/aggregator.{suffix}")
+    flip(file)
+    with pytest.raises(BundleCorrupt, match=rf"aggregator\.{suffix} is not the file"):
+        Bundle.load(copy)
+
+
+def test_a_changed_byte_in_the_cache_is_refused(
+    cmamil: Callable[..., Any], tiny_bundle: Path, cache: Path
+) -> None:
+    (file,) = cache.glob("*/encoder.plan")
+    whole = file.read_bytes()
+    flip(file)
+    answer = cmamil("verify", tiny_bundle, "--engine-cache", cache)
+    file.write_bytes(whole)
+    assert answer.code == 3
+    assert "BUNDLE_CORRUPT" in answer.err
+    assert "encoder.plan" in answer.err
+
+
+def test_a_manifest_that_lists_anything_else_is_refused(copy: Path) -> None:
+    manifest = copy / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"]["engines/run.sh"] = {"sha256": "0" * 64, "size": 0}
+    manifest.unlink()
+    manifest.write_text(json.dumps(document))
+    with pytest.raises(BundleCorrupt, match=r"must not list 'engines/run\.sh'"):
+        read_manifest(copy)
+
+
+@pytest.mark.parametrize("command", ["verify", "predict"])
+def test_a_missing_device_is_an_error_and_not_the_cpu(
+    cmamil: Callable[..., Any], planned: Path, cache: Path, synthetic_slide: Path, command: str
+) -> None:
+    if Cuda.device_count():
+        pytest.skip("this machine has a CUDA device")
+    where = [planned] if command == "verify" else [synthetic_slide, "--bundle", planned]
+    options = ("--engine", "tensorrt-rtx", "--engine-cache", cache)
+    answer = cmamil(command, *where, *options)
+    assert answer.code == 4
+    assert "no device cuda:0" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--targets", "onnx,caffe"], "caffe is unknown"),
+        (["--targets", "onnx,"], "no list of different names"),
+        (["--compute-capability", "89"], "belongs to the target tensorrt-rtx"),
+        (["--targets", "tensorrt-rtx", "--compute-capability", "5"], "builds for 75, 80"),
+    ],
+)
+def test_export_refuses_targets_before_it_works(
+    cmamil: Callable[..., Any], tmp_path: Path, options: list[str], said: str
+) -> None:
+    answer = cmamil("export", "--run", tmp_path, "--name", "n", "--out", tmp_path / "o", *options)
+    assert answer.code == 2
+    assert said in answer.err
+    assert not (tmp_path / "o").exists()
