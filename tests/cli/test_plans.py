@@ -1,4 +1,4 @@
-"""``cmamil export --targets``, ``plans`` and ``verify``: plans of tensorrt-rtx, which needs no GPU for it."""
+"""Plans of tensorrt-rtx, which needs no GPU to build them, in ``export``, ``plans`` and ``verify``."""
 
 from __future__ import annotations
 

@@ -128,34 +128,3 @@ def test_profiles_of_bags_have_room_for_sparse_slides() -> None:
             "children_5x": ((1, 16), (limit // 32, 16), (limit // 4, 16)),
             "ancestor_20x": ((1, 1), (limit // 2, 1), (limit, 1)),
         }
-
-
-@pytest.mark.parametrize(
-    ("kind", "refusal"),
-    [("abmil", ""), ("torchmil:DSMIL", r"node_sort\w*: K exceeds the maximum")],
-)
-def test_single_scale_models(kind: str, refusal: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from cmamil_sdk.export.aggregator import AggregatorGraph
-    from cmamil_sdk.export.graph import export_graph
-    from cmamil_sdk.models.build import build_model
-
-    options = {"scales": ["20x"], "feature_dim": 6, "n_classes": 3, "dim": 8}
-    module = AggregatorGraph(build_model(kind, options), 1.0).eval()
-    export_graph(
-        module,
-        (torch.ones(37, 6),),
-        tmp_path / "aggregator.onnx",
-        inputs={"features_20x": {0: torch.export.Dim("n_20x", min=1, max=2**20)}},
-        outputs=module.output_names,
-        argument="tensors",
-    )
-    profiles_of = partial(aggregator_profiles, scales=parse_scales("20x"))
-    build = partial(
-        build_rtx, tmp_path / "aggregator.onnx", profiles_of, compute_capabilities=["89"]
-    )
-    if refusal:
-        with pytest.raises(BundleUnsupported, match=refusal):
-            build()
-    else:
-        assert len(build().document.key.profiles) == len(AGGREGATOR_FINEST_TILES)
