@@ -102,6 +102,7 @@ class Here:
     runtime: RuntimeName
     runtime_version: str
     compute_capability: str
+    precision: str = "fp32"
 
     def differences(self, key: PlanKey) -> list[str]:
         """Each reason why a plan must not run here, in words; empty if it may."""
@@ -111,6 +112,7 @@ class Here:
         for name, theirs, ours in (
             ("runtime", key.runtime, self.runtime),
             ("version", key.runtime_version, self.runtime_version),
+            ("precision", key.precision, self.precision),
             ("platform", key.platform, this_platform()),
             ("builder settings", key.builder, BUILDER_SETTINGS),
         ):

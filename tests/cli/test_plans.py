@@ -21,6 +21,8 @@ from cmamil_sdk.engines.plans import cached_plans, listed_plans  # noqa: E402
 from cmamil_sdk.errors import BundleCorrupt  # noqa: E402
 from cmamil_sdk.files import sha256_of_file  # noqa: E402
 
+# Five commands, of which one exports: more than five minutes on a machine with much else to do.
+pytestmark = pytest.mark.timeout(900)
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tensorrt.md").read_text("utf-8")
 
