@@ -32,14 +32,11 @@ from cmamil_sdk.runs import read_json
 
 from .graph import OPSET
 from .parity import encoder_parity
-from .tile_network import TorchEncoder
+from .tile_network import GRAPH_FORM, TorchEncoder
 from .user_graph import load_user_graph
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
-
-GRAPH_FORM = 2
-"""Raised whenever the graph made of the same encoder changes: graphs kept from before are left."""
 
 _PROBE_TILES = 16
 

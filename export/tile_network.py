@@ -17,6 +17,9 @@ from .graph import export_graph
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
+GRAPH_FORM = 2
+"""Counts up when the graph around a network changes."""
+
 _MAX_BATCH = 4096
 _EXAMPLE_TILES = 3
 
@@ -41,7 +44,7 @@ class EncoderGraph(nn.Module):
     def forward(self, *tiles: Tensor) -> tuple[Tensor]:
         """One tensor in, one out; variadic because all exported graphs are."""
         # Cast first: TensorRT can do nothing else with uint8.
-        images = tiles[0].to(torch.float32).permute(0, 3, 1, 2)
+        images = tiles[0].to(self.mean.dtype).permute(0, 3, 1, 2)
         if self.resize is not None:
             images = (self.resize @ images @ self.resize.T).clamp(0.0, 255.0)
         return (self.network((images - self.mean) / self.std),)
@@ -74,4 +77,4 @@ class TorchEncoder:
         )
 
 
-__all__ = ["EncoderGraph", "TorchEncoder"]
+__all__ = ["GRAPH_FORM", "EncoderGraph", "TorchEncoder"]

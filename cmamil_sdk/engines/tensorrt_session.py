@@ -145,7 +145,6 @@ class Session:
         self._cuda.synchronize(self._stream)
         if self._graph is not None:
             self._cuda.destroy_graph(self._graph)
-            self._graph = None
         del self._context
         self._stack.close()
 
