@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
-import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from cmamil_sdk.machine import available_cores
+from cmamil_sdk.machine import available_cores, processor_name
 
 _PACKAGES = (
     "cmamil-sdk",
@@ -20,6 +17,7 @@ _PACKAGES = (
     "lightning",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "openslide-python",
     "openslide-bin",
     "tifffile",
@@ -32,7 +30,7 @@ def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, system, Python, package versions, and variables that set threads."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu_model(),
+        "cpu": processor_name(),
         "cores": available_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -49,40 +47,6 @@ def load_average() -> float | None:
         return None
 
 
-def peak_rss_mb() -> float:
-    """The most memory this process has held since it started, MB (10^6 bytes)."""
-    # Linux hands ru_maxrss of the parent down to its children; VmHWM is this program's own.
-    peak = _status_mb("VmHWM")
-    if peak is not None:
-        return peak
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage / 1e6 if sys.platform == "darwin" else usage * 1024 / 1e6
-
-
-def rss_mb() -> float:
-    """Memory this process holds now, MB (10^6 bytes); where only the peak is told, that."""
-    now = _status_mb("VmRSS")
-    return peak_rss_mb() if now is None else now
-
-
-def _status_mb(name: str) -> float | None:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:
@@ -93,4 +57,4 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-__all__ = ["describe_machine", "load_average", "peak_rss_mb", "rss_mb"]
+__all__ = ["describe_machine", "load_average"]

@@ -18,10 +18,11 @@ from typing import Any
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.machine import peak_rss_mb
 from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
 from cmamil_sdk.slides import ReaderName, open_slide
 
-from .environment import describe_machine, load_average, peak_rss_mb
+from .environment import describe_machine, load_average
 from .windows import (
     MIN_WINDOWS,
     SAMPLES_FOR_P95,
@@ -53,6 +54,7 @@ class SlideBench:
         workers: threads that read and encode; None takes one per core.
         engine: as :func:`~cmamil_sdk.engines.load_engine`.
         device: likewise.
+        precision: of the encoder, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
     """
 
     bundle: Path
@@ -66,6 +68,7 @@ class SlideBench:
     workers: int | None = None
     engine: str = "auto"
     device: str = "auto"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse settings that would measure nothing (FieldInvalid)."""
@@ -100,7 +103,9 @@ def measure_slide(
     report = on_prediction or (lambda _phase, _done: None)
     load_before = load_average()
     started = time.perf_counter()
-    bundle = Bundle.load(bench.bundle, engine=bench.engine, device=bench.device)
+    bundle = Bundle.load(
+        bench.bundle, engine=bench.engine, device=bench.device, precision=bench.precision
+    )
     predictor = LocalPredictor(bundle, workers=bench.workers)
     ready_s = time.perf_counter() - started
     try:
@@ -124,6 +129,7 @@ def measure_slide(
         "environment": {
             **describe_machine(),
             "engine": bundle.engine_label,
+            "engine_reason": bundle.encoder_info.reason,
             "bundle": bundle.label,
             "bundle_sha256": bundle.sha256,
             "bundle_ready_s": ready_s,

@@ -12,9 +12,9 @@ import sys
 from typing import Any, Literal
 
 from cmamil_sdk.errors import MemoryTooSmall
+from cmamil_sdk.machine import peak_rss_mb, rss_mb
 from cmamil_sdk.training.runtime import reproducible
 
-from .environment import peak_rss_mb, rss_mb
 from .training_steps import draw_bag, our_step, published_step
 
 Who = Literal["ours", "published"]

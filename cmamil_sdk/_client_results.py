@@ -48,10 +48,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class SlideInspection:
-    """What a server says of a slide; ``tissue_fraction`` and ``tiles`` are None if it cannot be tiled.
+    """What a server says of a slide.
 
-    ``width``, ``height`` and levels are in pixels, ``mpp`` is of level 0. ``warnings`` says why a
-    slide cannot be tiled.
+    ``width``, ``height`` and levels are in pixels, ``mpp`` is of level 0. ``tissue_fraction``,
+    ``read_from`` (the number of the stored level that a scale is read from) and ``tiles`` are None if
+    the slide cannot be tiled, and ``warnings`` says why.
     """
 
     slide: str
@@ -67,6 +68,7 @@ class SlideInspection:
     reader: str
     reader_reason: str
     tissue_fraction: float | None
+    read_from: dict[str, int] | None
     tiles: dict[str, int] | None
     warnings: tuple[str, ...]
 
@@ -164,6 +166,7 @@ def inspection_from(message: slide_pb2.InspectSlideResponse) -> SlideInspection:
         reader=message.reader,
         reader_reason=message.reader_reason,
         tissue_fraction=message.tissue_fraction if tiled else None,
+        read_from={count.scale: count.level for count in message.tiles} if tiled else None,
         tiles={count.scale: count.tiles for count in message.tiles} if tiled else None,
         warnings=tuple(message.warnings),
     )

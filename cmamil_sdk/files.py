@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cmamil_sdk.errors import CmamilError
+from cmamil_sdk.errors import CmamilError, OutputUnwritable
 from cmamil_sdk.wording import counted
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
@@ -34,15 +34,25 @@ class FileEntry(BaseModel):
         return cls(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` is either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` so that ``path`` is either the old file or the whole new one.
+
+    Raises:
+        OutputUnwritable: the disk is full, or the folder may not be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as problem:
+        raise OutputUnwritable(
+            f"{path} cannot be written ({problem.strerror or problem}); free space, or change "
+            "permissions or paths."
+        ) from problem
 
 
 def write_json(path: Path, document: object) -> None:
@@ -53,11 +63,13 @@ def write_json(path: Path, document: object) -> None:
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """A CSV table with Unix line ends."""
+    return "".join(f"{_csv_line(cells)}\n" for cells in (header, *lines))
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # quotes cells with either of the two
+    return text.getvalue().removesuffix("\r\n")
 
 
 def read_csv(

@@ -1,8 +1,12 @@
-"""What this process may use of the machine."""
+"""What this process may use of the machine, and what it uses."""
 
 from __future__ import annotations
 
 import os
+import platform
+import resource
+import sys
+from pathlib import Path
 
 
 def available_cores() -> int:
@@ -12,4 +16,39 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-__all__ = ["available_cores"]
+def processor_name() -> str:
+    """What the processor calls itself; ``unknown`` where it does not say."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held since it started, MB (10^6 bytes)."""
+    # Linux hands ru_maxrss of the parent down to its children; VmHWM is this program's own.
+    peak = _status_mb("VmHWM")
+    if peak is not None:
+        return peak
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage / 1e6 if sys.platform == "darwin" else usage * 1024 / 1e6
+
+
+def rss_mb() -> float:
+    """Memory this process holds now, MB (10^6 bytes); where only the peak is told, that."""
+    now = _status_mb("VmRSS")
+    return peak_rss_mb() if now is None else now
+
+
+def _status_mb(name: str) -> float | None:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+__all__ = ["available_cores", "peak_rss_mb", "processor_name", "rss_mb"]

@@ -130,7 +130,7 @@ class LocalPredictor:
             raise FieldInvalid(f"workers is {workers}; give 1 or more.")
         self.bundle = bundle
         self.workers = workers or available_cores()
-        self._encoder = bundle.open_encoder()
+        self._encoder = bundle.open_encoder(callers=self.workers)
 
     def predict(
         self,
@@ -171,20 +171,19 @@ class LocalPredictor:
             seconds["open"] = time.perf_counter() - started
             mask = None if tissue_masks is None else mask_file(tissue_masks, slide.facts.slide_id)
             plan = make_plan(slide, self.bundle.manifest.recipe, mask=mask)
-        report(ProgressEvent("tissue", 1, 1))
-        seconds["tissue"] = time.perf_counter() - started - seconds["open"]
-        builder = extract_bag(
-            plan,
-            self._encoder,
-            self.bundle.manifest.encoder.dim,
-            workers=self.workers,
-            cancel=cancel,
-            on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
-        )
+            report(ProgressEvent("tissue", 1, 1))
+            seconds["tissue"] = time.perf_counter() - started - seconds["open"]
+            # While it is open, workers share what it has decoded, if it is a plain image.
+            builder = extract_bag(
+                plan,
+                self._encoder,
+                self.bundle.manifest.encoder.dim,
+                workers=self.workers,
+                cancel=cancel,
+                on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
+            )
         bag = builder.finish()
-        busy = min(self.workers, builder.batches_done)
-        seconds["decode"] = builder.times.decode / busy
-        seconds["encode"] = builder.times.encode / busy
+        seconds |= builder.stage_seconds()
         aggregated = self.bundle.aggregate(bag)
         report(ProgressEvent("aggregate", 1, 1))
         seconds["aggregate"] = aggregated.seconds
@@ -228,7 +227,7 @@ def build_prediction(
         )
         for planned in plan.scales
     )
-    warnings = list(plan.facts.warnings)
+    warnings = [*bundle.warnings, *plan.facts.warnings]
     coarse = _coarse_answer(aggregated, bundle)
     warnings += _on_the_coarse_answer(coarse, winner, bundle)
     if top_k and contribution is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
+from cmamil_sdk.errors import ParityFailed
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
 from cmamil_sdk.tiling.nesting import nesting_arrays
 from cmamil_sdk.tiling.recipe import Scale
 
 from .graph import export_graph
-from .parity import aggregator_parity
+from .parity import aggregator_parity, missed_gates
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -80,13 +82,16 @@ def export_aggregator(
     path: Path,
     *,
     coarse_temperature: float | None = None,
+    force: bool = False,
 ) -> dict[str, float]:
     """Write the graph and compare it with the model; returns the worst differences.
 
-    Bags of 1, 7, 513 and 4,096 finest tiles are compared.
+    Bags of 1, 7, 513 and 4,096 finest tiles are compared, on onnxruntime in float32, which is what runs
+    aggregators.
 
     Raises:
-        ParityFailed: the graph does not reproduce the model, or a bag size was baked in.
+        ParityFailed: the graph does not reproduce the model (``force``: in shape, or with NaN), or a bag
+            size was baked in.
     """
     module = AggregatorGraph(model, temperature, coarse_temperature).eval()
     example = probe_bag(scales, model.feature_dim, finest_tiles=37, seed=1)
@@ -110,6 +115,12 @@ def export_aggregator(
         inputs = {name: bag[name] for name in names}
         found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
         report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
+    missed = missed_gates(report)
+    if missed and not (force and all(map(isfinite, report.values()))):
+        raise ParityFailed(
+            f"The exported aggregator does not reproduce its model: {missed}; use another model, or mark "
+            "the bundle as failed with --force."
+        )
     return report
 
 

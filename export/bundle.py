@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from cmamil_sdk.bundle.manifest import (
 )
 from cmamil_sdk.bundle.write import write_bundle
 from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.engines.gated import parity_table
+from cmamil_sdk.engines.parity import EncoderParity, EncoderReference, refuse_encoder
 from cmamil_sdk.errors import FieldInvalid, ProvenanceUnknown, RunInvalid
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import restore_model
@@ -39,12 +42,12 @@ from .aggregator import (
     export_aggregator,
     probe_bag,
 )
-from .encoder import Encoder, encoder_of, probe_tiles
+from .encoder import encoder_of
 from .graph import OPSET
+from .parity import missed_gates
 from .plans import PlanTarget, write_bundle_plans
 from .tensorrt import OnProgress
 
-GOLDEN_TILES = 4
 GOLDEN_FINEST_TILES = 50
 
 
@@ -63,6 +66,7 @@ def export_bundle(
     version: str = "1",
     fold: int | None = None,
     encoder_weights: Path | None = None,
+    force: bool = False,
     plan_targets: Sequence[PlanTarget] = (),
     on_plan_progress: OnProgress | None = None,
 ) -> Path:
@@ -75,6 +79,7 @@ def export_bundle(
         version: of the bundle.
         fold: which fold; None takes the one with the best validation AUC.
         encoder_weights: needed if the features were made with weights from a file.
+        force: write a bundle that misses its gate all the same, and mark it as failed.
         plan_targets: TensorRT runtimes and GPUs for which plans are built into the bundle.
         on_plan_progress: as :func:`~cmamil_sdk.export.tensorrt.build_plan`.
 
@@ -103,7 +108,7 @@ def export_bundle(
     target = out / name / version
 
     def fill(folder: Path) -> Callable[[dict[str, FileEntry]], Manifest]:
-        parity = _write_graphs(folder, model, meta, encoder_weights)
+        parity = _write_graphs(folder, model, meta, encoder_weights, force=force)
         for plan_target in plan_targets:
             write_bundle_plans(folder, meta.recipe.scales, plan_target, on_plan_progress)
 
@@ -160,33 +165,53 @@ def _traced(meta: CheckpointMeta, where: Path) -> _TracedMeta:
     return _TracedMeta(**dict(meta))
 
 
+@dataclass(frozen=True)
+class _Parity:
+    """How close both graphs are to their models; ``missed`` says in words which gates are not met."""
+
+    encoder: tuple[EncoderParity, ...]
+    aggregator: dict[str, float]
+    missed: str
+
+
 def _write_graphs(
-    folder: Path, model: MILModel, meta: _TracedMeta, encoder_weights: Path | None
-) -> dict[str, float]:
+    folder: Path, model: MILModel, meta: _TracedMeta, encoder_weights: Path | None, *, force: bool
+) -> _Parity:
     encoder = encoder_of(meta.encoder, encoder_weights)
     shutil.copyfile(encoder.graph, folder / ENCODER_GRAPH)
-    scales = meta.recipe.scales
-    parity = export_aggregator(
+    rows = [row.parity for row in parity_table(encoder.graph, encoder.parity) if row.parity]
+    reference_row = next(row for row in rows if row.label == "onnxruntime-cpu-fp32")
+    if not force:
+        refuse_encoder(reference_row, f"The exported graph of encoder {meta.encoder.id}")
+    aggregator = export_aggregator(
         model,
-        scales,
+        meta.recipe.scales,
         meta.temperature,
         folder / AGGREGATOR_GRAPH,
         coarse_temperature=meta.coarse_temperature,
+        force=force,
     )
-    _write_golden(folder / GOLDEN, model, meta, encoder.encoder)
-    return {**encoder.parity, **parity}
+    _write_golden(folder / GOLDEN, model, meta, encoder.reference)
+    missed = [
+        f"the encoder's {reference_row.missed}" if reference_row.missed else "",
+        f"the {missed_gates(aggregator)}" if missed_gates(aggregator) else "",
+    ]
+    return _Parity(tuple(rows), aggregator, ", ".join(filter(None, missed)))
 
 
-def _write_golden(path: Path, model: MILModel, meta: _TracedMeta, encoder: Encoder) -> None:
+def _write_golden(
+    path: Path, model: MILModel, meta: _TracedMeta, reference: EncoderReference
+) -> None:
     """Inputs and eager outputs that every load reproduces before the bundle is used."""
-    tiles = probe_tiles(meta.encoder.tile_px, count=GOLDEN_TILES, seed=7)
-    features = encoder.features(tiles)
     bag = probe_bag(meta.recipe.scales, model.feature_dim, finest_tiles=GOLDEN_FINEST_TILES, seed=7)
     names = [*(f"features_{s}" for s in model.scales), *model.index_names]
     inputs = {name: bag[name] for name in names}
     module = AggregatorGraph(model, meta.temperature, meta.coarse_temperature).eval()
     outputs = eager_outputs(module, inputs)
-    arrays: dict[str, Any] = {"encoder/in/tiles": tiles, "encoder/out/features": features}
+    arrays: dict[str, Any] = {
+        "encoder/in/tiles": reference.tiles,
+        "encoder/out/features": reference.features,
+    }
     arrays |= {f"aggregator/in/{name}": array for name, array in inputs.items()}
     arrays |= {f"aggregator/out/{name}": array for name, array in outputs.items()}
     with path.open("wb") as file:
@@ -199,7 +224,7 @@ def _manifest(
     files: dict[str, FileEntry],
     model: MILModel,
     meta: _TracedMeta,
-    parity: dict[str, float],
+    parity: _Parity,
 ) -> Manifest:
     return Manifest(
         name=name,
@@ -217,7 +242,9 @@ def _manifest(
         precision="fp32",
         index_inputs=model.index_names,
         explanations=explanations_of(model),
-        parity=parity,
+        parity=parity.aggregator,
+        encoder_parity=parity.encoder,
+        parity_failed=parity.missed,
         training={
             "fold": meta.fold,
             "seed": meta.seed,

@@ -25,20 +25,24 @@ from cmamil_sdk.encoders.registry import (
     EncoderSpec,
     named_encoder,
 )
-from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines import Engine
+from cmamil_sdk.engines.parity import (
+    GATE_VERSION,
+    EncoderParity,
+    EncoderReference,
+    stored_parity,
+)
 from cmamil_sdk.errors import DependencyMissing, FieldInvalid, RecipeMismatch, RunInvalid
 from cmamil_sdk.files import sha256_of_file, write_json
 from cmamil_sdk.runs import read_json
 
 from .graph import OPSET
-from .parity import encoder_parity
+from .reference import load_reference, make_reference, save_reference
 from .tile_network import GRAPH_FORM, TorchEncoder
 from .user_graph import load_user_graph
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
-
-_PROBE_TILES = 16
 
 
 class Encoder(Protocol):
@@ -50,6 +54,10 @@ class Encoder(Protocol):
         """Features ``[B, D]`` of tiles ``[B, px, px, 3]``: the reference for the graph."""
         ...
 
+    def features_in_double(self, tiles: UInt8) -> Float32 | None:
+        """The same computed in float64; None of a graph, which is what it is."""
+        ...
+
     def write_graph(self, path: Path) -> None:
         """Write the ONNX graph; it appears under ``path`` when it is complete."""
         ...
@@ -57,16 +65,20 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class ExportedEncoder:
-    """An encoder, its graph on disk, and how well the graph reproduces it."""
+    """An encoder, its graph on disk, and what its features must be like."""
 
     graph: Path
     encoder: Encoder
-    parity: dict[str, float]
+    reference: EncoderReference
 
     @property
     def info(self) -> EncoderInfo:
         """Who it is."""
         return self.encoder.info
+
+    def parity(self, engine: Engine) -> EncoderParity:
+        """How close the graph on ``engine`` is to the encoder; measured once and kept beside it."""
+        return stored_parity(self.graph.with_name("parity.json"), engine, self.reference)
 
 
 def cache_directory() -> Path:
@@ -85,51 +97,53 @@ def exported_encoder(
     tile_px: int | None = None,
     resize_tiles: bool = False,
 ) -> ExportedEncoder:
-    """The graph of an encoder, exported once per identity and cached.
+    """The graph of an encoder, exported once per identity and cached; open it with its gate.
 
     Args:
         name, weights, projection, tile_px, resize_tiles: as :func:`load_encoder`.
 
     Raises:
         FieldInvalid, WeightsMissing, DependencyMissing: as :func:`load_encoder`.
-        ParityFailed: the graph does not reproduce the network.
+        ParityFailed: the encoder in float32 is no reference.
     """
     encoder = load_encoder(
         name, weights, projection=projection, tile_px=tile_px, resize_tiles=resize_tiles
     )
     folder = cache_directory() / "encoders" / _cache_key(encoder.info)
-    graph, sidecar = folder / "encoder.onnx", folder / "encoder.json"
-    parity = _cached_parity(graph, sidecar, encoder.info)
-    if parity is None:
-        parity = export_encoder(encoder, graph)
+    graph, kept = folder / "encoder.onnx", folder / "reference.npz"
+    reference = _cached_reference(folder, encoder.info)
+    if reference is None:
+        reference = export_encoder(encoder, graph)
+        save_reference(kept, reference)
         write_json(
-            sidecar,
+            folder / "encoder.json",
             {
                 "encoder": encoder.info.model_dump(mode="json"),
                 "graph_sha256": sha256_of_file(graph),
-                "parity": parity,
+                "reference_sha256": sha256_of_file(kept),
             },
         )
-    return ExportedEncoder(graph, encoder, parity)
+    return ExportedEncoder(graph, encoder, reference)
 
 
 def _cache_key(info: EncoderInfo) -> str:
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", info.id)
     identity = hashlib.sha256(info.model_dump_json().encode()).hexdigest()
-    return f"{readable}-{identity[:16]}-opset{OPSET}-form{GRAPH_FORM}-{__version__}"
+    form = f"opset{OPSET}-form{GRAPH_FORM}-gate{GATE_VERSION}"
+    return f"{readable}-{identity[:16]}-{form}-{__version__}"
 
 
-def _cached_parity(graph: Path, sidecar: Path, info: EncoderInfo) -> dict[str, float] | None:
-    """The parity report of a cached graph; None if there is none that can be trusted."""
-    if not (sidecar.is_file() and graph.is_file()):
-        return None
+def _cached_reference(folder: Path, info: EncoderInfo) -> EncoderReference | None:
+    """The reference of a cached graph; None if there is no graph or reference that can be trusted."""
+    kept = {"graph": folder / "encoder.onnx", "reference": folder / "reference.npz"}
     try:
-        stored = read_json(sidecar)
-    except RunInvalid:
+        stored = read_json(folder / "encoder.json")
+        found = {f"{name}_sha256": sha256_of_file(path) for name, path in kept.items()}
+    except (OSError, RunInvalid):
         return None
-    parity: dict[str, float] | None = stored.get("parity")
-    same = stored.get("encoder") == info.model_dump(mode="json")
-    return parity if same and stored.get("graph_sha256") == sha256_of_file(graph) else None
+    if stored != {"encoder": info.model_dump(mode="json"), **found}:
+        return None
+    return load_reference(kept["reference"])
 
 
 def load_encoder(
@@ -207,16 +221,14 @@ def encoder_of(info: EncoderInfo, weights: Path | None = None) -> ExportedEncode
     return exported
 
 
-def export_encoder(encoder: Encoder, path: Path) -> dict[str, float]:
-    """Write the graph to ``path`` and compare it with the encoder; returns the parity report.
+def export_encoder(encoder: Encoder, path: Path) -> EncoderReference:
+    """Write the graph to ``path``; returns what it is to be compared with before it is used.
 
     Raises:
-        ParityFailed: the graph does not reproduce the encoder.
+        ParityFailed: the encoder in float32 is no reference.
     """
     encoder.write_graph(path)
-    tiles = probe_tiles(encoder.info.tile_px, count=_PROBE_TILES)
-    engine = load_engine(path, engine="onnxruntime", device="cpu")
-    return encoder_parity(encoder.features(tiles), engine.infer({"tiles": tiles})["features"])
+    return make_reference(encoder, encoder.info.tile_px)
 
 
 def _torch_network(name: str, weights: Path | None) -> tuple[nn.Module, str, EncoderSpec]:
@@ -244,19 +256,6 @@ def _check_projection(name: str) -> None:
         )
 
 
-def probe_tiles(tile_px: int, count: int, seed: int = 0) -> UInt8:
-    """Seeded tiles ``[count, px, px, 3]`` of many colours and textures, from smooth to noisy."""
-    rng = np.random.default_rng(seed)
-    colour = rng.uniform(40, 250, (count, 1, 1, 3))
-    axis = np.linspace(0, 1, tile_px)
-    waves = np.sin(
-        2 * np.pi * (rng.uniform(0, 20, (count, 1, 1)) * axis[None, :, None] + axis[None, None, :])
-    )
-    noise = rng.normal(0, 1, (count, tile_px, tile_px, 3)) * rng.uniform(0, 40, (count, 1, 1, 1))
-    tiles: UInt8 = np.clip(colour + 30 * waves[..., None] + noise, 0, 255).astype(np.uint8)
-    return tiles
-
-
 __all__ = [
     "Encoder",
     "ExportedEncoder",
@@ -265,5 +264,4 @@ __all__ = [
     "export_encoder",
     "exported_encoder",
     "load_encoder",
-    "probe_tiles",
 ]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH
 from cmamil_sdk.bundle.plans import PLANS
+from cmamil_sdk.engines.base import RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
-from cmamil_sdk.engines.plans import MANIFEST, PLAN_SUFFIX, PlanKey, RuntimeName
+from cmamil_sdk.engines.plans import MANIFEST, PLAN_SUFFIX, PlanKey
 from cmamil_sdk.engines.tensorrt_library import load_library
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import FileEntry, write_atomic, write_json

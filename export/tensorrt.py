@@ -10,12 +10,12 @@ from typing import Any
 
 import onnx
 
+from cmamil_sdk.engines.base import RuntimeName
 from cmamil_sdk.engines.plans import (
     BUILDER_SETTINGS,
     PlanDocument,
     PlanKey,
     Profile,
-    RuntimeName,
     Shape,
     TensorSpec,
     this_platform,

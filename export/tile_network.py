@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ class TorchEncoder:
         """Features ``[B, D]`` of tiles ``[B, px, px, 3]``, by torch."""
         with torch.inference_mode():
             features: Float32 = self._graph(torch.from_numpy(tiles))[0].numpy()
+        return features
+
+    def features_in_double(self, tiles: UInt8) -> Float32:
+        """The same computed in float64, by a copy of the network."""
+        exact = copy.deepcopy(self._graph).double()
+        with torch.inference_mode():
+            features: Float32 = exact(torch.from_numpy(tiles))[0].float().numpy()
         return features
 
     def write_graph(self, path: Path) -> None:

@@ -22,6 +22,7 @@ from cmamil_sdk.engines import load_engine
 from cmamil_sdk.errors import FieldInvalid, RunInvalid
 from cmamil_sdk.files import parse_document, sha256_of_file, write_atomic
 from cmamil_sdk.runs import read_json
+from cmamil_sdk.tiling.recipe import TILE_PX
 
 from .preprocessing import with_preprocessing
 
@@ -79,6 +80,9 @@ class OnnxEncoder:
         images = tiles if self._ports.takes_uint8 else self._normalised(tiles)
         return engine.infer({self._ports.input: images})[self._ports.output]
 
+    def features_in_double(self, tiles: UInt8) -> None:
+        """None: the graph as it came is what it is."""
+
     def write_graph(self, path: Path) -> None:
         """Write the graph with inputs and outputs as all our encoders have them."""
         whole = with_preprocessing(
@@ -127,6 +131,13 @@ def load_user_graph(
     native_px = ports.size_px or tile_px
     if native_px is None:
         raise _refused(path, "takes images of any size; say which with --tile-px")
+    low, high = TILE_PX
+    if not low <= (tile_px or native_px) <= high:
+        raise _refused(
+            path,
+            f"takes images of {native_px} px, and tiles have {low} to {high}; choose a size with "
+            "--tile-px, and let the graph resize them with --resize-tiles",
+        )
     spec = EncoderSpec(
         name=f"{ONNX_PREFIX}{Path(name.removeprefix(ONNX_PREFIX)).name}",
         dim=_measured_dim(path, ports, native_px),
@@ -245,6 +256,8 @@ def _measured_dim(path: Path, ports: _Ports, px: int) -> int:
         raise _refused(
             path, f"gives {list(together.shape)} for 3 images; an encoder gives one row for each"
         )
+    if not (np.isfinite(together).all() and np.isfinite(alone).all()):
+        raise _refused(path, "gives NaN or infinity for noise; check its weights and normalisation")
     if not np.allclose(together[:1], alone, rtol=1e-2, atol=1e-3 * float(np.abs(alone).max())):
         raise _refused(
             path, "gives an image other features in another batch; export it in evaluation mode"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cmamil_sdk.engines.base import GraphEngineName, Precision
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.machine import available_cores
@@ -29,8 +30,12 @@ class ServerConfig(BaseModel):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
     reader: ReaderName = "auto"
-    engine: Literal["auto", "onnxruntime"] = "auto"
+    engine: Literal["auto", GraphEngineName] = Field("auto", description="of the encoders")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", Precision] = Field("auto", description="of the encoders")
+    allow_failed_parity: bool = Field(
+        False, description="serve what misses its gate, with a warning in every answer"
+    )
 
     workers: int = Field(
         default_factory=available_cores, ge=1, le=256, description="child processes"
@@ -52,6 +57,11 @@ class ServerConfig(BaseModel):
         description="memory of attention between all tiles of two scales, or of the only one, MiB",
     )
     max_slide_pixels: int = Field(400_000_000_000, ge=1, description="level-0 pixels of a slide")
+    max_image_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="pixels of a PNG, JPEG or TIFF that each worker decodes as a whole, 3 bytes each",
+    )
     max_levels: int = Field(32, ge=1, description="stored pyramid levels of a slide")
     max_request_bytes: int = Field(4 * 2**20, ge=1024)
     max_message_bytes: int = Field(16 * 2**20, ge=1024, description="of any message, both ways")
@@ -60,6 +70,13 @@ class ServerConfig(BaseModel):
     max_deadline_s: float = Field(3600.0, gt=0)
     grace_s: float = Field(30.0, ge=0, description="for work in flight after SIGTERM")
     heartbeat_s: float = Field(10.0, gt=0, description="longest silence on a progress stream")
+
+    @field_validator("reader")
+    @classmethod
+    def _no_plugin(cls, reader: ReaderName) -> ReaderName:
+        if reader == "plugin":
+            raise ValueError("a server reads nothing through plug-ins; choose another reader")
+        return reader
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

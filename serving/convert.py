@@ -101,8 +101,9 @@ def inspection_message(found: Inspection) -> slide_pb2.InspectSlideResponse:
         message.warnings.append(found.problem)
         return message
     message.tissue_fraction = found.plan.tissue_share
+    levels = found.plan.geometry.levels()
     for scale, count in found.plan.counts().items():
-        message.tiles.add(scale=scale, tiles=count)
+        message.tiles.add(scale=scale, tiles=count, level=levels[scale])
     return message
 
 

@@ -18,7 +18,7 @@ from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.features.extract import EncodedBatch
 from cmamil_sdk.slides.base import Level, SlideFacts
 from cmamil_sdk.slides.open import ReaderName
-from cmamil_sdk.tiling.geometry import ReadGeometry
+from cmamil_sdk.tiling.geometry import OwnLevel, ReadGeometry
 from cmamil_sdk.tiling.plan import PlannedScale, TileBatch, TilePlan
 from cmamil_sdk.tiling.recipe import Scale, TileSample, TilingRecipe, TissueRecipe
 
@@ -32,11 +32,19 @@ MAX_REPLY_BYTES = 2**28
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """One model's encoder: the graph, its sha256 from the manifest, and the recipe it belongs to."""
+    """One model's encoder: the graph, its sha256 from the manifest, the recipe it belongs to, and the
+    engine that passed its gate in the server.
+    """
 
     graph: str
     sha256: str
     recipe: TilingRecipe
+    engine: EngineInfo
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Encoders of one key share an engine."""
+        return self.sha256, self.engine.label
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,11 @@ class WorkerSetup:
     parent_pid: int
     encoders: tuple[EncoderSpec, ...]
     reader: ReaderName
-    engine: str
-    device: str
     memory_mib: int
     open_slides: int
     max_tiles: int
     max_slide_pixels: int
+    max_image_pixels: int
     max_levels: int
 
 
@@ -119,6 +126,7 @@ _ALLOWED = {
         EngineInfo,
         Failed,
         Level,
+        OwnLevel,
         PlannedScale,
         Planned,
         ReadGeometry,

@@ -37,6 +37,7 @@ class LoadedModel:
             graph=str(self.bundle.root / ENCODER_GRAPH),
             sha256=manifest.files[ENCODER_GRAPH].sha256,
             recipe=manifest.recipe,
+            engine=self.bundle.encoder_info,
         )
 
 
@@ -103,7 +104,13 @@ def load_models(config: ServerConfig) -> list[LoadedModel]:
     """
     models: list[LoadedModel] = []
     for number, path in enumerate(config.bundles):
-        bundle = Bundle.load(path, engine=config.engine, device=config.device)
+        bundle = Bundle.load(
+            path,
+            engine=config.engine,
+            device=config.device,
+            precision=config.precision,
+            allow_failed_parity=config.allow_failed_parity,
+        )
         if bundle.manifest.recipe.tissue.method == "mask":
             raise BundleUnsupported(
                 f"The bundle {path} takes tissue from mask files, which a server is not given; "

@@ -141,12 +141,11 @@ class Server:
             parent_pid=os.getpid(),
             encoders=tuple(model.encoder_spec() for model in models),
             reader=config.reader,
-            engine=config.engine,
-            device=config.device,
             memory_mib=config.worker_memory_mib,
             open_slides=config.open_slides,
             max_tiles=config.max_tiles,
             max_slide_pixels=config.max_slide_pixels,
+            max_image_pixels=config.max_image_pixels,
             max_levels=config.max_levels,
         )
         pool = WorkerPool(

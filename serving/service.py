@@ -195,7 +195,7 @@ class Services:
         if self.engines is not None:
             for model in self.models.loaded():
                 encoder = engine_message(self.engines.engines[model.number])
-                aggregator = model.bundle.engine_label
+                aggregator = model.bundle.aggregator_info.label
                 info.models.add(model=model.resource, encoder=encoder, aggregator=aggregator)
         if self.pool is not None:
             for slot in self.pool.slots:

@@ -30,10 +30,12 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.features.extract import EncodedBatch, encode_batch
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
+from cmamil_sdk.slides import SlideFacts, SlideReader, open_slide
+from cmamil_sdk.slides.image_reader import IMAGE_STARTS
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
+    EncoderSpec,
     EncodeTiles,
     Failed,
     MakePlan,
@@ -50,12 +52,12 @@ from .paths import SlideRef, open_slide_file
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-# Slides in one file, by their first bytes whatever their names: TIFF in all its kinds, CZI, SQLite.
-# Other formats (MIRAX, VMS, VMU, DICOM) name further files, which may lie anywhere.
+# Slides in one file, by their first bytes whatever their names: CZI, SQLite, PNG, JPEG, TIFF in all its
+# kinds. Other formats (MIRAX, VMS, VMU, DICOM) name further files, which may lie anywhere.
 _ONE_FILE = (
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     b"ZISRAWFILE",
     b"SQLite format 3\0",
+    *IMAGE_STARTS,
 )
 
 
@@ -77,10 +79,10 @@ class Worker:
             BundleUnsupported, EngineMissing: it cannot be run here.
         """
         self._setup = setup
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
         for encoder in setup.encoders:
-            if encoder.sha256 not in self._engines:
-                self._engines[encoder.sha256] = _load(encoder.graph, encoder.sha256, setup)
+            if encoder.key not in self._engines:
+                self._engines[encoder.key] = _load(encoder)
         self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
         # A CUDA context reserves far more address space than it uses.
         on_cpu = all(engine.info.device == "cpu" for engine in self._engines.values())
@@ -90,7 +92,7 @@ class Worker:
 
     def ready(self) -> Ready:
         """The engine of each encoder."""
-        return Ready(tuple(self._engines[e.sha256].info for e in self._setup.encoders))
+        return Ready(tuple(self._engines[e.key].info for e in self._setup.encoders))
 
     def answer(self, task: Task) -> Reply:
         """Do one task; whatever goes wrong with it becomes :class:`Failed`."""
@@ -118,7 +120,7 @@ class Worker:
             case EncodeTiles():
                 encoder = self._setup.encoders[task.model]
                 reader = self._reader(task.slide, task.mpp)
-                return encode_batch(reader, task.batch, self._engines[encoder.sha256])
+                return encode_batch(reader, task.batch, self._engines[encoder.key])
 
     def _plan(self, task: MakePlan) -> Planned:
         started = time.perf_counter()
@@ -144,7 +146,7 @@ class Worker:
         if known is None:
             while len(self._slides) >= self._setup.open_slides:
                 _close(self._slides.popitem(last=False)[1])
-            known = self._slides[key] = _open(ref, mpp, self._setup.reader)
+            known = self._slides[key] = _open(ref, mpp, self._setup)
         self._slides.move_to_end(key)
         now = os.fstat(known.fd)
         if (now.st_size, now.st_mtime_ns) != (ref.size, ref.mtime_ns):
@@ -162,29 +164,42 @@ class Worker:
         return message.replace(str(ref.path), ref.shown)
 
 
-def _load(graph: str, sha256: str, setup: WorkerSetup) -> Engine:
-    path = Path(graph)
+def _load(encoder: EncoderSpec) -> Engine:
+    path, info = Path(encoder.graph), encoder.engine
     try:
         found = sha256_of_file(path)
     except OSError as problem:
         raise BundleCorrupt(
             f"{path} cannot be read ({problem}); copy the bundle again."
         ) from problem
-    if found != sha256:
+    if found != encoder.sha256:
         raise BundleCorrupt(
             f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
-            f"{sha256[:12]}…); copy the bundle again."
+            f"{encoder.sha256[:12]}…); copy the bundle again."
         )
-    return load_engine(path, engine=setup.engine, device=setup.device, threads=1)
+    return load_engine(
+        path,
+        engine=info.name,
+        device=info.device,
+        precision=info.precision,
+        callers=1,
+        reason=info.reason,
+    )
 
 
-def _open(ref: SlideRef, mpp: float | None, name: ReaderName) -> _OpenSlide:
+def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup) -> _OpenSlide:
     fd = open_slide_file(ref)
     # Opened through the checked descriptor, nobody can put another file in its place.
     alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
     try:
         _refuse_several_files(fd, alias, ref)
-        reader = open_slide(Path(alias), mpp=mpp, reader=name)
+        reader = open_slide(
+            Path(alias),
+            mpp=mpp,
+            reader=setup.reader,
+            max_image_px=setup.max_image_pixels,
+            plugins=False,
+        )
     except CmamilError as problem:
         os.close(fd)
         raise type(problem)(str(problem).replace(alias, ref.shown)) from problem
@@ -206,8 +221,8 @@ def _refuse_several_files(fd: int, alias: str, ref: SlideRef) -> None:
             "`cmamil predict` where it lies."
         )
     raise SlideFormatUnsupported(
-        f"{ref.shown} is no slide that a server reads (TIFF, SVS, NDPI, SCN, BIF, CZI, SVSLIDE); "
-        "convert it to a pyramidal tiled TIFF."
+        f"{ref.shown} is no slide that a server reads (TIFF, SVS, NDPI, SCN, BIF, CZI, "
+        "SVSLIDE, PNG, JPEG); convert it to a pyramidal tiled TIFF."
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from cmamil_sdk.synthetic.svs import write_svs
 
@@ -100,7 +101,7 @@ def shufflenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from cmamil_sdk.encoders.torchvision_ops import import_torchvision
-    from cmamil_sdk.export.encoder import probe_tiles
+    from cmamil_sdk.export.reference import probe_tiles
 
     import_torchvision()
     from torchvision.models import shufflenet_v2_x1_0
@@ -116,3 +117,29 @@ def shufflenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "shufflenetv2_x1-5666bf0f80.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def with_zeroed(tmp_path: Path) -> Callable[..., Path]:
+    """Copy a slide and overwrite some stored tiles of level 0, given as (column, row)."""
+
+    def make(slide: Path, *tiles: tuple[int, int]) -> Path:
+        path = tmp_path / slide.name
+        path.write_bytes(slide.read_bytes())
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            columns = -(-page.imagewidth // page.tilewidth)
+            spans = [
+                (
+                    page.dataoffsets[row * columns + column],
+                    page.databytecounts[row * columns + column],
+                )
+                for column, row in tiles
+            ]
+        with path.open("r+b") as raw:
+            for offset, size in spans:
+                raw.seek(offset)
+                raw.write(bytes(size))
+        return path
+
+    return make

@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cmamil_sdk.errors import BundleCorrupt, RunInvalid
+from cmamil_sdk.errors import BundleCorrupt, OutputUnwritable, RunInvalid
 from cmamil_sdk.files import csv_text, parse_document, sha256_of_file, write_atomic, write_json
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
@@ -39,7 +39,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("pathlib.Path.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputUnwritable, match=r"file\.bin cannot be written \(disk full\)"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -116,7 +116,7 @@ def _on_device(record: RunRecord, device: str) -> RunRecord:
 
 
 def evaluate_bundle(
-    path: Path, *, features: Path, labels: Path, engine: str = "auto", device: str = "auto"
+    path: Path, *, features: Path, labels: Path, device: str = "auto"
 ) -> Evaluation:
     """Score a bundle's exported graph, at its temperature, on the slides of a labels table.
 
@@ -126,7 +126,7 @@ def evaluate_bundle(
         FeatureFileInvalid, ScaleMismatch: a feature file is damaged or lacks a scale.
         RecipeMismatch: the features were made by another recipe or encoder than the bundle's.
     """
-    bundle = Bundle.load(path, engine=engine, device=device)
+    bundle = Bundle.load(path, device=device)
     manifest = bundle.manifest
     table = read_labels(labels, known_labels=manifest.labels)
     layout = FeatureFolder(features, manifest.recipe.names)
@@ -147,7 +147,7 @@ def evaluate_bundle(
     )
     parts = {"test": Answers(slides, levels)}
     folds = {0: FoldAnswers(parts, manifest.temperature, 1.0 if own else None)}
-    facts = data_facts(store, features) | {"engine": bundle.engine_label}
+    facts = data_facts(store, features) | {"engine": bundle.aggregator_info.label}
     caveat = _caveat(slides, manifest.training.get("slides_seen"))
     return _evaluation(
         f"Bundle {bundle.label}",

@@ -7,27 +7,31 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
 from cmamil_sdk.bundle.manifest import (
     AGGREGATOR_GRAPH,
     ENCODER_GRAPH,
-    GOLDEN,
     MANIFEST,
     SCHEMA_VERSION,
     Manifest,
 )
 from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines.base import TENSORRT
+from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
+from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
     BundleCorrupt,
     BundleUnsupported,
     NonFiniteOutput,
     NoTissue,
+    ParityFailed,
     RecipeMismatch,
     SelfTestFailed,
 )
@@ -36,10 +40,6 @@ from cmamil_sdk.features.file import read_feature_file, recipe_key
 from cmamil_sdk.files import parse_document, sha256_of_file
 
 Float32 = npt.NDArray[np.float32]
-
-GOLDEN_MIN_COSINE = 0.9999
-GOLDEN_MAX_DIFFERENCE = 2e-3
-_GOLDEN_OUT = "aggregator/out/"
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,38 @@ class Aggregated:
 
 
 class Bundle:
-    """A verified bundle with its aggregator loaded."""
+    """A verified bundle with its aggregator loaded.
+
+    Attributes:
+        root: its directory.
+        manifest: what it says of itself.
+        sha256: of the manifest, its identity.
+        encoder_info: the engine that :meth:`open_encoder` opens.
+        aggregator_info: the engine of the aggregator: in float32 on TensorRT where that was asked for,
+            else on onnxruntime, because OpenVINO would compile anew for every number of tiles, and not
+            refuse an index that points nowhere.
+        warnings: what every answer of this bundle must say.
+    """
 
     def __init__(
         self,
         root: Path,
         manifest: Manifest,
         sha256: str,
-        engine: str,
-        device: str,
-        engine_cache: Path | None = None,
+        encoder: GatedEncoder,
+        aggregator: Engine,
+        engine_cache: Path | None,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
         self.manifest = manifest
         self.sha256 = sha256
-        self._engine, self._device, self._engine_cache = engine, device, engine_cache
-        self._aggregator = self._open(AGGREGATOR_GRAPH, threads=1)
+        self.encoder_info = encoder.engine.info
+        self.aggregator_info = aggregator.info
+        self.warnings = tuple(_warnings(manifest, encoder.parity))
+        self._encoder_parity = encoder.parity
+        self._aggregator = aggregator
+        self._engine_cache = engine_cache
 
     @classmethod
     def load(
@@ -94,25 +109,47 @@ class Bundle:
         engine: str = "auto",
         device: str = "auto",
         engine_cache: Path | None = None,
+        precision: str = "auto",
+        allow_failed_parity: bool = False,
     ) -> Self:
         """Load a bundle, or refuse it with the reason.
 
         Args:
             path: the directory that holds ``manifest.json``.
-            engine: as :func:`~cmamil_sdk.engines.load_engine`.
+            engine: the encoder's, as :func:`~cmamil_sdk.engines.load_engine`.
             device: likewise.
             engine_cache: likewise.
+            precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
+            allow_failed_parity: take a bundle, or a precision, that misses its gate; every answer then
+                carries a warning.
 
         Raises:
             BundleCorrupt: a file is missing or changed.
             BundleUnsupported: a newer schema, or a graph that cannot be run.
+            ParityFailed: it was exported although it misses a gate, or the precision misses its own.
             SelfTestFailed: the golden test does not reproduce on this engine.
-            EngineMissing: the engine or device asked for is not here.
+            EngineMissing: the engine, device or precision asked for is not here.
         """
         manifest, sha256 = read_manifest(path)
         verify_files(path, manifest)
-        bundle = cls(path, manifest, sha256, engine, device, engine_cache)
-        bundle.self_test()
+        if manifest.parity_failed and not allow_failed_parity:
+            raise ParityFailed(
+                f"Bundle {path} was exported with --force and misses its gate: "
+                f"{manifest.parity_failed}; export a model that passes, or accept it with "
+                "--allow-failed-parity."
+            )
+        golden = read_golden(path, manifest)
+        encoder = _open_encoder(path, manifest, golden, engine, device, engine_cache, precision)
+        info = encoder.engine.info
+        aggregator = load_engine(
+            path / AGGREGATOR_GRAPH,
+            engine=info.name if info.name in TENSORRT else "onnxruntime",
+            device=info.device,
+            engine_cache=engine_cache,
+        )
+        bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache)
+        encoder.engine.close()
+        bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
 
     @property
@@ -122,12 +159,25 @@ class Bundle:
 
     @property
     def engine_label(self) -> str:
-        """Engine, device and precision in use."""
-        return self._aggregator.info.label
+        """The encoder's engine, device and precision in use."""
+        return self.encoder_info.label
 
-    def open_encoder(self, threads: int = 1) -> Engine:
-        """A new encoder engine: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``."""
-        return self._open(ENCODER_GRAPH, threads)
+    def open_encoder(self, threads: int = 1, callers: int | None = None) -> Engine:
+        """A new encoder engine: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
+
+        ``threads`` and ``callers`` are those of :func:`~cmamil_sdk.engines.load_engine`.
+        """
+        info = self.encoder_info
+        return load_engine(
+            self.root / ENCODER_GRAPH,
+            engine=info.name,
+            device=info.device,
+            precision=info.precision,
+            threads=threads,
+            callers=callers,
+            engine_cache=self._engine_cache,
+            reason=info.reason,
+        )
 
     def aggregate_file(self, path: Path) -> Aggregated:
         """Run the aggregator on a feature file.
@@ -187,44 +237,33 @@ class Bundle:
         """Reproduce the golden values on this engine; returns the differences found.
 
         Raises:
-            SelfTestFailed: they are not reproduced.
+            ParityFailed, SelfTestFailed: they are not reproduced.
         """
-        golden = _read_golden(self.root / GOLDEN)
-        n_labels = len(self.manifest.labels)
-        if golden["aggregator/out/logits"].shape != (1, n_labels):
-            raise BundleCorrupt(
-                f"{self.root}: the manifest names {n_labels} labels, the golden logits have shape "
-                f"{golden['aggregator/out/logits'].shape}; export the model again."
-            )
-        hierarchy = self.manifest.hierarchy
-        n_coarse = (
-            len(hierarchy.coarse_labels) if hierarchy and self.manifest.has_coarse_level else 0
-        )
-        coarse = golden.get("aggregator/out/coarse_probabilities", np.zeros((1, 0)))
-        if coarse.shape != (1, n_coarse):
-            raise BundleCorrupt(
-                f"{self.root}: the manifest promises {n_coarse} coarse labels, the golden coarse "
-                f"probabilities have shape {coarse.shape}; export the model again."
-            )
-        lacking = [n for n in self.manifest.aggregator_outputs if f"{_GOLDEN_OUT}{n}" not in golden]
-        if lacking:
-            raise BundleCorrupt(
-                f"{self.root}: the manifest promises {', '.join(lacking)}, which the golden values "
-                "lack; export the model again."
-            )
-        encoder = self.open_encoder()
-        features = encoder.infer({"tiles": golden["encoder/in/tiles"]})["features"]
+        golden = read_golden(self.root, self.manifest)
+        encoder = self.open_encoder(callers=1)
+        self._encoder_parity = measure_encoder(encoder, golden.encoder)
         encoder.close()
-        cosine = _worst_cosine(features, golden["encoder/out/features"])
-        outputs = self._aggregator.infer(_golden_part(golden, "aggregator/in/"))
-        difference = _largest_difference(outputs, _golden_part(golden, _GOLDEN_OUT))
-        if not (cosine >= GOLDEN_MIN_COSINE and difference <= GOLDEN_MAX_DIFFERENCE):
+        return self._check_parity(golden, allow_failed=bool(self.warnings))
+
+    def parity_table(self) -> list[ParityRow]:
+        """The encoder on every engine and precision of this machine."""
+        golden = read_golden(self.root, self.manifest)
+        measure = partial(measure_encoder, reference=golden.encoder)
+        return parity_table(self.root / ENCODER_GRAPH, measure, engine_cache=self._engine_cache)
+
+    def _check_parity(self, golden: Golden, *, allow_failed: bool) -> dict[str, float]:
+        parity = self._encoder_parity
+        difference = golden.aggregator_difference(self._aggregator.infer(golden.inputs))
+        accepted = allow_failed and (self.manifest.parity_failed or parity.precision != "fp32")
+        if not accepted and parity.precision != "fp32":
+            refuse_encoder(parity, f"{self.root / ENCODER_GRAPH}")
+        if not accepted and not (parity.passed and difference <= GOLDEN_MAX_DIFFERENCE):
             raise SelfTestFailed(
                 f"Bundle {self.label} does not reproduce its golden values on {self.engine_label}: "
-                f"encoder cosine {cosine:.6f} (at least {GOLDEN_MIN_COSINE}), aggregator difference "
-                f"{difference:.2e} (at most {GOLDEN_MAX_DIFFERENCE}); use another engine."
+                f"encoder {parity.missed or 'as it should be'}, aggregator difference {difference:.2e} "
+                f"(at most {GOLDEN_MAX_DIFFERENCE}); use another engine."
             )
-        return {"encoder_cosine": cosine, "aggregator_difference": difference}
+        return {"encoder_cosine": parity.cosine_worst, "aggregator_difference": difference}
 
     def _coarse_probabilities(self, outputs: Mapping[str, Float32]) -> Float32 | None:
         hierarchy = self.manifest.hierarchy
@@ -243,14 +282,43 @@ class Bundle:
         answered = int(outputs["probabilities"][0].argmax())
         return {n: rows[answered if len(rows) > 1 else 0] for n, rows in maps.items()}
 
-    def _open(self, graph: str, threads: int) -> Engine:
-        return load_engine(
-            self.root / graph,
-            engine=self._engine,
-            device=self._device,
-            threads=threads,
-            engine_cache=self._engine_cache,
+
+def _open_encoder(
+    root: Path,
+    manifest: Manifest,
+    golden: Golden,
+    engine: str,
+    device: str,
+    engine_cache: Path | None,
+    precision: str,
+) -> GatedEncoder:
+    """The encoder, whether or not it passes; bundles from before the gate's tiles run in fp32."""
+    if manifest.schema_version < 3 and precision == "auto":
+        precision = "fp32"
+    if manifest.schema_version < 3 and precision != "fp32":
+        raise ParityFailed(
+            f"{root} is of schema version {manifest.schema_version} and holds no tiles to measure "
+            f"{precision} on; export the model again, or use --precision fp32."
         )
+    return open_encoder(
+        root / ENCODER_GRAPH,
+        partial(measure_encoder, reference=golden.encoder),
+        engine=engine,
+        device=device,
+        engine_cache=engine_cache,
+        precision=precision,
+        callers=1,
+        allow_failed=True,
+    )
+
+
+def _warnings(manifest: Manifest, parity: EncoderParity) -> list[str]:
+    warnings = []
+    if manifest.parity_failed:
+        warnings.append(f"The bundle was exported although {manifest.parity_failed}.")
+    if not parity.passed:
+        warnings.append(f"The encoder on {parity.label} misses its gate: {parity.missed}.")
+    return warnings
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
@@ -300,46 +368,6 @@ def verify_files(path: Path, manifest: Manifest) -> None:
                 f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
                 f"{entry.sha256[:12]}…); copy the bundle again."
             )
-
-
-def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            golden = {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, TypeError, ValueError, AttributeError, BadZipFile) as problem:
-        raise BundleCorrupt(
-            f"{path} holds no golden values ({problem}); export the model again."
-        ) from problem
-    needed = {"encoder/in/tiles", "encoder/out/features", "aggregator/out/logits"}
-    if not needed <= set(golden):
-        raise BundleCorrupt(
-            f"{path} lacks {', '.join(sorted(needed - set(golden)))}; export the model again."
-        )
-    return golden
-
-
-def _worst_cosine(found: Float32, expected: Float32) -> float:
-    """Smallest cosine of rows ``[B, D]``; -1 if the shapes differ, NaN where a feature is NaN."""
-    if found.shape != expected.shape:
-        return -1.0
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    return float(((found * expected).sum(axis=1) / norms).min())
-
-
-def _largest_difference(
-    found: Mapping[str, Float32], expected: Mapping[str, npt.NDArray[Any]]
-) -> float:
-    """Over all outputs; infinite if one is missing or of another shape, NaN where one is NaN."""
-    if any(n not in found or found[n].shape != value.shape for n, value in expected.items()):
-        return float("inf")
-    # np.max, unlike max(), keeps a NaN.
-    return float(np.max([np.abs(value - found[n]).max() for n, value in expected.items()]))
-
-
-def _golden_part(
-    golden: Mapping[str, npt.NDArray[Any]], prefix: str
-) -> dict[str, npt.NDArray[Any]]:
-    return {name.removeprefix(prefix): v for name, v in golden.items() if name.startswith(prefix)}
 
 
 __all__ = ["Aggregated", "Bundle", "read_manifest", "verify_files"]

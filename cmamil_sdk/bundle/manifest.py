@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from cmamil_sdk import __version__
 from cmamil_sdk.bundle.plans import check_plan_files
 from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.engines.parity import EncoderParity
 from cmamil_sdk.files import FileEntry
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 ENCODER_GRAPH = "encoder.onnx"
 AGGREGATOR_GRAPH = "aggregator.onnx"
@@ -53,7 +54,15 @@ class Manifest(BaseModel):
     explanations: tuple[Explanation, ...] = Field(
         ("attention", "contribution"), description="what the aggregator says of each tile"
     )
-    parity: dict[str, float]
+    parity: dict[str, float] = Field(
+        description="largest differences of the aggregator; before schema 3 of the encoder as well"
+    )
+    encoder_parity: tuple[EncoderParity, ...] = Field(
+        (), description="the encoder on each engine and precision that there was at export"
+    )
+    parity_failed: str = Field(
+        "", description="what missed its gate, of a bundle exported with --force all the same"
+    )
     training: dict[str, Any] = Field(
         description="fold, seed, metrics and slides_seen of the training run"
     )

@@ -7,8 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli import bench_accuracy, bench_pens, bench_readers, bench_training
-from cmamil_sdk.cli.options import Device, EngineName, Json, Reader, Workers
+from cmamil_sdk.cli import (
+    bench_accuracy,
+    bench_pens,
+    bench_readers,
+    bench_scale_source,
+    bench_training,
+)
+from cmamil_sdk.cli.options import Device, EngineName, Json, Precision, Reader, Workers
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.wording import counted
 
@@ -17,6 +23,7 @@ app = typer.Typer(help=_HELP, no_args_is_help=True)
 app.command("accuracy")(bench_accuracy.run)
 app.command("readers")(bench_readers.run)
 app.command("pens")(bench_pens.run)
+app.command("scale-source")(bench_scale_source.run)
 
 
 @app.callback()
@@ -47,6 +54,7 @@ def run_slide(
     workers: Workers = None,
     engine: EngineName = "auto",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for slide.json and slide.csv.")] = None,
     json: Json = False,
 ) -> None:
@@ -66,6 +74,7 @@ def run_slide(
         workers=workers,
         engine=engine,
         device=device,
+        precision=precision,
     )
     if out is not None:
         output_folder(out)

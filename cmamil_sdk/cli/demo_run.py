@@ -16,7 +16,7 @@ from cmamil_sdk.cli.demo_report import HeldOut, report_results
 from cmamil_sdk.cli.demo_server import running_server
 from cmamil_sdk.cli.output import Progress, say
 from cmamil_sdk.client import Client
-from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines.gated import open_encoder
 from cmamil_sdk.errors import OutputExists
 from cmamil_sdk.export.bundle import export_bundle
 from cmamil_sdk.export.encoder import exported_encoder
@@ -164,7 +164,7 @@ def _extract(out: Path, slides: list[Path], stages: Stages) -> None:
     with stages.stage("features", "Extracting features at 5x, 10x and 20x") as progress:
         encoder = exported_encoder(ENCODER)
         recipe = TilingRecipe(scales=parse_scales(SCALES), tile_px=encoder.info.tile_px)
-        engine = load_engine(encoder.graph)
+        engine = open_encoder(encoder.graph, encoder.parity).engine
         tiles = 0
         for number, slide in enumerate(slides, start=1):
             done = extract_slide(
@@ -172,7 +172,7 @@ def _extract(out: Path, slides: list[Path], stages: Stages) -> None:
             )
             tiles += sum(done.tiles.values())
             progress.update(number, len(slides))
-    say(f"  {tiles} tiles on {engine.info.label}")
+    say(f"  {tiles} tiles on {engine.info.label} ({engine.info.reason})")
 
 
 def _train(settings: DemoSettings, stages: Stages) -> dict[str, Any]:

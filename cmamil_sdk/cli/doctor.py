@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import sys
 from typing import Any
 
 from cmamil_sdk.cli.options import Json
@@ -21,6 +22,7 @@ _PACKAGES = {
     "imagecodecs": "base",
     "h5py": "base",
     "onnxruntime": "cpu",
+    "openvino": "cpu",
     "grpcio": "serve",
     "torch": "train",
     "lightning": "train",
@@ -39,8 +41,8 @@ _PACKAGES = {
 def run(
     json: Json = False,
 ) -> None:
-    """Readers, engines, devices and package versions; for what is missing, why and how to get it."""
-    from cmamil_sdk.engines import available_engines
+    """Readers, engines, precisions, devices, versions; for what is missing, why and how to get it."""
+    from cmamil_sdk.engines import available_engines, available_precisions
 
     engines = available_engines()
     document: dict[str, Any] = {
@@ -49,8 +51,16 @@ def run(
             "system": f"{platform.system()} {platform.machine()}",
             "cores": available_cores(),
         },
-        "readers": {"direct": _direct(), "openslide": _openslide()},
+        "readers": {
+            "direct": _direct(),
+            "cucim": _cucim(),
+            "cucim on cuda": _cucim_on_cuda(),
+            "openslide": _openslide(),
+            "image": _image(),
+            **_plugins(),
+        },
         "engines": engines,
+        "precisions": available_precisions(),
         "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines["onnxruntime"])},
         "packages": {name: _package(name, extra) for name, extra in _PACKAGES.items()},
     }
@@ -83,12 +93,59 @@ def _direct() -> dict[str, str | bool]:
     return _found(str(simplejpeg.__version__), "installed, for tiled JPEG TIFF and SVS")
 
 
+def _cucim() -> dict[str, str | bool]:
+    from cmamil_sdk.slides.cucim_process import HOW_TO_INSTALL, cucim_installed
+
+    if not cucim_installed():
+        if sys.platform != "linux":
+            return _missing("cuCIM exists for Linux only", "read with direct or openslide")
+        return _missing("not installed; only --reader cucim needs it", HOW_TO_INSTALL)
+    (distribution,) = set(importlib.metadata.packages_distributions()["cucim"])
+    return _found(
+        importlib.metadata.version(distribution), "installed, for tiled JPEG and JPEG 2000"
+    )
+
+
+def _cucim_on_cuda() -> dict[str, str | bool]:
+    from cmamil_sdk.slides.cucim_cuda import why_no_cuda_decoding
+
+    why = why_no_cuda_decoding()
+    if why is not None:
+        return _missing(why, "on Linux with an NVIDIA GPU: pip install 'cmamil-sdk[gpu]'")
+    return _found("", "cuCIM and CuPy find a CUDA device")
+
+
 def _openslide() -> dict[str, str | bool]:
     try:
         import openslide
     except (ImportError, OSError) as problem:
         return _missing(str(problem), "pip install openslide-python openslide-bin")
     return _found(str(openslide.__library_version__), "installed")
+
+
+def _image() -> dict[str, str | bool]:
+    try:
+        import imagecodecs
+    except ImportError as problem:
+        return _missing(str(problem), "pip install imagecodecs")
+    return _found(str(imagecodecs.__version__), "installed, for PNG, JPEG and TIFF of one picture")
+
+
+def _plugins() -> dict[str, dict[str, str | bool]]:
+    from cmamil_sdk.slides.plugin_registry import broken_plugins, plugins
+
+    found: dict[str, dict[str, str | bool]] = {}
+    for plugin in plugins():
+        why = f"plug-in for {', '.join(plugin.suffixes)}"
+        found.setdefault(
+            f"plugin {plugin.name}",
+            _missing(f"{why}; {plugin.package} is not installed", f"pip install {plugin.package}")
+            if plugin.version is None
+            else _found(plugin.version, f"{why} through {plugin.package}"),
+        )
+    for name, problem in broken_plugins().items():
+        found[f"plugin {name}"] = _missing(problem, "mend or uninstall the package that brings it")
+    return found
 
 
 def _cuda(onnxruntime: dict[str, str | bool]) -> dict[str, str | bool]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName, Json
+from cmamil_sdk.cli.options import Device, Json
 from cmamil_sdk.cli.output import note, output_folder, say, say_json
 from cmamil_sdk.cli.sources import (
     DataRoot5x,
@@ -34,15 +34,13 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.json, predictions.csv, report.html.")
     ] = None,
-    engine: EngineName = "auto",
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Metrics with confidence intervals; with --out also each slide's answer, plots and a page.
 
     Features and labels are named as for training: a run's are those it was trained with, a bundle's
-    any of its making. --engine is of a bundle; a run is scored by torch, on --device, wherever it
-    was trained.
+    any of its making. A run is scored by torch, a bundle's aggregator by onnxruntime, both on --device.
     """
     from cmamil_sdk.cli.train import metrics_table
     from cmamil_sdk.errors import FieldInvalid, OutputExists
@@ -51,11 +49,6 @@ def run(
 
     if (run_directory is None) == (bundle is None):
         raise FieldInvalid("Give either --run or --bundle, which says what is to be evaluated.")
-    if run_directory is not None and engine != "auto":
-        raise FieldInvalid(
-            "--engine has no effect on a run, which is scored by torch; leave it out, or evaluate "
-            "its bundle."
-        )
     source = features_of(
         {
             "features": features,
@@ -73,9 +66,7 @@ def run(
     if run_directory is not None:
         evaluation = evaluate_run(run_directory, features=source, labels=labels, device=device)
     elif bundle is not None and labels is not None and isinstance(source, Path):
-        evaluation = evaluate_bundle(
-            bundle, features=source, labels=labels, engine=engine, device=device
-        )
+        evaluation = evaluate_bundle(bundle, features=source, labels=labels, device=device)
     else:
         raise FieldInvalid(
             "A bundle is evaluated on feature files of `cmamil features`; give --features and "

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.output import Progress, say, table
+from cmamil_sdk.cli.output import Progress, say
+from cmamil_sdk.cli.parity_tables import parity_text
 from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
 
 
@@ -29,13 +30,16 @@ def run(
         ),
     ] = "onnx",
     compute_capability: ComputeCapability = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write a bundle that misses its gate, and mark it as failed."),
+    ] = False,
 ) -> None:
     """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
     from cmamil_sdk.bundle.load import read_manifest
     from cmamil_sdk.engines.plans import listed_plans
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.export.bundle import export_bundle
-    from cmamil_sdk.export.parity import GATES
 
     if fold != "best" and not fold.isdecimal():
         raise FieldInvalid(
@@ -50,15 +54,14 @@ def run(
             version=version,
             fold=None if fold == "best" else int(fold),
             encoder_weights=weights,
+            force=force,
             plan_targets=plan_targets,
             on_plan_progress=lambda phase, done, steps: progress.update(done, steps, phase),
         )
     manifest, digest = read_manifest(path)
-    rows = [
-        [name, f"{value:.3g}" if value < 0.5 else f"{value:.8f}", GATES.get(name, "")]
-        for name, value in manifest.parity.items()
-    ]
-    say(table(["parity with the eager model", "found", "gate"], rows))
+    say(parity_text(manifest.encoder_parity, manifest.parity))
     if plan_targets:
-        say(plan_table(listed_plans(path)))
+        say(f"\n{plan_table(listed_plans(path))}")
+    if manifest.parity_failed:
+        say(f"FAILED: {manifest.parity_failed}; predict and serve refuse this bundle unless told")
     say(f"{path} (fold {manifest.training['fold']}, manifest sha256 {digest})")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cmamil_sdk.cli import encoder_options
 from cmamil_sdk.cli import tissue as tissue_options
-from cmamil_sdk.cli.options import Device, EngineName, Json, OnError, Reader, RunMpp, Workers
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.options import (
+    Device,
+    EngineName,
+    Json,
+    OnError,
+    Precision,
+    Reader,
+    RunMpp,
+    Workers,
+)
+from cmamil_sdk.cli.output import output_folder
 from cmamil_sdk.cli.patch_features import extract_patches
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.wording import counted
 
 _WITH_TILES = frozenset(
     (
         *("patch_root", "out", "encoder", "weights", "projection", "resize_tiles", "accept_mpp"),
-        *("engine", "device", "workers", "batch_size", "on_error", "resume", "json"),
+        *("engine", "device", "precision", "workers", "batch_size", "on_error", "resume", "json"),
     )
 )
 """Options that mean something with --patch-root; all others are about slides."""
@@ -59,12 +66,14 @@ def run(
     drop_specks_um2: tissue_options.DropSpecksUm2 = 0.0,
     max_tiles: tissue_options.MaxTiles = None,
     seed: tissue_options.Seed = None,
+    scale_source: tissue_options.ScaleSource = "finest",
     allow_empty: Annotated[
         bool,
         typer.Option("--allow-empty", help="Write a file without tiles if there is no tissue."),
     ] = False,
     engine: EngineName = "auto",
     device: Device = "auto",
+    precision: Precision = "auto",
     workers: Workers = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="With --patch-root, tiles per batch. Default: 32.")
@@ -100,6 +109,7 @@ def run(
                 accept_mpp=accept_mpp,
                 engine=engine,
                 device=device,
+                precision=precision,
                 workers=workers,
                 batch_size=batch_size,
                 stop_on_error=on_error == "stop",
@@ -110,12 +120,11 @@ def run(
     _refuse_without_effect(context, "--slides", context.params.keys() - {"batch_size"})
     if resize_tiles and tile_px is None:
         raise FieldInvalid("--resize-tiles has no effect without --tile-px; give the size as well.")
+    from cmamil_sdk.cli.slide_features import extract_slides
     from cmamil_sdk.cli.slide_list import expand_slides
-    from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.encoders.fit import check_encoder_mpp
-    from cmamil_sdk.engines import load_engine
+    from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
-    from cmamil_sdk.features.slide import extract_slide
     from cmamil_sdk.slides.open import check_mpp
     from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
@@ -130,7 +139,7 @@ def run(
         drop_specks_um2=drop_specks_um2,
     )
     sample = tissue_options.tile_sample(max_tiles, seed)
-    files = expand_slides(slides or [])
+    files = expand_slides(slides or [], mpp=mpp)
     tissue_options.check_masks(tissue_recipe, tissue_masks, files)
     output_folder(out)
     exported = exported_encoder(
@@ -143,17 +152,22 @@ def run(
     recipe = TilingRecipe(
         scales=parse_scales(scales),
         tile_px=exported.info.tile_px,
+        scale_source=scale_source,
         tissue=tissue_recipe,
         sample=sample,
     )
     check_encoder_mpp(exported.info, recipe.scales, accept=accept_mpp)
-    loaded = load_engine(exported.graph, engine=engine, device=device)
-    done: list[dict[str, Any]] = []
-    started = time.perf_counter()
-
-    def extract(slide: Path, progress: Progress) -> None:
-        result = extract_slide(
-            slide,
+    loaded = open_encoder(
+        exported.graph,
+        exported.parity,
+        engine=engine,
+        device=device,
+        precision=precision,
+        callers=workers,
+    ).engine
+    raise typer.Exit(
+        extract_slides(
+            files,
             out,
             recipe=recipe,
             encoder=exported.info,
@@ -164,25 +178,10 @@ def run(
             resume=resume,
             tissue_masks=tissue_masks,
             allow_empty=allow_empty,
-            on_progress=progress.update,
+            stop_on_error=on_error == "stop",
+            json=json,
         )
-        done.append(
-            {
-                "slide": slide.stem,
-                "file": str(result.path),
-                "tiles": result.tiles,
-                "tiles_failed": result.tiles_failed,
-                "seconds": round(result.seconds, 3),
-                "resumed": result.resumed,
-            }
-        )
-
-    failures = each_slide(files, extract, stop_on_error=on_error == "stop")
-    if json:
-        say_json({"features": done, "failed": failures.slides, "engine": loaded.info.label})
-    else:
-        _say_summary(done, len(files), out, time.perf_counter() - started)
-    raise typer.Exit(failures.exit_code(len(files)))
+    )
 
 
 def _refuse_without_effect(context: typer.Context, mode: str, known: Collection[str]) -> None:
@@ -191,22 +190,3 @@ def _refuse_without_effect(context: typer.Context, mode: str, known: Collection[
         if name not in known and source is not None and source.name == "COMMANDLINE":
             option = f"--{name.replace('_', '-')}"
             raise FieldInvalid(f"{option} has no effect with {mode}; leave it out.")
-
-
-def _say_summary(done: list[dict[str, Any]], slides: int, out: Path, seconds: float) -> None:
-    if done:
-        names = list(done[0]["tiles"])
-        rows = [
-            [
-                d["slide"],
-                *(d["tiles"][n] for n in names),
-                d["tiles_failed"],
-                "kept" if d["resumed"] else f"{d['seconds']:.1f}",
-            ]
-            for d in done
-        ]
-        say(table(["slide", *names, "lost", "seconds"], rows))
-    fresh = [d for d in done if not d["resumed"]]
-    tiles = sum(sum(d["tiles"].values()) for d in fresh)
-    rate = f", {tiles / seconds:.0f} tiles/s" if fresh else ""
-    say(f"{len(done)} of {counted(slides, 'slide')} in {out}, {seconds:.1f} s{rate}")

@@ -18,6 +18,9 @@ def run(
         float | None, typer.Option(help="Microns per pixel of level 0, if the file is silent.")
     ] = None,
     scales: Annotated[str, typer.Option(help="Scales to count tiles for.")] = "5x,10x,20x",
+    tile_px: Annotated[
+        int, typer.Option(min=16, max=4096, help="Edge of a tile; an encoder may take another.")
+    ] = 224,
     reader: Reader = "auto",
     tissue: tissue_options.Method = "otsu",
     tissue_masks: tissue_options.Masks = None,
@@ -29,6 +32,7 @@ def run(
     drop_specks_um2: tissue_options.DropSpecksUm2 = 0.0,
     max_tiles: tissue_options.MaxTiles = None,
     seed: tissue_options.Seed = None,
+    scale_source: tissue_options.ScaleSource = "finest",
     json: Json = False,
     thumbnail: Annotated[
         Path | None,
@@ -39,6 +43,7 @@ def run(
 
     A slide that does not say its microns per pixel is described without tiles; --mpp mends that.
     """
+    from cmamil_sdk.cli.slide_list import ListedSlide
     from cmamil_sdk.errors import MppUnknown, MppUnusable
     from cmamil_sdk.files import sha256_of_file
     from cmamil_sdk.slides import open_slide
@@ -50,6 +55,8 @@ def run(
 
     recipe = TilingRecipe(
         scales=parse_scales(scales),
+        tile_px=tile_px,
+        scale_source=scale_source,
         tissue=tissue_options.tissue_recipe(
             tissue,
             edge_threshold=edge_threshold,
@@ -61,7 +68,7 @@ def run(
         ),
         sample=tissue_options.tile_sample(max_tiles, seed),
     )
-    tissue_options.check_masks(recipe.tissue, tissue_masks, [slide])
+    tissue_options.check_masks(recipe.tissue, tissue_masks, [ListedSlide(slide)])
     plan: TilePlan | None = None
     found: TissueMap | None = None
     problems: list[str] = []
@@ -97,6 +104,7 @@ def run(
         "compression": facts.compression,
         "reader": facts.reader,
         "reader_reason": facts.reader_reason,
+        "read_from": None if tiled is None else tiled.geometry.levels(),
         "tissue_fraction": None if tiled is None else round(tiled.tissue_share, 4),
         "tiles": None if tiled is None else tiled.counts(),
         "warnings": [*facts.warnings, *problems],
@@ -132,6 +140,8 @@ def say_plainly(document: dict[str, Any]) -> None:
         ("reader", f"{document['reader']}: {document['reader_reason']}"),
     ]
     if tiles:
+        sources = (f"{name}: level {level}" for name, level in document["read_from"].items())
+        rows.append(("read from", ", ".join(sources)))
         rows.append(("tissue", f"{document['tissue_fraction']:.1%} of the slide"))
         rows.append(("tiles", ", ".join(f"{name}: {count}" for name, count in tiles.items())))
     say("\n".join(table(["", ""], rows).splitlines()[1:]))

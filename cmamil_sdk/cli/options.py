@@ -7,7 +7,27 @@ from typing import Annotated, Literal
 
 import typer
 
-EngineName = Annotated[str, typer.Option(help="Inference engine.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        help="What runs the encoder: auto, onnxruntime, openvino, or tensorrt-rtx or tensorrt where "
+        "there are plans; docs/engines.md."
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="The encoder's arithmetic: fp32, bf16, or auto: bf16 where the processor has it and the "
+        "features stay close enough."
+    ),
+]
+AllowFailedParity = Annotated[
+    bool,
+    typer.Option(
+        "--allow-failed-parity",
+        help="Use a bundle or a precision that misses its gate; every answer then carries a warning.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 EngineCache = Annotated[
     Path | None,
@@ -19,9 +39,20 @@ RunMpp = Annotated[
 ]
 OnError = Annotated[Literal["skip", "stop"], typer.Option(help="What a bad slide does to the run.")]
 Reader = Annotated[
-    Literal["auto", "direct", "openslide"],
+    Literal["auto", "direct", "cucim", "openslide", "image", "plugin"],
     typer.Option(help="What reads the slides; auto decides by file, docs/reading.md."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-__all__ = ["Device", "EngineCache", "EngineName", "Json", "OnError", "Reader", "RunMpp", "Workers"]
+__all__ = [
+    "AllowFailedParity",
+    "Device",
+    "EngineCache",
+    "EngineName",
+    "Json",
+    "OnError",
+    "Precision",
+    "Reader",
+    "RunMpp",
+    "Workers",
+]

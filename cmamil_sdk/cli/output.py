@@ -77,9 +77,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 class Progress:
     """A bar on a terminal, a plain line now and then elsewhere; always on standard error."""
 
-    def __init__(self, title: str) -> None:
-        """Progress of the work called ``title``."""
-        self._title = title
+    def __init__(self, title: str = "", *, time_left: bool = True) -> None:
+        """Progress of the work called ``title``; ``time_left`` estimates how long it still takes."""
+        self._title, self._time_left = title, time_left
         self._terminal = sys.stderr.isatty()
         self._last_line = time.monotonic()
         self._bar: Any = None
@@ -91,7 +91,9 @@ class Progress:
             from rich.console import Console
             from rich.progress import Progress as RichProgress
 
-            self._bar = RichProgress(console=Console(stderr=True), transient=True)
+            columns = RichProgress.get_default_columns()
+            shown = columns if self._time_left else columns[:-1]
+            self._bar = RichProgress(*shown, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=None)
         return self
@@ -103,17 +105,32 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, total: int, detail: str = "") -> None:
-        """Show ``done`` of ``total``."""
-        title = f"{self._title} {detail}".rstrip()
+    def update(self, done: int, total: int | None, detail: str = "") -> None:
+        """Show ``done`` of ``total``, or, while that is not known, ``detail`` alone."""
+        title = f"{self._title} {detail}".strip()
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=title)
+            if total is None:  # to rich None means "as it was"
+                self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(_as_it_is(title), total=None)
+            shown = _as_it_is(title)
+            self._bar.update(self._task, completed=done, total=total, description=shown)
         elif time.monotonic() - self._last_line >= _PLAIN_INTERVAL_S:
             self._last_line = time.monotonic()
-            note(f"{title}: {done} of {total}")
+            note(title if total is None else f"{title}: {done} of {total}")
+
+
+def _as_it_is(text: str) -> str:
+    """Text that rich shows as it is: a name may look like its markup."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 __all__ = ["Progress", "note", "output_folder", "printable", "say", "say_json", "table"]

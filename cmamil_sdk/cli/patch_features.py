@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmamil_sdk.cli import encoder_options
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import output_folder, say, say_json, table
+from cmamil_sdk.cli.parity_tables import engine_document
 from cmamil_sdk.errors import CmamilError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def extract_patches(
     accept_mpp: bool,
     engine: str,
     device: str,
+    precision: str,
     workers: int | None,
     batch_size: int | None,
     stop_on_error: bool,
@@ -34,8 +36,9 @@ def extract_patches(
     json: bool,
 ) -> int:
     """Write ``<out>/<name of the root>/<class>/<slide>.npy`` for every slide; returns the exit status."""
-    from cmamil_sdk.cli.slide_runs import each_slide
-    from cmamil_sdk.engines import load_engine
+    from cmamil_sdk.cli.slide_list import ListedSlide
+    from cmamil_sdk.cli.slide_runs import RunProgress, each_slide
+    from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
     from cmamil_sdk.patches.extract import DEFAULT_BATCH_TILES, extract_folder
     from cmamil_sdk.patches.tree import find_slides
@@ -52,12 +55,20 @@ def extract_patches(
         tile_px=_tile_px(list(slides.values())),
         resize_tiles=resize_tiles,
     )
-    loaded = load_engine(exported.graph, engine=engine, device=device)
+    loaded = open_encoder(
+        exported.graph,
+        exported.parity,
+        engine=engine,
+        device=device,
+        precision=precision,
+        callers=workers,
+    ).engine
     done: list[dict[str, Any]] = []
 
-    def extract(path: Path, progress: Progress) -> None:
+    def extract(listed: ListedSlide, progress: RunProgress) -> None:
+        slide = slides[listed.path]
         result = extract_folder(
-            slides[path],
+            slide,
             folder,
             encoder=exported.info,
             engine=loaded,
@@ -69,8 +80,8 @@ def extract_patches(
         )
         done.append(
             {
-                "slide": slides[path].slide_id,
-                "class": slides[path].label,
+                "slide": slide.slide_id,
+                "class": slide.label,
                 "file": str(result.path),
                 "tiles": result.tiles,
                 "seconds": round(result.seconds, 3),
@@ -78,10 +89,12 @@ def extract_patches(
             }
         )
 
-    failures = each_slide(list(slides), extract, stop_on_error=stop_on_error)
-    _write_index(folder, done)
+    failures = each_slide(
+        [ListedSlide(path) for path in slides], extract, stop_on_error=stop_on_error
+    )
+    _write_index(folder, done, [slide.label for slide in slides.values()])
     if json:
-        say_json({"features": done, "failed": failures.slides, "engine": loaded.info.label})
+        say_json({"features": done, "failed": failures.slides, **engine_document(loaded.info)})
     else:
         rows = [
             [d["slide"], d["class"] or "", d["tiles"], "kept" if d["resumed"] else d["seconds"]]
@@ -89,6 +102,7 @@ def extract_patches(
         ]
         say(table(["slide", "class", "tiles", "seconds"], rows))
         say(f"{len(done)} of {len(slides)} slides in {folder}, {exported.info.dim} features a tile")
+        say(f"{loaded.info.label}: {loaded.info.reason}")
     return failures.exit_code(len(slides))
 
 
@@ -104,15 +118,19 @@ def _tile_px(slides: Sequence[SlideFolder]) -> int | None:
     return None
 
 
-def _write_index(folder: Path, done: list[dict[str, Any]]) -> None:
-    """``dataset_index.npy``: rows [path, number of the class among the sorted ones], as text."""
+def _write_index(folder: Path, done: list[dict[str, Any]], labels: Sequence[str | None]) -> None:
+    """``dataset_index.npy``: rows [path, number of the class], as text.
+
+    Classes are numbered by name over all ``labels`` of the root, so that a class whose slides fail
+    leaves the numbers of the others as they are at other magnifications.
+    """
     import io
 
     import numpy as np
 
     from cmamil_sdk.files import write_atomic
 
-    classes = sorted({entry["class"] for entry in done if entry["class"] is not None})
+    classes = sorted({label for label in labels if label is not None})
     if not classes:
         return
     rows = [[entry["file"], str(classes.index(entry["class"]))] for entry in done]

@@ -72,7 +72,7 @@ def plan_targets_of(targets: Sequence[str], compute_capability: str) -> list[Pla
         FieldInvalid: an unknown target, or GPUs without a target that takes them.
         EngineMissing: as :func:`~cmamil_sdk.export.plans.plan_target`.
     """
-    from cmamil_sdk.engines.choose import TENSORRT
+    from cmamil_sdk.engines.base import TENSORRT
     from cmamil_sdk.errors import FieldInvalid
 
     unknown = [name for name in targets if name not in ("onnx", *TENSORRT)]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cmamil_sdk.cli.options import (
+    AllowFailedParity,
     Device,
     EngineCache,
     EngineName,
     Json,
     OnError,
+    Precision,
     Reader,
     RunMpp,
     Workers,
 )
-from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
+from cmamil_sdk.cli.output import note, output_folder, printable, say, say_json, table
+
+if TYPE_CHECKING:
+    from cmamil_sdk.cli.slide_list import ListedSlide
+    from cmamil_sdk.cli.slide_runs import RunProgress
+    from cmamil_sdk.predict import ProgressEvent
 
 HEATMAP_PX = 768
 
@@ -41,6 +49,8 @@ def run(
     engine: EngineName = "auto",
     device: Device = "auto",
     engine_cache: EngineCache = None,
+    precision: Precision = "auto",
+    allow_failed_parity: AllowFailedParity = False,
     workers: Workers = None,
     on_error: OnError = "skip",
     json: Json = False,
@@ -59,10 +69,17 @@ def run(
     if heatmap and out is None:
         raise FieldInvalid("--heatmap needs a folder for the pictures; give --out.")
     check_mpp(mpp)
-    files = expand_slides(slides)
+    files = expand_slides(slides, mpp=mpp)
     if out is not None:
         output_folder(out)
-    loaded = Bundle.load(bundle, engine=engine, device=device, engine_cache=engine_cache)
+    loaded = Bundle.load(
+        bundle,
+        engine=engine,
+        device=device,
+        engine_cache=engine_cache,
+        precision=precision,
+        allow_failed_parity=allow_failed_parity,
+    )
     if heatmap and "contribution" not in loaded.manifest.explanations:
         raise FieldInvalid(
             f"--heatmap: model {loaded.manifest.model_kind} of bundle {loaded.label} does not say which "
@@ -72,14 +89,14 @@ def run(
     predictor = LocalPredictor(loaded, workers=workers)
     predictions: list[Prediction] = []
 
-    def predict(slide: Path, progress: Progress) -> None:
+    def predict(slide: ListedSlide, progress: RunProgress) -> None:
         prediction = predictor.predict(
-            slide,
-            mpp=mpp,
+            slide.path,
+            mpp=mpp if slide.mpp is None else slide.mpp,
             reader=reader,
-            tissue_masks=tissue_masks,
+            tissue_masks=slide.mask or tissue_masks,
             top_k=top_k,
-            on_progress=lambda event: progress.update(event.done, event.total, event.stage),
+            on_progress=partial(_show, progress),
         )
         predictions.append(prediction)
         say_warnings(prediction)
@@ -87,7 +104,7 @@ def run(
             write_json(out / "predictions.json", _document(predictions, []))
         if heatmap and out is not None:
             picture = out / f"{prediction.slide}.heatmap.png"
-            save_heatmap(slide, picture, prediction, max_px=HEATMAP_PX, reader=reader)
+            save_heatmap(slide.path, picture, prediction, max_px=HEATMAP_PX, reader=reader)
 
     failures = each_slide(files, predict, stop_on_error=on_error == "stop")
     document = _document(predictions, failures.slides)
@@ -98,6 +115,11 @@ def run(
     elif predictions:
         say(predictions_table(predictions))
     raise typer.Exit(failures.exit_code(len(files)))
+
+
+def _show(progress: RunProgress, event: ProgressEvent) -> None:
+    if event.stage == "encode":  # the other stages count no tiles
+        progress.update(event.done, event.total)
 
 
 def _document(predictions: list[Any], failed: list[dict[str, str]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.options import Device, EngineName, Reader
+from cmamil_sdk.cli.options import AllowFailedParity, Device, EngineName, Precision, Reader
 from cmamil_sdk.cli.output import say
 
 
@@ -21,6 +21,8 @@ def run(
     reader: Reader = "auto",
     engine: EngineName = "auto",
     device: Device = "auto",
+    precision: Precision = "auto",
+    allow_failed_parity: AllowFailedParity = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; one per core by default.")
     ] = None,
@@ -42,6 +44,8 @@ def run(
         "reader": reader,
         "engine": engine,
         "device": device,
+        "precision": precision,
+        "allow_failed_parity": allow_failed_parity,
         "max_active_slides": max_active_slides,
         "max_queued": max_queued,
     }

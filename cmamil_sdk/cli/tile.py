@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cmamil_sdk.cli.options import Json, OnError, Reader, RunMpp
-from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
+from cmamil_sdk.cli.output import output_folder
 from cmamil_sdk.errors import FieldInvalid
 
 
 def run(
-    data_root: Annotated[Path, typer.Option(help="Folder of classes: <class>/<slide>.svs.")],
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of classes: <class>/<slide>.svs.")
+    ] = None,
+    slides: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead, a CSV with the columns slide, class and, if need be, mpp."),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
             help="Name that the folders of tiles begin with: patches makes patches_20x, and so on."
         ),
     ] = Path("patches"),
-    slide_format: Annotated[str, typer.Option(help="Extension of the slide files.")] = "svs",
+    slide_format: Annotated[
+        str | None,
+        typer.Option(help="With --data-root, extension of the slide files. Default: svs."),
+    ] = None,
     tile_size: Annotated[int, typer.Option(min=16, max=4096, help="Edge of a tile, pixels.")] = 224,
     base_mag: Annotated[float, typer.Option(help="Magnification that is halved.")] = 20.0,
     magnifications: Annotated[
@@ -48,20 +58,29 @@ def run(
     json: Json = False,
 ) -> None:
     """Cut slides into JPEG tiles: <out>_<magnification>/<class>/<slide>/<column>_<row>.jpeg."""
-    from cmamil_sdk.cli.slide_list import slides_by_class
-    from cmamil_sdk.cli.slide_runs import each_slide
+    from cmamil_sdk.cli.slide_list import slides_by_class, slides_with_class
+    from cmamil_sdk.cli.slide_tiles import tile_slides
     from cmamil_sdk.patches.grid import magnifications as halved
     from cmamil_sdk.patches.manifest import PatchRecipe
-    from cmamil_sdk.patches.write import scale_folder, tile_slide
+    from cmamil_sdk.patches.write import scale_folder
     from cmamil_sdk.slides.open import check_mpp
 
     check_mpp(mpp)
     for option, value in (("--base-mag", base_mag), ("--objective", objective)):
         if value is not None and not 0.5 <= value <= 200:
             raise FieldInvalid(f"{option} {value:g} is no magnification; give 20 or 40, say.")
+    if not math.isfinite(threshold):
+        raise FieldInvalid(f"--threshold {threshold:g} keeps no tile; give a number, 15 say.")
     if out.name in ("", ".."):
         raise FieldInvalid(f"--out-dir {out} is no name for folders to begin with; give one.")
-    slides = slides_by_class(data_root, slide_format)
+    if (data_root is None) == (slides is None):
+        raise FieldInvalid("Give either --data-root or --slides.")
+    if data_root is None and slide_format is not None:
+        raise FieldInvalid("--slide-format has no effect with --slides; leave it out.")
+    if data_root is not None:
+        listed = slides_by_class(data_root, slide_format or "svs")
+    else:
+        listed = slides_with_class(slides or [], mpp=mpp)
     recipes = tuple(
         PatchRecipe(
             scale=scale, tile_px=tile_size, overlap_px=overlap, threshold=threshold, quality=quality
@@ -70,49 +89,19 @@ def run(
     )
     for recipe in recipes:
         output_folder(scale_folder(out, recipe.scale))
-    done: list[dict[str, Any]] = []
-
-    def tile(slide: Path, progress: Progress) -> None:
-        scales = tile_slide(
-            slide,
-            slides[slide],
+    raise typer.Exit(
+        tile_slides(
+            listed,
             out,
             recipes,
             objective=objective,
             mpp=mpp,
             reader=reader,
             workers=workers,
-            on_progress=progress.update,
+            stop_on_error=on_error == "stop",
+            json=json,
         )
-        done.extend(
-            {
-                "slide": slide.stem,
-                "class": slides[slide],
-                "scale": scale.manifest.recipe.scale.name,
-                "folder": str(scale.folder),
-                "tiles": scale.manifest.kept,
-                "tiles_in_grid": scale.manifest.columns * scale.manifest.rows,
-                "tiles_failed": len(scale.manifest.lost),
-                "mpp": scale.manifest.mpp,
-                "mpp_source": scale.manifest.mpp_source,
-                "resumed": scale.resumed,
-            }
-            for scale in scales
-        )
-
-    failures = each_slide(list(slides), tile, stop_on_error=on_error == "stop")
-    if json:
-        say_json({"tiles": done, "failed": failures.slides})
-    else:
-        _say_summary(done)
-    raise typer.Exit(failures.exit_code(len(slides)))
-
-
-def _say_summary(done: list[dict[str, Any]]) -> None:
-    columns = ("slide", "class", "scale", "tiles", "tiles_in_grid", "tiles_failed")
-    rows = [[*(entry[c] for c in columns), "kept" if entry["resumed"] else ""] for entry in done]
-    if rows:
-        say(table(["slide", "class", "scale", "tiles", "of", "lost", ""], rows))
+    )
 
 
 __all__ = ["run"]

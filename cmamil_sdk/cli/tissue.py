@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cmamil_sdk.cli.slide_list import ListedSlide
     from cmamil_sdk.tiling.recipe import TileSample, TissueRecipe
 
 _PANEL = "Tissue and tiles"
@@ -78,6 +79,14 @@ Seed = Annotated[
     ),
 ]
 
+ScaleSource = Annotated[
+    Literal["finest", "stored"],
+    typer.Option(
+        help="Where coarser scales come from: averages of the finest, or of the nearest stored level.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
 
 def tissue_recipe(
     method: str,
@@ -132,7 +141,7 @@ def tile_sample(max_tiles: int | None, seed: int | None) -> TileSample | None:
     return parse_document(TileSample, fields, where="The sample of tiles", error=FieldInvalid)
 
 
-def check_masks(tissue: TissueRecipe, masks: Path | None, slides: Sequence[Path]) -> None:
+def check_masks(tissue: TissueRecipe, masks: Path | None, slides: Sequence[ListedSlide]) -> None:
     """Refuse masks without a use, a use without masks, and one mask for several slides, before work.
 
     Raises:
@@ -141,11 +150,25 @@ def check_masks(tissue: TissueRecipe, masks: Path | None, slides: Sequence[Path]
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.tiling.tissue import check_mask_wanted
 
-    check_mask_wanted(tissue, masks)
-    if masks is not None and len(slides) > 1 and not masks.is_dir():
+    listed = [slide for slide in slides if slide.mask is not None]
+    if not listed:
+        check_mask_wanted(tissue, masks)
+        if masks is not None and len(slides) > 1 and not masks.is_dir():
+            raise FieldInvalid(
+                f"--tissue-masks {masks} is no folder, and there are {len(slides)} slides; name a "
+                "folder with a mask for each."
+            )
+        return
+    if masks is not None:
         raise FieldInvalid(
-            f"--tissue-masks {masks} is no folder, and there are {len(slides)} slides; name a folder "
-            "with a mask for each."
+            f"--tissue-masks {masks} is for all slides, and the list gives {listed[0].path.name} a mask "
+            "of its own; leave one of them out."
+        )
+    check_mask_wanted(tissue, listed[0].mask)
+    without = next((slide for slide in slides if slide.mask is None), None)
+    if without is not None:
+        raise FieldInvalid(
+            f"{without.path} has no mask in the list, and others have; list one for each slide."
         )
 
 
@@ -171,6 +194,7 @@ __all__ = [
     "Method",
     "PenMinUm2",
     "Pens",
+    "ScaleSource",
     "Seed",
     "check_masks",
     "tile_sample",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cmamil_sdk.cli.options import Device, EngineCache, EngineName, Json
-from cmamil_sdk.cli.output import say, say_json, table
+from cmamil_sdk.cli.output import say, say_json
+from cmamil_sdk.cli.parity_tables import engine_document, parity_document, parity_text
 from cmamil_sdk.cli.plans import plan_table
 
 
@@ -19,21 +20,37 @@ def run(
     engine_cache: EngineCache = None,
     json: Json = False,
 ) -> None:
-    """Check every hash and reproduce the golden values on this machine's engine."""
+    """Check every hash, and compare the encoder with its model on every engine and precision here."""
     from cmamil_sdk.bundle import Bundle
-    from cmamil_sdk.engines.plans import cached_plans, listed_plans
+    from cmamil_sdk.bundle.manifest import ENCODER_GRAPH
+    from cmamil_sdk.engines.plans import known_plans
+    from cmamil_sdk.errors import ParityFailed
 
-    loaded = Bundle.load(bundle, engine=engine, device=device, engine_cache=engine_cache)
-    found = loaded.self_test()
-    plans = listed_plans(bundle) + (cached_plans(engine_cache) if engine_cache else [])
+    loaded = Bundle.load(
+        bundle,
+        engine=engine,
+        device=device,
+        engine_cache=engine_cache,
+        allow_failed_parity=True,
+    )
+    golden = loaded.self_test()
+    plans = known_plans(bundle / ENCODER_GRAPH, engine_cache)
     for plan in plans:
         plan.open().close()  # compares it with its manifest
-    document = {
+    rows, manifest = loaded.parity_table(), loaded.manifest
+    here = {row.label: row.parity for row in rows if row.parity is not None}
+    absent = {row.label: row.why for row in rows if row.parity is None}
+    document: dict[str, Any] = {
         "bundle": loaded.label,
         "bundle_sha256": loaded.sha256,
-        "files": {name: entry.sha256 for name, entry in loaded.manifest.files.items()},
-        "engines": {loaded.engine_label: found},
-        "parity_at_export": loaded.manifest.parity,
+        "files": {name: entry.sha256 for name, entry in manifest.files.items()},
+        **engine_document(loaded.encoder_info),
+        "golden": golden,
+        "encoder_parity": parity_document(here.values()),
+        "not_here": absent,
+        "encoder_parity_at_export": parity_document(manifest.encoder_parity),
+        "aggregator_parity_at_export": manifest.parity,
+        "parity_failed": manifest.parity_failed,
         "plans": [
             {"path": str(plan.path), "sha256": plan.entry.sha256}
             | plan.document.key.model_dump(mode="json")
@@ -42,15 +59,15 @@ def run(
     }
     if json:
         say_json(document)
-        return
-    say(f"{loaded.label}: {len(loaded.manifest.files)} files as exported, sha256 {loaded.sha256}")
-    rows = [
-        [
-            loaded.engine_label,
-            f"{found['encoder_cosine']:.8f}",
-            f"{found['aggregator_difference']:.2e}",
-        ]
-    ]
-    say(table(["engine", "encoder cosine, worst", "aggregator, largest difference"], rows))
-    if plans:
-        say(plan_table(plans))
+    else:
+        say(f"{loaded.label}: {len(manifest.files)} files as exported, sha256 {loaded.sha256}\n")
+        say(parity_text(list(here.values()), manifest.parity, absent))
+        if plans:
+            say(f"\n{plan_table(plans)}")
+        say(
+            f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
+            f"{loaded.aggregator_info.label}, largest difference {golden['aggregator_difference']:.2e}"
+        )
+        if manifest.parity_failed:
+            say(f"FAILED at export: {manifest.parity_failed}")
+    raise typer.Exit(ParityFailed.exit_code if manifest.parity_failed else 0)

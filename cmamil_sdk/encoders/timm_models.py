@@ -37,14 +37,24 @@ def build(name: str, weights: Path | None = None) -> tuple[nn.Module, str, Encod
         WeightsMissing: there is no network to download them through, or timm names none.
     """
     model = name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model(model.partition(".")[0]):
-        close = difflib.get_close_matches(model, timm.list_models(), n=_SIMILAR)
-        hint = f"did you mean {', '.join(close)}" if close else "see timm.list_models()"
-        raise FieldInvalid(f"--encoder {name}: timm {timm.__version__} has no such model; {hint}?")
+    architecture = model.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise _no_such(name, "model", model, timm.list_models())
+    try:
+        timm.get_pretrained_cfg(model)
+    except RuntimeError as problem:
+        known = timm.list_pretrained(f"{architecture}*")
+        raise _no_such(name, "weights", model, known) from problem
     path = weights or _published(name, model)
     state, digest = read_weights(path, name)
     network = _load(name, model, state, path)
     return network, digest, _spec(name, network)
+
+
+def _no_such(name: str, what: str, wanted: str, known: list[str]) -> FieldInvalid:
+    close = difflib.get_close_matches(wanted, known, n=_SIMILAR)
+    hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names them all."
+    return FieldInvalid(f"--encoder {name}: timm {timm.__version__} has no such {what}; {hint}")
 
 
 def _published(name: str, model: str) -> Path:

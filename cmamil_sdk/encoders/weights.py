@@ -40,9 +40,8 @@ def read_weights(path: Path, encoder: str) -> tuple[dict[str, Tensor], str]:
     try:
         digest = sha256_of_file(path)
         if path.suffix == ".safetensors":
-            return load_file(path), digest
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): _tensor(value) for name, value in state.items()}, digest
+            return _tensors(load_file(path)), digest
+        return _tensors(torch.load(path, map_location="cpu", weights_only=True)), digest
     except UNLOADABLE as problem:
         raise unloadable(path, encoder, problem) from problem
 
@@ -62,7 +61,7 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, encod
 def unloadable(path: Path, encoder: str, problem: Exception) -> FieldInvalid:
     """The error for a weights file that does not fit."""
     said = " ".join(str(problem).split()) or type(problem).__name__
-    if isinstance(problem, pickle.UnpicklingError):
+    if isinstance(problem, pickle.UnpicklingError | KeyError):
         said = (
             "it holds something else than tensors by name"  # torch's own text is about its options
         )
@@ -73,9 +72,17 @@ def unloadable(path: Path, encoder: str, problem: Exception) -> FieldInvalid:
     )
 
 
-def _tensor(value: object) -> Tensor:
+def _tensors(state: object) -> dict[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
+    return {str(name): _tensor(str(name), value) for name, value in state.items()}
+
+
+def _tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"it holds a {type(value).__name__} among its tensors")
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name} holds NaN or infinity")
     return value
 
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from cmamil_sdk.engines.base import Engine
-from cmamil_sdk.engines.plans import RuntimeName
-from cmamil_sdk.errors import EngineMissing, FieldInvalid
+from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
-TENSORRT: tuple[RuntimeName, ...] = get_args(RuntimeName)
-ENGINES = ("onnxruntime", *TENSORRT)
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_About = dict[str, str | bool]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine and a device, and why these; ``chosen`` if it was not named."""
+
+    engine: str
+    device: str
+    reason: str
+    chosen: bool
 
 
 def load_engine(
@@ -19,8 +33,11 @@ def load_engine(
     *,
     engine: str = "auto",
     device: str = "auto",
+    precision: str = "fp32",
     threads: int = 1,
+    callers: int | None = None,
     engine_cache: Path | None = None,
+    reason: str | None = None,
 ) -> Engine:
     """Load a graph.
 
@@ -28,51 +45,200 @@ def load_engine(
         graph: the ``.onnx`` file.
         engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT.
         device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
+        precision: ``fp32`` or ``bf16``; encoders alone have a gate that may choose one
+            (:func:`~cmamil_sdk.engines.gated.open_encoder`).
         threads: threads within one call of ``infer``.
+        callers: threads that call ``infer`` at a time; default one per core. Changes no result.
         engine_cache: where TensorRT finds plans beside those of the graph's bundle.
+        reason: what :class:`~cmamil_sdk.engines.base.EngineInfo` gives as the reason; default: why
+            engine and device were chosen.
 
     Raises:
-        FieldInvalid: an unknown engine or device.
+        FieldInvalid: an unknown engine, device or precision.
         EngineMissing: what was asked for is not available here.
         BundleUnsupported: the graph cannot be run.
         BundleCorrupt: a plan that a manifest lists is missing or changed.
     """
-    if engine not in ("auto", *ENGINES):
+    kind = known_precision(precision)
+    choice = choose_engine(engine, device)
+    for runtime in TENSORRT:
+        if choice.engine == runtime:
+            from cmamil_sdk.engines.tensorrt import open_tensorrt  # noqa: PLC0415
+
+            return open_tensorrt(
+                graph,
+                runtime=runtime,
+                device=choice.device,
+                precision=kind,
+                engine_cache=engine_cache,
+                reason=reason,
+            )
+
+    def load(name: str, why: str) -> Engine:
+        if name == "openvino":
+            from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
+
+            return OpenVinoEngine(
+                graph, precision=kind, threads=threads, callers=callers, reason=why
+            )
+        from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
+
+        if kind != "fp32":
+            raise EngineMissing(
+                f"onnxruntime computes in fp32 here, not in {kind}; use --engine openvino "
+                "--device cpu, or --precision fp32."
+            )
+        return OnnxRuntimeEngine(graph, device=choice.device, threads=threads, reason=why)
+
+    try:
+        return load(choice.engine, reason or choice.reason)
+    except BundleUnsupported as problem:
+        if not choice.chosen or choice.engine == "onnxruntime":
+            raise
+        why = str(problem).partition(";")[0].replace(str(graph), graph.name)
+        return load("onnxruntime", f"{choice.reason}, but {why}")
+
+
+def choose_engine(engine: str, device: str) -> EngineChoice:
+    """The engine and device to use; what was asked for is never exchanged for another.
+
+    Raises:
+        FieldInvalid: an unknown engine or device.
+        EngineMissing: the engine is not installed, or does not run on such a device.
+    """
+    if engine != "auto" and engine not in ENGINES:
         raise FieldInvalid(f"--engine {engine} is unknown; choose auto or {', '.join(ENGINES)}.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise FieldInvalid(f"--device {device} is unknown; choose auto, cpu or cuda:N.")
-    for runtime in TENSORRT:
-        if engine == runtime:
-            from cmamil_sdk.engines.tensorrt import open_tensorrt  # noqa: PLC0415
-
-            return open_tensorrt(graph, runtime=runtime, device=device, engine_cache=engine_cache)
-    from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine, cuda_available  # noqa: PLC0415
-
     if device == "cuda":
         device = "cuda:0"
-    if device != "auto":
-        return OnnxRuntimeEngine(graph, device=device, threads=threads, reason="asked for")
-    chosen, why = ("cuda:0", "a CUDA device") if cuda_available() else ("cpu", "no CUDA provider")
-    return OnnxRuntimeEngine(
-        graph, device=chosen, threads=threads, reason=f"auto: onnxruntime is installed, {why}"
+    if engine in TENSORRT:
+        where = "cuda:0" if device == "auto" else device
+        return EngineChoice(engine, where, "asked for", chosen=False)
+    if engine == "openvino" and device.startswith("cuda"):
+        raise EngineMissing(f"openvino runs on the CPU, not on {device}; use --device cpu.")
+    if engine == "openvino" or (engine == "onnxruntime" and device != "auto"):
+        where = "cpu" if device == "auto" else device
+        return EngineChoice(engine, where, "asked for", chosen=False)
+    return _automatic(device, chosen=engine == "auto")
+
+
+def _automatic(device: str, *, chosen: bool) -> EngineChoice:
+    """``chosen``: the engine is free as well, else it is onnxruntime."""
+    if device.startswith("cuda"):
+        return EngineChoice("onnxruntime", device, f"auto: {device} was asked for", chosen)
+    if device == "auto" and _cuda():
+        return EngineChoice("onnxruntime", "cuda:0", "auto: a CUDA device", chosen)
+    lead = "auto: the CPU was asked for" if device == "cpu" else "auto: no CUDA provider"
+    if not chosen:
+        return EngineChoice("onnxruntime", "cpu", lead, chosen)
+    lacking = _why_no_openvino()
+    if lacking is not None:
+        return EngineChoice("onnxruntime", "cpu", f"{lead}, {lacking}", chosen)
+    reason = f"{lead}, openvino is installed, x86 processor"
+    return EngineChoice("openvino", "cpu", reason, chosen)
+
+
+def known_precision(precision: str) -> Precision:
+    """``precision`` if it is one (FieldInvalid)."""
+    for known in PRECISIONS:
+        if precision == known:
+            return known
+    raise FieldInvalid(
+        f"--precision {precision} is unknown; choose auto or {', '.join(PRECISIONS)}."
     )
+
+
+def engine_precisions(engine: str) -> tuple[Precision, ...]:
+    """The precisions in which an installed engine computes on this machine."""
+    if engine == "openvino":
+        from cmamil_sdk.engines.openvino import precisions  # noqa: PLC0415
+
+        return precisions()
+    return ("fp32",)
+
+
+def why_no_bf16(engine: str) -> str:
+    """Why an engine that does not compute in bf16 here does not."""
+    if engine == "openvino":
+        return "this processor has neither AVX-512 BF16 nor AMX"
+    return f"{engine} computes in fp32 alone"
 
 
 def available_engines() -> dict[str, dict[str, str | bool]]:
     """For each engine: ``available``, ``version``, ``why`` and ``fix``."""
     from cmamil_sdk.engines.tensorrt import available  # noqa: PLC0415
 
-    return _onnxruntime() | {runtime: available(runtime) for runtime in TENSORRT}
+    return {
+        "onnxruntime": _about(_about_onnxruntime),
+        "openvino": _about(_about_openvino),
+        **{runtime: available(runtime) for runtime in TENSORRT},
+    }
 
 
-def _onnxruntime() -> dict[str, dict[str, str | bool]]:
+def available_precisions() -> dict[str, dict[str, str | bool]]:
+    """For each precision of an encoder: ``available``, ``version`` (empty), ``why`` and ``fix``."""
+    engines = [name for name, about in available_engines().items() if about["available"]]
+    found: dict[str, _About] = {}
+    for precision in PRECISIONS:
+        having = [name for name in engines if precision in engine_precisions(name)]
+        found[precision] = {"available": bool(having), "version": "", "why": "", "fix": ""}
+        if having:
+            found[precision]["why"] = f"by {', '.join(having)}"
+        elif "openvino" in engines:
+            found[precision]["why"] = why_no_bf16("openvino")
+            found[precision]["fix"] = "use a processor that has one of them; until then, fp32"
+        else:
+            found[precision] |= {"why": "openvino is not installed"}
+            found[precision]["fix"] = "install cmamil-sdk[cpu]"
+    return found
+
+
+def _about(ask: Callable[[], tuple[str, str]]) -> _About:
     try:
-        from cmamil_sdk.engines.onnxruntime import cuda_available, version  # noqa: PLC0415
+        version, why = ask()
     except EngineMissing as problem:
-        why, _, fix = str(problem).partition("; ")
-        return {"onnxruntime": {"available": False, "version": "", "why": why, "fix": fix}}
-    why = "CPU and CUDA" if cuda_available() else "CPU"
-    return {"onnxruntime": {"available": True, "version": version(), "why": why, "fix": ""}}
+        lacking, _, fix = str(problem).partition("; ")
+        return {"available": False, "version": "", "why": lacking, "fix": fix}
+    return {"available": True, "version": version, "why": why, "fix": ""}
 
 
-__all__ = ["available_engines", "load_engine"]
+def _about_onnxruntime() -> tuple[str, str]:
+    from cmamil_sdk.engines.onnxruntime import version  # noqa: PLC0415
+
+    return version(), "CPU and CUDA" if _cuda() else "CPU"
+
+
+def _about_openvino() -> tuple[str, str]:
+    from cmamil_sdk.engines.openvino import version  # noqa: PLC0415
+
+    return version(), f"CPU, {' and '.join(engine_precisions('openvino'))}"
+
+
+def _cuda() -> bool:
+    try:
+        from cmamil_sdk.engines.onnxruntime import cuda_available  # noqa: PLC0415
+    except EngineMissing:
+        return False
+    return cuda_available()
+
+
+def _why_no_openvino() -> str | None:
+    """Why ``auto`` does not take OpenVINO here; None if it does."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return f"a {platform.machine()} processor, on which openvino is not measured"
+    return None if _about(_about_openvino)["available"] else "openvino is not installed"
+
+
+__all__ = [
+    "ENGINES",
+    "PRECISIONS",
+    "EngineChoice",
+    "available_engines",
+    "available_precisions",
+    "choose_engine",
+    "engine_precisions",
+    "known_precision",
+    "load_engine",
+    "why_no_bf16",
+]

@@ -13,14 +13,14 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cmamil_sdk.engines.base import RuntimeName
 from cmamil_sdk.errors import BundleCorrupt, EngineMissing
 from cmamil_sdk.files import FileEntry, parse_document
 
-RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
 """Per input the smallest, the optimal and the largest shape."""
@@ -102,7 +102,7 @@ class Here:
     runtime: RuntimeName
     runtime_version: str
     compute_capability: str
-    precision: str = "fp32"
+    precision: str
 
     def differences(self, key: PlanKey) -> list[str]:
         """Each reason why a plan must not run here, in words; empty if it may."""
@@ -150,6 +150,15 @@ def cached_plans(cache: Path) -> list[ListedPlan]:
             f"--engine-cache {cache} is no directory; make it with `cmamil plans`, or leave it out."
         )
     return [plan for folder in sorted(cache.iterdir()) for plan in listed_plans(folder)]
+
+
+def known_plans(graph: Path, cache: Path | None) -> list[ListedPlan]:
+    """Plans of the bundle that ``graph`` is in, and of an engine cache if there is one.
+
+    Raises:
+        EngineMissing, BundleCorrupt: as :func:`listed_plans` and :func:`cached_plans`.
+    """
+    return [*listed_plans(graph.parent), *(cached_plans(cache) if cache is not None else [])]
 
 
 def fitting_plan(plans: Sequence[ListedPlan], here: Here, graph: Path) -> ListedPlan:
@@ -238,11 +247,11 @@ __all__ = [
     "PlanDocument",
     "PlanKey",
     "Profile",
-    "RuntimeName",
     "Shape",
     "TensorSpec",
     "cached_plans",
     "fitting_plan",
+    "known_plans",
     "listed_plans",
     "this_platform",
 ]

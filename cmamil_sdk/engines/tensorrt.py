@@ -11,17 +11,15 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.engines.base import Array, EngineInfo
+from cmamil_sdk.engines.base import Array, EngineInfo, Precision, RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
 from cmamil_sdk.engines.inputs import InputSpec, check_inputs
 from cmamil_sdk.engines.plans import (
     Here,
     ListedPlan,
     Profile,
-    RuntimeName,
-    cached_plans,
     fitting_plan,
-    listed_plans,
+    known_plans,
 )
 from cmamil_sdk.engines.tensorrt_library import load_library, make_logger
 from cmamil_sdk.engines.tensorrt_session import DeviceArray, Session
@@ -210,7 +208,13 @@ class TensorRTEngine:
 
 
 def open_tensorrt(
-    graph: Path, *, runtime: RuntimeName, device: str, engine_cache: Path | None
+    graph: Path,
+    *,
+    runtime: RuntimeName,
+    device: str,
+    precision: Precision,
+    engine_cache: Path | None,
+    reason: str | None = None,
 ) -> TensorRTEngine:
     """Load the plan of a graph that fits this machine, from its bundle or an engine cache.
 
@@ -218,7 +222,9 @@ def open_tensorrt(
         graph: the ``.onnx`` file in a bundle.
         runtime: ``tensorrt`` or ``tensorrt-rtx``.
         device: ``auto`` (``cuda:0``), ``cuda`` or ``cuda:N``.
+        precision: of the plan's arithmetic.
         engine_cache: directory that ``cmamil plans`` wrote.
+        reason: why this engine was chosen; default: it was asked for, and which plan it is.
 
     Raises:
         EngineMissing: library, device or a plan for them is missing; says which, and how to get it.
@@ -237,12 +243,10 @@ def open_tensorrt(
         raise BundleUnsupported(
             f"There is no graph at {graph}; export the model again."
         ) from problem
-    here = Here(digest, runtime, str(library.__version__), cuda.compute_capability)
-    cached = cached_plans(engine_cache) if engine_cache is not None else []
-    plan = fitting_plan([*listed_plans(graph.parent), *cached], here, graph)
-    return TensorRTEngine(
-        graph, plan, library=library, cuda=cuda, reason=f"asked for, plan {plan.path.parent.name}"
-    )
+    here = Here(digest, runtime, str(library.__version__), cuda.compute_capability, precision)
+    plan = fitting_plan(known_plans(graph, engine_cache), here, graph)
+    why = reason or f"asked for, plan {plan.document.key.digest}"
+    return TensorRTEngine(graph, plan, library=library, cuda=cuda, reason=why)
 
 
 def available(runtime: RuntimeName) -> dict[str, str | bool]:

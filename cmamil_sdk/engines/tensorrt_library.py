@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from cmamil_sdk.engines.plans import RuntimeName
+from cmamil_sdk.engines.base import RuntimeName
 from cmamil_sdk.errors import EngineMissing
 
 _MODULES: dict[RuntimeName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

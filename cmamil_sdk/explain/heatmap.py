@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from cmamil_sdk.explain.holes import thumbnail_with_holes
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.predict import Prediction, evidence
 from cmamil_sdk.slides import ReaderName, open_slide
@@ -97,13 +98,15 @@ def save_heatmap(
 ) -> None:
     """Draw the heatmap of ``slide`` and write it to ``target`` (PNG), atomically.
 
-    ``reader`` is that of :func:`~cmamil_sdk.slides.open_slide`.
+    What cannot be decoded has a colour of its own. ``reader`` is that of
+    :func:`~cmamil_sdk.slides.open_slide`.
 
     Raises:
-        InputError: the slide cannot be opened or its overview cannot be decoded.
+        InputError: the slide cannot be opened, or more than 5 % of its overview cannot be decoded.
     """
     with open_slide(slide, reader=reader) as opened:
-        picture = draw_heatmap(opened.thumbnail(max_px), opened.facts.bounds, prediction)
+        thumbnail, _ = thumbnail_with_holes(opened, max_px)
+        picture = draw_heatmap(thumbnail, opened.facts.bounds, prediction)
     png = io.BytesIO()
     picture.save(png, format="PNG")
     write_atomic(target, png.getvalue())

@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from cmamil_sdk.explain.holes import LOST, thumbnail_with_holes
 from cmamil_sdk.files import write_atomic
 from cmamil_sdk.slides import SlideReader
 from cmamil_sdk.tiling.plan import TilePlan
 from cmamil_sdk.tiling.tissue import TissueMap
+from cmamil_sdk.wording import counted
 
 BoolMask = npt.NDArray[np.bool_]
 UInt8 = npt.NDArray[np.uint8]
@@ -22,8 +24,11 @@ Colour = tuple[int, int, int]
 
 MAX_PX = 1600
 TISSUE, PEN = (240, 120, 0), (190, 0, 150)
-SCALES: tuple[Colour, ...] = ((20, 20, 20), (0, 84, 180), (0, 140, 70))
-"""Colours of the scales' tiles, coarse to fine."""
+SCALES: tuple[Colour, ...] = (
+    *((20, 20, 20), (0, 84, 180), (0, 140, 70)),
+    *((200, 30, 30), (120, 60, 200)),
+)
+"""Colours of the scales' tiles, coarse to fine: as many as nest."""
 
 _MIN_TILE_PX = 6  # lines closer than this would hide the slide
 _UNREAD_WHITE = 0.55
@@ -48,9 +53,15 @@ def write_overview(
 
     What no tile of the finest scale covers is pale. Tissue is outlined, as are the tiles, finer scales
     in thinner lines; a scale whose tiles would be narrower than 6 px has no lines. Excluded ink is
-    hatched. Without ``plan`` and ``found``, which go together, it is the slide alone.
+    hatched, and what cannot be decoded has a colour of its own. Without ``plan`` and ``found``, which
+    go together, it is the slide alone.
+
+    Raises:
+        SlideCorrupt: more than 5 % of the level that is shown cannot be decoded.
+        OutputUnwritable: the picture cannot be written.
     """
-    picture = Image.fromarray(reader.thumbnail(MAX_PX))
+    pixels, has_holes = thumbnail_with_holes(reader, MAX_PX)
+    picture = Image.fromarray(pixels)
     px_per_level0 = picture.width / reader.facts.bounds[2]
     entries: list[_Entry] = []
     if plan is not None and found is not None:
@@ -59,6 +70,8 @@ def write_overview(
         if plan.recipe.tissue.pens == "exclude":
             entries.append(_Entry("pen, excluded", PEN))
         entries.append(_Entry(f"not read at {plan.recipe.finest.name}", (225, 225, 225)))
+    if has_holes:
+        entries.append(_Entry("cannot be decoded", LOST))
     mpp = reader.facts.mpp
     px_per_mm = None if mpp is None else px_per_level0 * 1000 / mpp
     png = io.BytesIO()
@@ -108,9 +121,9 @@ def _draw_tiles(picture: Image.Image, px_per_level0: float, plan: TilePlan) -> l
     draw, entries = ImageDraw.Draw(picture), []
     x0, y0 = plan.geometry.origin
     for number, planned in reversed(list(enumerate(plan.scales))):
-        colour, width = SCALES[number % len(SCALES)], len(plan.scales) - number
+        colour, width = SCALES[number], len(plan.scales) - number
         edge = planned.size_level0 * px_per_level0
-        count = f"{len(planned.index)} tiles at {planned.name}"
+        count = f"{counted(len(planned.index), 'tile')} at {planned.name}"
         if edge < _MIN_TILE_PX:
             entries.append(_Entry(f"{count}, too small to draw", (255, 255, 255), 1))
             continue

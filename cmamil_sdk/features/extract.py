@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from cmamil_sdk.features.tiles import read_tiles
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.slides.open import open_slide
-from cmamil_sdk.tiling.plan import TileBatch, TilePlan
+from cmamil_sdk.tiling.batches import TileBatch
+from cmamil_sdk.tiling.plan import TilePlan
 from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
@@ -32,6 +33,8 @@ BoolMask = npt.NDArray[np.bool_]
 
 MAX_FAILED_SHARE = 0.05
 """A slide fails when a larger share of its tiles than this cannot be decoded."""
+
+_ROWS_AT_ONCE = 4096
 
 
 class Cancelled(Exception):
@@ -76,7 +79,10 @@ def encode_batch(reader: SlideReader, batch: TileBatch, engine: Engine) -> Encod
 
 
 class BagBuilder:
-    """Collects encoded batches, in any order, into the bag of a plan."""
+    """Collects encoded batches, in any order, into the bag of a plan.
+
+    ``workers`` is the number of threads that made them.
+    """
 
     def __init__(self, plan: TilePlan, dim: int) -> None:
         """Make room for every tile of ``plan`` with ``dim`` features."""
@@ -84,6 +90,7 @@ class BagBuilder:
         self._features = [np.zeros((len(s.index), dim), np.float32) for s in plan.scales]
         self._ok = [np.zeros(len(s.index), dtype=bool) for s in plan.scales]
         self.times = ExtractTimes()
+        self.workers = 1
         self.batches_done = 0
         self.tiles_done = 0
         self.tiles_failed = 0
@@ -101,8 +108,15 @@ class BagBuilder:
         self.times.decode += encoded.seconds_decode
         self.times.encode += encoded.seconds_encode
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds of decoding and encoding, a worker's mean."""
+        return {
+            "decode": self.times.decode / self.workers,
+            "encode": self.times.encode / self.workers,
+        }
+
     def finish(self) -> Bag:
-        """The bag, without the tiles that could not be decoded.
+        """The bag, without the tiles that could not be decoded; it takes over this builder's arrays.
 
         Raises:
             SlideCorrupt: more than 5 % of the tiles failed, or all tiles of a scale.
@@ -126,11 +140,22 @@ class BagBuilder:
         return Bag(
             slide_id=self._plan.facts.slide_id,
             scales=self._plan.recipe.scales,
-            features={n: f[ok[n]] for n, f in zip(names, self._features, strict=True)},
+            features={n: _kept(f, ok[n]) for n, f in zip(names, self._features, strict=True)},
             coords={n: planned[n].coords[ok[n]] for n in names},
             parent=_surviving_parents({n: planned[n].parent for n in names}, ok),
             tissue={n: planned[n].tissue[ok[n]] for n in names},
         )
+
+
+def _kept(features: Float32, ok: BoolMask) -> Float32:
+    """The rows of ``features`` that are ``ok``, in place: a second array might not fit into memory."""
+    if ok.all():
+        return features
+    rows = np.flatnonzero(ok)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]  # none lies before the place it moves to
+        features[start : start + len(part)] = features[part]
+    return features[: len(rows)]
 
 
 def _surviving_parents(parent: Mapping[str, Int64], ok: Mapping[str, BoolMask]) -> dict[str, Int64]:
@@ -144,15 +169,17 @@ def _surviving_parents(parent: Mapping[str, Int64], ok: Mapping[str, BoolMask]) 
     return links
 
 
-@dataclass
 class _Shared:
     """What the worker threads of one extraction share."""
 
-    todo: queue.SimpleQueue[TileBatch] = field(default_factory=queue.SimpleQueue)
-    done: queue.Queue[EncodedBatch | BaseException | None] = field(
-        default_factory=lambda: queue.Queue(maxsize=8)
-    )
-    stop: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, todo: Iterator[TileBatch]) -> None:
+        self._todo, self._lock = todo, threading.Lock()
+        self.done: queue.Queue[EncodedBatch | BaseException | None] = queue.Queue(maxsize=8)
+        self.stop = threading.Event()
+
+    def next_batch(self) -> TileBatch | None:
+        with self._lock:
+            return next(self._todo, None)
 
 
 def extract_bag(
@@ -178,11 +205,9 @@ def extract_bag(
         Cancelled: ``cancel`` was set.
         CmamilError: whatever reading or encoding raised, once all threads have ended.
     """
-    shared, builder = _Shared(), BagBuilder(plan, dim)
-    batches = plan.batches()
-    for batch in batches:
-        shared.todo.put(batch)
-    count = max(1, min(workers or available_cores(), len(batches)))
+    batches, builder = plan.batches(), BagBuilder(plan, dim)
+    shared = _Shared(iter(batches))
+    count = builder.workers = max(1, min(workers or available_cores(), len(batches)))
     threads = [
         threading.Thread(target=_work, args=(plan, engine, shared), daemon=True)
         for _ in range(count)
@@ -204,9 +229,8 @@ def _work(plan: TilePlan, engine: Engine, shared: _Shared) -> None:
     try:
         with open_slide(Path(plan.facts.path), reader=plan.facts.reader) as reader:
             while not shared.stop.is_set():
-                try:
-                    batch = shared.todo.get_nowait()
-                except queue.Empty:
+                batch = shared.next_batch()
+                if batch is None:
                     break
                 shared.done.put(encode_batch(reader, batch, engine))
         shared.done.put(None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,11 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cmamil_sdk import __version__
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.errors import FeatureFileInvalid, FeatureFileUnreadable, ScaleMismatch
+from cmamil_sdk.errors import (
+    FeatureFileInvalid,
+    FeatureFileUnreadable,
+    ScaleMismatch,
+)
 from cmamil_sdk.features.bag import Bag
+from cmamil_sdk.files import write_atomic
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FORMAT_VERSION = 1
+
+_ROWS_AT_ONCE = 4096
 
 UNREADABLE = (
     OSError,
@@ -51,6 +58,9 @@ class FeatureProvenance(BaseModel):
     recipe: TilingRecipe
     encoder: EncoderInfo
     engine: str
+    engine_reason: str | None = Field(
+        None, description="why this engine and precision; not in files of version 0.1.0"
+    )
     tiles_failed: int = Field(0, ge=0)
     tissue_mask_sha256: str | None = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="of the slide's mask file, if it had one"
@@ -75,24 +85,29 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
 
     Raises:
         FeatureFileInvalid: the bag is inconsistent.
+        OutputUnwritable: the disk is full, or the folder may not be written to.
     """
     bag.validate()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
-                file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
-            for scale in bag.scales:
-                group = file.create_group(f"scales/{scale.name}")
-                group.attrs["mpp"] = scale.mpp
-                group.create_dataset("features", data=bag.features[scale.name])
-                group.create_dataset("coords", data=bag.coords[scale.name])
-                group.create_dataset("parent", data=bag.parent[scale.name])
-                group.create_dataset("tissue", data=bag.tissue[scale.name])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # In memory first: HDF5 ends the process with a segmentation fault where a disk is full.
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
+        _fill(file, bag, provenance)
+    write_atomic(path, image.getbuffer())
+
+
+def _fill(file: h5py.File, bag: Bag, provenance: FeatureProvenance) -> None:
+    for field, value in provenance.model_dump(mode="json", exclude_none=True).items():
+        file.attrs[field] = json.dumps(value) if isinstance(value, dict) else value
+    for scale in bag.scales:
+        group = file.create_group(f"scales/{scale.name}")
+        group.attrs["mpp"] = scale.mpp
+        features = bag.features[scale.name]
+        stored = group.create_dataset("features", shape=features.shape, dtype=features.dtype)
+        for start in range(0, len(features), _ROWS_AT_ONCE):  # Ctrl-C is heard between
+            stored[start : start + _ROWS_AT_ONCE] = features[start : start + _ROWS_AT_ONCE]
+        group.create_dataset("coords", data=bag.coords[scale.name])
+        group.create_dataset("parent", data=bag.parent[scale.name])
+        group.create_dataset("tissue", data=bag.tissue[scale.name])
 
 
 def is_feature_file(path: Path) -> bool:

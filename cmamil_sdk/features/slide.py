@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import h5py
 
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.errors import FeatureFileInvalid, FieldInvalid
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.features.file import (
-    UNREADABLE,
     FeatureProvenance,
+    read_feature_file,
     read_provenance,
     recipe_key,
     write_feature_file,
@@ -26,16 +25,34 @@ from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
+STAGES = ("open", "tissue", "decode", "encode", "write", "total")
+"""Of a slide: opening and hashing it, planning its tiles, reading and encoding them, writing."""
+
+
+_MAX_NAME_BYTES = 235
+"""Most systems allow 255; while it is written, a file has a longer name."""
+
 
 @dataclass(frozen=True)
 class SlideFeatures:
-    """What became of one slide: tiles per scale, tiles lost, seconds; ``resumed`` if it was there."""
+    """What became of one slide.
+
+    Attributes:
+        path: its feature file.
+        tiles: per scale, those that are in it.
+        tiles_failed: tiles that could not be decoded.
+        seconds: per stage of :data:`STAGES`; decode and encode are a worker's mean, so that the stages
+            add up to about the total.
+        resumed: the file was there, complete.
+        replaced: a feature file of another recipe, slide or encoder, or a damaged one, was in its place.
+    """
 
     path: Path
     tiles: dict[str, int]
     tiles_failed: int
-    seconds: float
+    seconds: dict[str, float]
     resumed: bool
+    replaced: bool = False
 
 
 def feature_path(folder: Path, slide: Path) -> Path:
@@ -78,14 +95,19 @@ def extract_slide(
         FieldInvalid: the encoder takes tiles of another size, or masks are given and the recipe does not
             use them, or the other way round.
         InputError: the slide or its mask cannot be used; nothing is written.
+        OutputUnwritable: the feature file cannot be written.
     """
     if recipe.tile_px != encoder.tile_px:
         raise FieldInvalid(
             f"--tile-px {recipe.tile_px} does not fit encoder {encoder.id}, which takes "
             f"{encoder.tile_px}; use that tile size."
         )
-    started = time.perf_counter()
+    clock = _StageClock()
     target = feature_path(folder, slide)
+    if len(os.fsencode(target.name)) > _MAX_NAME_BYTES:
+        raise FieldInvalid(
+            f"{slide}: the name is too long for a feature file, which is named by it; rename the slide."
+        )
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
         facts = opened.facts
         mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
@@ -96,10 +118,15 @@ def extract_slide(
             mpp=facts.mpp,
         )
         done = _already_done(target, same, allow_empty=allow_empty) if resume else None
+        clock.passed("open")
         if done is not None:
-            return done
+            return replace(done, seconds=clock.seconds())
+        replaced = target.exists()
         plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
-    builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
+        clock.passed("tissue")
+        # While it is open, workers share what it has decoded, if it is a plain image.
+        builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
+    clock.note(builder.stage_seconds())
     bag = builder.finish()
     provenance = FeatureProvenance(
         slide_id=facts.slide_id,
@@ -112,13 +139,42 @@ def extract_slide(
         recipe=recipe,
         encoder=encoder,
         engine=engine.info.label,
+        engine_reason=engine.info.reason,
         tiles_failed=builder.tiles_failed,
         tissue_mask_sha256=same.mask_sha256,
     )
+    clock.restart()
     write_feature_file(target, bag, provenance)
+    clock.passed("write")
     return SlideFeatures(
-        target, bag.counts(), builder.tiles_failed, time.perf_counter() - started, resumed=False
+        target,
+        bag.counts(),
+        builder.tiles_failed,
+        clock.seconds(),
+        resumed=False,
+        replaced=replaced,
     )
+
+
+class _StageClock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def passed(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[stage], self._last = now - self._last, now
+
+    def note(self, seconds: Mapping[str, float]) -> None:
+        self._seconds |= seconds
+
+    def restart(self) -> None:
+        self._last = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._seconds, "total": time.perf_counter() - self._started}
 
 
 @dataclass(frozen=True)
@@ -136,16 +192,17 @@ def _already_done(target: Path, wanted: _Sameness, *, allow_empty: bool) -> Slid
         return None
     try:
         stored = read_provenance(target)
-        with h5py.File(target, "r") as file:
-            counts = {n: len(file[f"scales/{n}/features"]) for n in stored.recipe.names}
-    except (FeatureFileInvalid, *UNREADABLE):
+        found = _Sameness(
+            stored.slide_sha256, stored.tissue_mask_sha256, stored.recipe_key(), stored.mpp
+        )
+        if found != wanted:
+            return None
+        bag, _ = read_feature_file(target)
+    except FeatureFileInvalid:
+        return None  # it is made anew
+    if bag.is_empty and not allow_empty:
         return None
-    found = _Sameness(
-        stored.slide_sha256, stored.tissue_mask_sha256, stored.recipe_key(), stored.mpp
-    )
-    if found != wanted or not (allow_empty or any(counts.values())):
-        return None
-    return SlideFeatures(target, counts, stored.tiles_failed, 0.0, resumed=True)
+    return SlideFeatures(target, bag.counts(), stored.tiles_failed, {}, resumed=True)
 
 
-__all__ = ["SlideFeatures", "extract_slide", "feature_path"]
+__all__ = ["STAGES", "SlideFeatures", "extract_slide", "feature_path"]

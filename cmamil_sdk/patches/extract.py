@@ -47,6 +47,7 @@ class PatchProvenance(BaseModel):
     scale: Scale | None
     encoder: EncoderInfo
     engine: str
+    engine_reason: str | None = Field(None, description="why this engine and precision")
     tiles_sha256: str = Field(description="over names and bytes of all tiles")
     features_sha256: str
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -118,6 +119,7 @@ def extract_folder(
         scale=files.scale,
         encoder=encoder,
         engine=engine.info.label,
+        engine_reason=engine.info.reason,
         tiles_sha256=digest,
         features_sha256=sha256_of_file(path),
         col_row=files.addresses,

@@ -99,12 +99,18 @@ def magnifications(base: float, halvings: list[int]) -> tuple[Scale, ...]:
     """Scales at ``base / 2**m``, coarse to fine: 20 and 0, 1, 2 are 5x, 10x and 20x.
 
     Raises:
-        FieldInvalid: a halving is named twice.
+        FieldInvalid: a halving is named twice, or makes tiles of millimetres a pixel.
     """
     if len(set(halvings)) != len(halvings):
         raise FieldInvalid("--magnifications names one twice; name each once.")
     powers = sorted(base / 2**m for m in halvings)
-    return tuple(Scale(name=f"{p:g}x", mpp=MPP_TIMES_POWER / p) for p in powers)
+    try:
+        return tuple(Scale(name=f"{p:g}x", mpp=MPP_TIMES_POWER / p) for p in powers)
+    except ValueError as problem:
+        raise FieldInvalid(
+            f"--base-mag {base:g} halved {max(halvings)} times is {powers[0]:g}x, which shows nothing; "
+            "name fewer --magnifications."
+        ) from problem
 
 
 def scale_of_slide(facts: SlideFacts, objective: float | None) -> tuple[float, str]:

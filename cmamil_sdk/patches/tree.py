@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image
 
 from cmamil_sdk.errors import NoTissue, SlideCorrupt, SlideIdDuplicate, SlideNotFound
@@ -19,6 +21,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 _NAME = re.compile(r"(\d+)_(\d+)")
+_MAX_EDGE_PX = 8192  # above all that is written, and still decoded in little memory
+_JPEG_START = b"\xff\xd8"
 _UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 
 
@@ -80,9 +84,10 @@ def list_tiles(slide: SlideFolder) -> TileFiles:
 
     Raises:
         NoTissue: there is none.
-        SlideCorrupt: a name is no ``<col>_<row>``, a place is taken twice, or the manifest is damaged or
-            lacks a tile.
+        SlideCorrupt: the folder's name is no UTF-8, a tile's is no ``<col>_<row>``, a place is taken
+            twice, or the manifest is damaged or lacks a tile.
     """
+    _check_name(slide)
     found: dict[tuple[int, int], Path] = {}
     for path in _images(slide.path):
         name = _NAME.fullmatch(path.stem)
@@ -107,6 +112,13 @@ def list_tiles(slide: SlideFolder) -> TileFiles:
     )
 
 
+def _check_name(slide: SlideFolder) -> None:
+    try:
+        f"{slide.label}/{slide.slide_id}".encode()  # features and what is said of them bear it
+    except UnicodeEncodeError as problem:
+        raise SlideCorrupt(f"{slide.path} is no name in UTF-8; rename the folder.") from problem
+
+
 def read_image(path: Path) -> UInt8:
     """A tile ``[px, px, 3]``.
 
@@ -114,8 +126,7 @@ def read_image(path: Path) -> UInt8:
         SlideCorrupt: it cannot be decoded, or is not square.
     """
     try:
-        with Image.open(path) as image:
-            pixels: UInt8 = np.asarray(image.convert("RGB"))
+        pixels = _decoded(path)
     except _UNDECODABLE as problem:
         raise SlideCorrupt(
             f"{path} cannot be decoded ({problem}); tile the slide again, or remove this tile."
@@ -125,6 +136,25 @@ def read_image(path: Path) -> UInt8:
             f"{path} has {pixels.shape[1]} x {pixels.shape[0]} px, and tiles are square; tile it again."
         )
     return pixels
+
+
+def _decoded(path: Path) -> UInt8:
+    data = path.read_bytes()
+    if data.startswith(_JPEG_START):
+        # Pillow takes damaged JPEG data for whole and makes up what is missing.
+        height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=True)
+        _check_size(width, height)
+        whole: UInt8 = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        return whole
+    with Image.open(io.BytesIO(data)) as image:
+        _check_size(*image.size)
+        pixels: UInt8 = np.asarray(image.convert("RGB"))
+    return pixels
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > _MAX_EDGE_PX:
+        raise ValueError(f"{width} x {height} px are no tile's")
 
 
 def _flat(root: Path, outer: list[Path], with_images: list[Path]) -> list[SlideFolder]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +20,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from cmamil_sdk.errors import DecoderCrashed, NoTissue, OutputExists, SlideCorrupt
+from cmamil_sdk.errors import (
+    DecoderCrashed,
+    NoTissue,
+    OutputExists,
+    OutputUnwritable,
+    SlideCorrupt,
+)
 from cmamil_sdk.features.extract import MAX_FAILED_SHARE
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import available_cores
@@ -130,6 +139,7 @@ def tile_slide(
         OutputExists: tiles of this slide by another recipe or from another file are there.
         NoTissue: no tile of a magnification is above the threshold.
         InputError: the slide cannot be used; nothing is left of the magnification at which it fails.
+        OutputUnwritable: the disk is full, or the folder may not be written to.
         DecoderCrashed: a process died while it read the slide.
     """
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
@@ -201,13 +211,50 @@ def _tile_scale(
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder beside ``folder`` that becomes it at the end, or is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        with _held(left) as abandoned:
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
-        yield temporary
-        temporary.rename(folder)
+        with _held(temporary):
+            yield temporary
+            temporary.rename(folder)
+    except OSError as problem:
+        if folder.exists():
+            raise OutputExists(
+                f"{folder} has been written by another process meanwhile; start again, and it is kept."
+            ) from problem
+        raise OutputUnwritable(
+            f"{folder} cannot be written ({problem.strerror or problem}); free space, or change "
+            "permissions or paths."
+        ) from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold the operating system's lock on a folder while its tiles are written; it ends with us.
+
+    Gives False where another process holds it, or the file system has no such locks.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield False  # it has just gone
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)
 
 
 def _chunks(grid: PatchGrid, folder: Path) -> list[_Chunk]:
@@ -254,7 +301,16 @@ def _write_tiles(
 def _start_process(slide: _Slide, stop: Event) -> None:
     # Ctrl-C reaches every process of the terminal; the parent ends the others in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _this_process.append(_Process(slide, stop))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its processes, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_chunk(chunk: _Chunk) -> _Written:

@@ -15,6 +15,9 @@ from cmamil_sdk.units import MicronsPerPixel
 
 UInt8 = npt.NDArray[np.uint8]
 
+ReaderKind = Literal["direct", "cucim", "openslide", "image", "plugin"]
+"""The readers of this package, and ``plugin`` for all others."""
+
 PLAUSIBLE_MPP = (0.05, 50.0)
 """Microns per pixel of level 0 outside this range are taken for nonsense."""
 
@@ -59,7 +62,7 @@ class SlideFacts:
     objective_power: float | None
     vendor: str
     compression: str | None
-    reader: Literal["direct", "openslide"]
+    reader: ReaderKind
     reader_reason: str
     warnings: tuple[str, ...] = ()
 
@@ -128,4 +131,4 @@ def undecodable(path: Path, x: int, y: int, level: int, problem: Exception) -> S
     )
 
 
-__all__ = ["PLAUSIBLE_MPP", "Level", "SlideFacts", "SlideReader", "undecodable"]
+__all__ = ["PLAUSIBLE_MPP", "Level", "ReaderKind", "SlideFacts", "SlideReader", "undecodable"]

@@ -19,7 +19,8 @@ _SOI, _EOI = b"\xff\xd8", 0xD9
 _SOS, _APP0, _APP14 = 0xDA, 0xE0, 0xEE
 _COMPONENTS = 3
 _SEQUENTIAL = (0xC0, 0xC1)
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of segments that state an image's size, one for each way of coding."""
 _SHARED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xDA)})
 _ADOBE = struct.Struct(">2sH5s3HB")
@@ -44,7 +45,7 @@ def tile_prefix(tables: bytes | None, *, ycbcr: bool) -> bytes:
     if tables is None:
         return _SOI + colours
     end = len(_SOI)
-    for marker, _, after in _segments(tables):
+    for marker, _, after in segments(tables):
         if marker == _EOI:
             return _SOI + colours + tables[len(_SOI) : end]
         if marker not in _SHARED:
@@ -72,6 +73,17 @@ def decode_tile(tile: bytes, prefix: bytes, width: int, height: int) -> UInt8:
     return pixels
 
 
+def check_tile(tile: bytes, width: int, height: int) -> None:
+    """Refuse, without decoding it, a tile that is not one whole image of exactly this size.
+
+    Raises:
+        DamagedTile: its start, header, size or end is wrong; damage in between is not seen.
+    """
+    _without_colours(tile, width, height)
+    if not tile.rstrip(b"\0").endswith(bytes((0xFF, _EOI))):
+        raise DamagedTile("it has no end")
+
+
 def _without_colours(tile: bytes, width: int, height: int) -> bytes:
     """The tile after its start, less the segments that name a colour space (JFIF, Adobe).
 
@@ -79,13 +91,13 @@ def _without_colours(tile: bytes, width: int, height: int) -> bytes:
     """
     kept: list[bytes] = []
     framed = False
-    for marker, start, after in _segments(tile):
+    for marker, start, after in segments(tile):
         if marker == _SOS:
             # All components in one scan: libjpeg then decodes one pass, however many scans follow.
             if not framed or tile[start + 4] != _COMPONENTS:
                 raise DamagedTile("it is no sequential JPEG image of one scan")
             return b"".join([*kept, tile[start:]])
-        if marker in _FRAMES:
+        if marker in FRAMES:
             framed = True
             _check_frame(marker, tile[start + 4 : after], width, height)
         if marker not in (_APP0, _APP14):
@@ -104,8 +116,14 @@ def _check_frame(marker: int, frame: bytes, width: int, height: int) -> None:
         )
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker of each segment, where it starts, and where the next one does; ends in a scan."""
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The marker of each segment, where it starts, and where the next one does.
+
+    Stop at the first scan: what follows it is no segment.
+
+    Raises:
+        DamagedTile: the data are no JPEG image, or end within a segment.
+    """
     if not data.startswith(_SOI):
         raise DamagedTile("it does not start as a JPEG image")
     start = len(_SOI)
@@ -128,4 +146,4 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise DamagedTile("it ends within its header")
 
 
-__all__ = ["DamagedTile", "decode_tile", "tile_prefix"]
+__all__ = ["FRAMES", "DamagedTile", "check_tile", "decode_tile", "segments", "tile_prefix"]

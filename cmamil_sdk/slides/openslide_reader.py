@@ -13,16 +13,15 @@ import openslide
 import tifffile
 
 from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported
-from cmamil_sdk.slides.base import PLAUSIBLE_MPP, Level, SlideFacts, undecodable
+from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.pixels import on_white
+from cmamil_sdk.slides.slide_properties import slide_facts
 from cmamil_sdk.slides.thumbnail import bounds_thumbnail
 from cmamil_sdk.slides.tiff_grids import UNPARSABLE
-from cmamil_sdk.units import MicronsPerPixel
 
 UInt8 = npt.NDArray[np.uint8]
 
 _CACHE_BYTES = 16 * 2**20
-_MAX_ANISOTROPY = 0.02
-_OVERRIDE_CONFLICT = 0.05
 _MAX_TILE_PX = 2**26
 
 
@@ -37,7 +36,14 @@ class OpenSlideReader:
     def __init__(self, path: Path, *, mpp: float | None = None, reason: str) -> None:
         self._path = path
         self._slide = _open(path)
-        self.facts = _facts(path, self._slide, mpp, reason)
+        self.facts = slide_facts(
+            path,
+            self._slide,
+            override_mpp=mpp,
+            compression=_tiff_compression(path),
+            reader="openslide",
+            reason=reason,
+        )
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         """Pixels ``[height, width, 3]`` at ``level``; ``x, y`` in pixels of that level.
@@ -54,7 +60,7 @@ class OpenSlideReader:
             self._slide.close()
             self._slide = _open(self._path)
             raise undecodable(self._path, *corner, level, problem) from problem
-        return _on_white(rgba)
+        return on_white(rgba)
 
     def thumbnail(self, max_px: int) -> UInt8:
         """The bounds of the slide, ``[h, w, 3]``, neither edge longer than ``max_px``."""
@@ -131,85 +137,6 @@ def _is_whole_tiff(path: Path, size: int) -> bool:
     return bool(ends) and max(ends) <= size
 
 
-def _facts(
-    path: Path, slide: openslide.OpenSlide, override: float | None, reason: str
-) -> SlideFacts:
-    properties = slide.properties
-    width, height = slide.dimensions
-    stated, problem = _stated_mpp(properties)
-    mpp = override if override is not None else stated
-    warnings = []
-    if override and stated and abs(override / stated - 1) > _OVERRIDE_CONFLICT:
-        warnings.append(
-            f"The slide's metadata says {stated:.4g} µm/px; {override:.4g} was given and is used."
-        )
-    source = "override" if override is not None else "metadata" if stated else "unknown"
-    levels = tuple(
-        Level(w, h, float(d))
-        for (w, h), d in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
-    )
-    return SlideFacts(
-        path=str(path),
-        slide_id=path.stem,
-        width=width,
-        height=height,
-        bounds=_bounds(properties, width, height),
-        levels=levels,
-        mpp=None if mpp is None else MicronsPerPixel(mpp),
-        mpp_source=source,
-        mpp_problem=None if override is not None else problem,
-        objective_power=_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
-        vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
-        compression=_tiff_compression(path),
-        reader="openslide",
-        reader_reason=reason,
-        warnings=tuple(warnings),
-    )
-
-
-def _stated_mpp(properties: object) -> tuple[float | None, str | None]:
-    """The mpp in the metadata, or None with the reason why it cannot be used."""
-    get = properties.get  # type: ignore[attr-defined]
-    x, y = _number(get(openslide.PROPERTY_NAME_MPP_X)), _number(get(openslide.PROPERTY_NAME_MPP_Y))
-    if x is None or y is None:
-        return None, None
-    low, high = PLAUSIBLE_MPP
-    if not (low <= x <= high and low <= y <= high):
-        return (
-            None,
-            f"its metadata says {x:.6g} x {y:.6g} microns per pixel, which no scanner makes",
-        )
-    if abs(x / y - 1) > _MAX_ANISOTROPY:
-        return None, f"its pixels are not square ({x:.4g} x {y:.4g} microns)"
-    return (x + y) / 2, None
-
-
-def _bounds(properties: object, width: int, height: int) -> tuple[int, int, int, int]:
-    get = properties.get  # type: ignore[attr-defined]
-    names = (
-        openslide.PROPERTY_NAME_BOUNDS_X,
-        openslide.PROPERTY_NAME_BOUNDS_Y,
-        openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-        openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-    )
-    values = [_number(get(name)) for name in names]
-    if any(value is None for value in values):
-        return 0, 0, width, height
-    x, y, w, h = (int(value) for value in values if value is not None)
-    left, top, right, bottom = max(0, x), max(0, y), min(x + w, width), min(y + h, height)
-    if right <= left or bottom <= top:
-        return 0, 0, width, height
-    return left, top, right - left, bottom - top
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text is not None else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _tiff_compression(path: Path) -> str | None:
     try:
         with tifffile.TiffFile(path) as file:
@@ -225,16 +152,6 @@ def _tiff_compression(path: Path) -> str | None:
             f"{path} claims to hold a tile of {largest_px} pixels; copy the file again from its source."
         )
     return compression
-
-
-def _on_white(rgba: UInt8) -> UInt8:
-    """Drop alpha; what is transparent becomes white."""
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    weight = alpha.astype(np.uint16)
-    blended = (rgba[..., :3] * weight + 255 * (255 - weight) + 127) // 255
-    return blended.astype(np.uint8)
 
 
 __all__ = ["OpenSlideReader"]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 Box = tuple[float, float, float, float]
+
+_STRIP_PX = 1_000_000
+"""About as many pixels are held as floating point numbers at once."""
 
 
 def reduce_by(pixels: UInt8, factor: int) -> UInt8:
@@ -39,23 +46,43 @@ def area_average(pixels: UInt8, box: Box, out_width: int, out_height: int) -> UI
     whole = (left, top, factor, (bottom - top) / out_height)
     if all(float(v).is_integer() for v in whole) and whole[2] == whole[3]:
         return reduce_by(pixels[int(top) : int(bottom), int(left) : int(right)], int(factor))
-    rows = _cell_sums(pixels.astype(np.float32), np.linspace(top, bottom, out_height + 1))
-    cells = _cell_sums(np.swapaxes(rows, 0, 1), np.linspace(left, right, out_width + 1))
-    area = (right - left) / out_width * (bottom - top) / out_height
-    mean: UInt8 = np.clip(np.swapaxes(cells, 0, 1) / area + 0.5, 0, 255).astype(np.uint8)
+    mean = np.empty((out_height, out_width, 3), dtype=np.uint8)
+    rows, columns = _shares(top, bottom, out_height), _shares(left, right, out_width)
+    strip = max(1, _STRIP_PX // pixels.shape[1])
+    for start in range(0, out_height, strip):
+        cells = slice(start, start + strip)
+        # Rows first: whole rows are gathered at the speed of memory, and few are left to cut up.
+        lines = _averaged(pixels, _Shares(rows.first[cells], rows.weight[cells]))
+        grey = _averaged(np.swapaxes(lines, 0, 1), columns)
+        mean[cells] = np.clip(np.swapaxes(grey, 0, 1) + 0.5, 0, 255)
     return mean
 
 
-def _cell_sums(values: Float32, edges: npt.NDArray[np.float64]) -> Float32:
-    """Integrate ``values`` along axis 0 between consecutive ``edges``, pixels as unit steps."""
-    total = np.zeros((values.shape[0] + 1, *values.shape[1:]), dtype=np.float64)
-    np.cumsum(values, axis=0, out=total[1:])
-    edges = np.clip(edges, 0.0, values.shape[0])
-    below = np.minimum(edges.astype(np.int64), values.shape[0] - 1)
-    share = (edges - below)[:, None, None]
-    integral = total[below] + share * values[below]
-    sums: Float32 = np.diff(integral, axis=0).astype(np.float32)
-    return sums
+@dataclass(frozen=True)
+class _Shares:
+    """What cells along an axis are made of: ``weight [n, k]`` of the pixels ``first [n] + k``."""
+
+    first: Int64
+    weight: Float32
+
+
+def _shares(start: float, end: float, cells: int) -> _Shares:
+    """The weights of an exact mean when ``start`` to ``end`` is cut into equal cells."""
+    edges = np.linspace(start, end, cells + 1)
+    first = np.floor(edges[:-1]).astype(np.int64)
+    pixels = first[:, None] + np.arange(math.ceil((end - start) / cells) + 1)
+    inside = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weight = np.clip(inside, 0.0, None) * (cells / (end - start))
+    return _Shares(first, weight.astype(np.float32))
+
+
+def _averaged(values: UInt8 | Float32, shares: _Shares) -> Float32:
+    """Weighted means ``[n, ...]`` along axis 0 of ``values``."""
+    last = values.shape[0] - 1
+    means = np.zeros((len(shares.first), *values.shape[1:]), dtype=np.float32)
+    for tap, weight in enumerate(shares.weight.T):
+        means += values[np.minimum(shares.first + tap, last)] * weight[:, None, None]
+    return means
 
 
 __all__ = ["area_average", "reduce_by"]

@@ -22,6 +22,21 @@ _WHOLE_TOLERANCE_PX = 1e-6
 
 
 @dataclass(frozen=True)
+class OwnLevel:
+    """The stored level that serves a coarser scale, where it is not that of the finest.
+
+    Attributes:
+        level: its number.
+        downsample: level-0 pixels per pixel of it.
+        tile_px: pixels of it that are read for a tile; whole wherever that is near enough.
+    """
+
+    level: int
+    downsample: float
+    tile_px: float
+
+
+@dataclass(frozen=True)
 class ReadGeometry:
     """How blocks of one slide are read; small, picklable, the same for every batch of a plan.
 
@@ -29,8 +44,10 @@ class ReadGeometry:
         tile_px: edge of a tile, pixels at its own scale.
         names: scale names, coarse to fine.
         ratios: finest tiles along the edge of one tile, per scale.
-        level: the stored level that is read.
+        level: the stored level that serves the finest scale.
         downsample: level-0 pixels per pixel of that level.
+        own_levels: per scale the level that serves it, None where its pixels are averages of the
+            finest scale's.
         origin: ``(x, y)`` of the grid, level-0 pixels.
         bounds_end: ``(x, y)`` just past the slide's bounds, level-0 pixels.
         tile_size_level0: edge of a finest tile, level-0 pixels.
@@ -42,6 +59,7 @@ class ReadGeometry:
     ratios: tuple[int, ...]
     level: int
     downsample: float
+    own_levels: tuple[OwnLevel | None, ...]
     origin: tuple[int, int]
     bounds_end: tuple[int, int]
     tile_size_level0: float
@@ -65,6 +83,11 @@ class ReadGeometry:
         # Multiplying by the downsample and dividing again may miss a whole number by one bit.
         return float(round(size)) if abs(size - round(size)) < _WHOLE_TOLERANCE_PX else size
 
+    def levels(self) -> dict[str, int]:
+        """Per scale the stored level that its pixels come from."""
+        numbers = (self.level if own is None else own.level for own in self.own_levels)
+        return dict(zip(self.names, numbers, strict=True))
+
     def scale_size_level0(self, scale: int) -> float:
         """Edge of a tile of scale number ``scale``, level-0 pixels."""
         return self.tile_size_level0 * self.ratios[scale]
@@ -86,7 +109,8 @@ def read_geometry(facts: SlideFacts, recipe: TilingRecipe) -> ReadGeometry:
 
     The finest scale is read from the coarsest stored level that is no coarser than it. Where that
     level's mpp is a whole fraction of the scale's within ``recipe.mpp_tolerance``, tiles are a whole
-    number of its pixels wide, so nothing is resampled by a fraction.
+    number of its pixels wide, so nothing is resampled by a fraction. That fixes the grid; a coarser
+    scale with a level of its own is read from there at the places of this grid.
 
     Raises:
         MppUnknown: the slide does not say its mpp.
@@ -99,16 +123,9 @@ def read_geometry(facts: SlideFacts, recipe: TilingRecipe) -> ReadGeometry:
             f"{finest.mpp:.4g}; use a slide scanned at a higher magnification, a model of coarser "
             "scales, or correct the value with --mpp."
         )
-    level = max(
-        index
-        for index, stored in enumerate(facts.levels)
-        if index == 0 or mpp * stored.downsample <= finest.mpp * (1 + recipe.mpp_tolerance)
-    )
+    level = _nearest_level(facts, mpp, finest.mpp, recipe.mpp_tolerance)
     downsample = facts.levels[level].downsample
-    ratio = finest.mpp / (mpp * downsample)
-    whole = max(1, round(ratio))
-    if abs(ratio / whole - 1) <= recipe.mpp_tolerance:
-        ratio = float(whole)
+    ratio = _whole_if_near(finest.mpp / (mpp * downsample), recipe.mpp_tolerance)
     tile_size = recipe.tile_px * ratio * downsample
     ratios = recipe.ratios()
     x, y, width, height = facts.bounds
@@ -118,6 +135,10 @@ def read_geometry(facts: SlideFacts, recipe: TilingRecipe) -> ReadGeometry:
         ratios=ratios,
         level=level,
         downsample=downsample,
+        own_levels=tuple(
+            _own_level(facts, recipe, mpp, scale.mpp, tile_size * times, level)
+            for scale, times in zip(recipe.scales, ratios, strict=True)
+        ),
         origin=(x, y),
         bounds_end=(x + width, y + height),
         tile_size_level0=tile_size,
@@ -126,4 +147,37 @@ def read_geometry(facts: SlideFacts, recipe: TilingRecipe) -> ReadGeometry:
     )
 
 
-__all__ = ["ReadGeometry", "read_geometry"]
+def _nearest_level(facts: SlideFacts, mpp: float, wanted_mpp: float, tolerance: float) -> int:
+    """The coarsest stored level that is no coarser than ``wanted_mpp``, else the finest."""
+    return max(
+        index
+        for index, stored in enumerate(facts.levels)
+        if index == 0 or mpp * stored.downsample <= wanted_mpp * (1 + tolerance)
+    )
+
+
+def _whole_if_near(ratio: float, tolerance: float) -> float:
+    whole = max(1, round(ratio))
+    return float(whole) if abs(ratio / whole - 1) <= tolerance else ratio
+
+
+def _own_level(
+    facts: SlideFacts,
+    recipe: TilingRecipe,
+    mpp: float,
+    scale_mpp: float,
+    size_level0: float,
+    finest_level: int,
+) -> OwnLevel | None:
+    """The level for a scale of ``scale_mpp`` whose tiles are ``size_level0`` wide, as the recipe says."""
+    if recipe.scale_source == "finest":
+        return None
+    level = _nearest_level(facts, mpp, scale_mpp, recipe.mpp_tolerance)
+    if level == finest_level:
+        return None  # so a slide of one level gives the same pixels by either source
+    downsample = facts.levels[level].downsample
+    ratio = _whole_if_near(size_level0 / downsample / recipe.tile_px, recipe.mpp_tolerance)
+    return OwnLevel(level, downsample, recipe.tile_px * ratio)
+
+
+__all__ = ["OwnLevel", "ReadGeometry", "read_geometry"]

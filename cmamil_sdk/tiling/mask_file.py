@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ BoolMask = npt.NDArray[np.bool_]
 
 SUFFIXES = (".png", ".tif", ".tiff")
 _ASPECT_TOLERANCE = 0.01
-# What Pillow raises on a file that is no picture, or a damaged or huge one.
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_FORMATS = ("PNG", "TIFF")  # JPEG would turn black into almost black
+_MAX_MASK_PX = 2**27
+# Black is 0 in each of them, alpha apart; of a palette, CMYK or YCbCr it is not.
+_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "RGB", "RGBA")
+# What Pillow raises on a file that is no picture, or a damaged one.
+_UNREADABLE = (OSError, SyntaxError, ValueError)
 
 
 def mask_file(place: Path, slide_id: str) -> Path:
@@ -33,7 +38,11 @@ def mask_file(place: Path, slide_id: str) -> Path:
         raise TissueMaskInvalid(
             f"There is no mask file or folder {place} for slide {slide_id}; check the path."
         )
-    found = [path for suffix in SUFFIXES if (path := place / f"{slide_id}{suffix}").is_file()]
+    found = sorted(
+        path
+        for path in place.iterdir()
+        if path.stem == slide_id and path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "no mask"
         raise TissueMaskInvalid(
@@ -71,17 +80,35 @@ def read_mask(path: Path, facts: SlideFacts, geometry: ReadGeometry, grid: CellG
 def _picture(path: Path) -> BoolMask:
     """Where a picture is not black, ``[height, width]``."""
     try:
-        with Image.open(path) as image:
-            # An index into a palette says nothing by itself; alpha is the last band.
-            flat = image.convert("RGB") if image.mode in ("P", "PA") else image
+        with warnings.catch_warnings():
+            # Masks of whole slides are large; the limit on them is ours.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=_FORMATS)
+        with image:
+            _check_size(path, *image.size)
+            flat = image if image.mode in _MODES else image.convert("RGB")
             bands = np.asarray(flat)
             coloured = bands[..., :-1] if flat.mode in ("LA", "RGBA") else bands
+    except Image.DecompressionBombError as problem:
+        raise _too_large(path) from problem
     except _UNREADABLE as problem:
         raise TissueMaskInvalid(
             f"The mask {path} cannot be read ({problem}); give a PNG or TIFF."
         ) from problem
     tissue: BoolMask = np.asarray(np.atleast_3d(coloured).any(axis=-1))
     return tissue
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > _MAX_MASK_PX:
+        raise _too_large(path)
+
+
+def _too_large(path: Path) -> TissueMaskInvalid:
+    return TissueMaskInvalid(
+        f"The mask {path} has more than {_MAX_MASK_PX / 1e6:.0f} million pixels; make it smaller: a "
+        "pixel for each few micrometres is enough."
+    )
 
 
 __all__ = ["SUFFIXES", "mask_file", "read_mask"]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cmamil_sdk.errors import NoTissue, TooManyTiles
 from cmamil_sdk.slides.base import SlideFacts, SlideReader
+from cmamil_sdk.tiling.batches import TileBatch, TileBatches
 from cmamil_sdk.tiling.geometry import ReadGeometry, read_geometry
 from cmamil_sdk.tiling.recipe import TilingRecipe
 from cmamil_sdk.tiling.sampling import sample_tiles
@@ -48,26 +49,6 @@ class PlannedScale:
 
 
 @dataclass(frozen=True)
-class TileBatch:
-    """One unit of work: a few blocks and the tiles wanted of each. Small and picklable.
-
-    ``tile_block`` points into ``blocks``; ``tile_index`` is the tile's ``(column, row)`` within its
-    block at its own scale; ``plan_row`` is the tile's row in the plan's scale.
-    """
-
-    geometry: ReadGeometry
-    blocks: Int64  # [B, 2] (column, row)
-    tile_block: Int64  # [T]
-    tile_scale: Int64  # [T]
-    tile_index: Int64  # [T, 2]
-    plan_row: Int64  # [T]
-
-    def __len__(self) -> int:
-        """Number of tiles."""
-        return len(self.plan_row)
-
-
-@dataclass(frozen=True)
 class TilePlan:
     """All tiles of one slide, coarse to fine; the same slide and recipe give the same plan.
 
@@ -88,50 +69,9 @@ class TilePlan:
         """Number of tiles over all scales."""
         return sum(self.counts().values())
 
-    def batches(self, batch_tiles: int = DEFAULT_BATCH_TILES) -> list[TileBatch]:
-        """Cut the plan into batches of whole blocks with about ``batch_tiles`` tiles each."""
-        block, scale, index, row = self._tiles_by_block()
-        starts = np.flatnonzero(np.diff(block, prepend=-1))
-        ends = np.append(starts[1:], len(block))
-        batches, first = [], 0
-        for position in range(len(starts)):
-            last = position + 1 == len(starts)
-            if last or ends[position + 1] - starts[first] > batch_tiles:
-                tiles = slice(starts[first], ends[position])
-                batches.append(self._batch(block[tiles], scale[tiles], index[tiles], row[tiles]))
-                first = position + 1
-        return batches
-
-    def _tiles_by_block(self) -> tuple[Int64, Int64, Int64, Int64]:
-        columns, ratio = self.geometry.columns, self.geometry.block_ratio
-        parts = []
-        for number, planned in enumerate(self.scales):
-            per_block = ratio // self.geometry.ratios[number]
-            column, row = planned.index[:, 0] // per_block, planned.index[:, 1] // per_block
-            n = len(planned.index)
-            parts.append(
-                (
-                    row * columns + column,
-                    np.full(n, number, np.int64),
-                    planned.index % per_block,
-                    np.arange(n, dtype=np.int64),
-                )
-            )
-        block, scale, index, row = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort(block, kind="stable")
-        return block[order], scale[order], index[order], row[order]
-
-    def _batch(self, block: Int64, scale: Int64, index: Int64, row: Int64) -> TileBatch:
-        numbers, position = np.unique(block, return_inverse=True)
-        columns = self.geometry.columns
-        return TileBatch(
-            geometry=self.geometry,
-            blocks=np.stack([numbers % columns, numbers // columns], axis=1),
-            tile_block=position.astype(np.int64),
-            tile_scale=scale,
-            tile_index=index,
-            plan_row=row,
-        )
+    def batches(self, batch_tiles: int = DEFAULT_BATCH_TILES) -> TileBatches:
+        """The plan cut into batches of whole blocks with about ``batch_tiles`` tiles each."""
+        return TileBatches(self.geometry, [scale.index for scale in self.scales], batch_tiles)
 
 
 def make_plan(
@@ -175,8 +115,16 @@ def make_plan(
 
 def no_tissue(plan: TilePlan) -> str:
     """The sentence about a slide whose plan is empty."""
+    finest = plan.recipe.finest.name
+    in_x, in_y = plan.geometry.inside_share(len(plan.geometry.ratios) - 1)
+    if in_x.max() * in_y.max() < MIN_INSIDE:
+        edge_px = plan.geometry.tile_size_level0
+        return (
+            f"{plan.facts.path}: {plan.facts.bounds[2]} x {plan.facts.bounds[3]} px are less than half "
+            f"a {finest} tile of {edge_px:g} x {edge_px:g} px; leave it out, or use finer scales."
+        )
     return (
-        f"{plan.facts.path}: no {plan.recipe.finest.name} tile is tissue to "
+        f"{plan.facts.path}: no {finest} tile is tissue to "
         f"{plan.recipe.tissue.min_share:.0%}; look at it with `cmamil inspect --thumbnail`."
     )
 

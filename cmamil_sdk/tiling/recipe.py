@@ -25,6 +25,9 @@ from pydantic import (
 from cmamil_sdk.errors import ScaleMismatch
 from cmamil_sdk.tiling.edge_density import EDGE_DENSITY_THRESHOLD
 
+TILE_PX = (16, 4096)
+"""Smallest and largest edge of a tile."""
+
 _RATIO_TOLERANCE = 1e-6
 MAX_RATIO = 16
 """The coarsest scale may be this much coarser than the finest: a tile of it is read as one block."""
@@ -126,6 +129,10 @@ class TilingRecipe(_Recipe):
     A stored level whose mpp is within ``mpp_tolerance`` (relative) of a whole fraction of the wanted
     mpp is used without fractional resampling.
 
+    ``scale_source`` says where the pixels of a coarser scale come from: ``finest``, from those of the
+    finest scale, whatever else the slide stores; ``stored``, from the coarsest stored level that is no
+    coarser than the scale. Both are area averages, and differ only on slides that store such levels.
+
     Raises:
         ScaleMismatch: scales are empty, double, out of order, or do not nest.
     """
@@ -133,8 +140,8 @@ class TilingRecipe(_Recipe):
     _later = frozenset(("sample",))
 
     scales: tuple[Scale, ...]
-    tile_px: int = Field(224, ge=16, le=4096)
-    scale_source: Literal["finest"] = "finest"
+    tile_px: int = Field(224, ge=TILE_PX[0], le=TILE_PX[1])
+    scale_source: Literal["finest", "stored"] = "finest"
     mpp_tolerance: float = Field(0.02, ge=0.0, le=0.1)
     tissue: TissueRecipe = TissueRecipe()
     sample: TileSample | None = Field(None, description="None: all tiles with enough tissue")

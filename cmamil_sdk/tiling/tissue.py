@@ -32,6 +32,8 @@ BoolMask = npt.NDArray[np.bool_]
 # stays below the lower limit, that of stained tissue above the upper one (of 255).
 _SATURATION_LIMITS = (12, 40)
 
+_VALUES_AT_ONCE = 1_000_000
+
 
 @dataclass(frozen=True)
 class TissueMap:
@@ -123,10 +125,13 @@ def _tidied(found: BoolMask, pens: BoolMask, grid: CellGrid, settings: TissueRec
 
 
 def _stained(rgb: UInt8, judged: BoolMask, min_value: float) -> BoolMask:
-    """Cells that are more saturated than Otsu's threshold over the ``judged`` cells, and not black."""
-    saturation = _saturation(rgb)
-    threshold = np.clip(otsu_threshold(saturation[judged]), *_SATURATION_LIMITS)
-    stained: BoolMask = (saturation > threshold) & (rgb.max(axis=-1) >= min_value * 255)
+    """Cells, none of them dark, that are more saturated than Otsu's threshold over the ``judged`` ones.
+
+    Dark cells have no say in the threshold: the least tint of a black border is all saturation.
+    """
+    saturation, light = _saturation(rgb), rgb.max(axis=-1) >= min_value * 255
+    threshold = np.clip(otsu_threshold(saturation[judged & light]), *_SATURATION_LIMITS)
+    stained: BoolMask = (saturation > threshold) & light
     return stained
 
 
@@ -166,7 +171,11 @@ def otsu_threshold(values: UInt8) -> int:
 
     Values above it form the upper class. Source: Otsu, IEEE Trans. SMC 9(1), 1979.
     """
-    counts = np.bincount(values, minlength=256).astype(np.float64)
+    # numpy counts int64 copies, so not all at once
+    parts = (values[i : i + _VALUES_AT_ONCE] for i in range(0, len(values), _VALUES_AT_ONCE))
+    counts = np.zeros(256)
+    for part in parts:
+        counts += np.bincount(part, minlength=256)
     weight = np.cumsum(counts)
     moment = np.cumsum(counts * np.arange(256))
     below, above = weight, weight[-1] - weight
@@ -177,9 +186,15 @@ def otsu_threshold(values: UInt8) -> int:
 
 
 def _saturation(rgb: UInt8) -> UInt8:
-    """Saturation of the HSV cone, 0 to 255."""
-    high, low = rgb.max(axis=-1).astype(np.float32), rgb.min(axis=-1).astype(np.float32)
-    return np.where(high > 0, (high - low) / np.maximum(high, 1) * 255 + 0.5, 0).astype(np.uint8)
+    """Saturation of the HSV cone, 0 to 255, of ``[rows, columns, 3]``."""
+    found = np.empty(rgb.shape[:2], dtype=np.uint8)
+    step = max(1, _VALUES_AT_ONCE // max(1, rgb.shape[1]))
+    for row in range(0, len(rgb), step):
+        part = rgb[row : row + step]
+        high, low = part.max(axis=-1).astype(np.float32), part.min(axis=-1).astype(np.float32)
+        share = (high - low) / np.maximum(high, 1)
+        found[row : row + step] = np.where(high > 0, share * 255 + 0.5, 0)
+    return found
 
 
 __all__ = ["TissueMap", "check_mask_wanted", "find_tissue", "otsu_threshold"]

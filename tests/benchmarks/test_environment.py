@@ -8,12 +8,8 @@ import platform
 import numpy as np
 import pytest
 
-from cmamil_sdk.benchmarks.environment import (
-    describe_machine,
-    load_average,
-    peak_rss_mb,
-)
-from cmamil_sdk.machine import available_cores
+from cmamil_sdk.benchmarks.environment import describe_machine, load_average
+from cmamil_sdk.machine import available_cores, peak_rss_mb
 
 
 def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,12 @@ from cmamil_sdk.benchmarks import readers
 from cmamil_sdk.benchmarks.readers import ReadersBench, measure_readers
 from cmamil_sdk.errors import FieldInvalid, SlideFormatUnsupported
 from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides.cucim_process import cucim_installed
+from cmamil_sdk.slides.cucim_reader import CucimReader
 from cmamil_sdk.slides.direct_reader import DirectReader
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
+
+OTHERS = ["direct", "cucim"] if cucim_installed() else ["direct"]
 
 
 def test_each_reader_reads_every_tile_in_each_pair(
@@ -30,21 +34,30 @@ def test_each_reader_reads_every_tile_in_each_pair(
 
     monkeypatch.setattr(readers, "read_tiles", counted)
     document = measure_readers(ReadersBench(slide=synthetic_slide, pairs=5))
-    for kind in (DirectReader, OpenSlideReader):
-        tiles = sum(count for reader, count in read if reader is kind)
-        assert tiles == (4 + 12 + 36) * (1 + 1 + 5), "compared, warmed up, five pairs"
+    tiles = {kind: sum(count for reader, count in read if reader is kind) for kind, _ in read}
+    once = (4 + 12 + 36) * (1 + 1 + 5)  # compared, warmed up, five pairs
+    expected = {DirectReader: once, CucimReader: once, OpenSlideReader: once * len(OTHERS)}
+    assert tiles == {kind: expected[kind] for kind in tiles}
+    assert len(tiles) == 1 + len(OTHERS)
     assert document["slide"]["tiles"] == {"5x": 4, "10x": 12, "20x": 36}
-    assert document["slide"]["pixels_equal"] is True
-    (row,) = document["rows"]
-    assert (row["what"], row["pairs"]) == ("read", 5)
-    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-    ratios = np.divide(row["openslide_cpu_s"], row["direct_cpu_s"])
-    assert row["ratio"] == pytest.approx(float(np.median(ratios)))
-    assert row["direct_cpu_ms_per_tile"] == pytest.approx(
-        1000 * np.median(row["direct_cpu_s"]) / 52
-    )
+    assert list(document["readers"]) == OTHERS
+    assert [row["reader"] for row in document["rows"]] == OTHERS
+    for row in document["rows"]:
+        assert document["readers"][row["reader"]]["largest_difference"] == 0
+        assert (row["what"], row["pairs"]) == ("read", 5)
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        ratios = np.divide(row["openslide_cpu_s"], row["cpu_s"])
+        assert row["ratio"] == pytest.approx(float(np.median(ratios)))
+        assert row["cpu_ms_per_tile"] == pytest.approx(1000 * np.median(row["cpu_s"]) / 52)
 
 
+@pytest.fixture
+def direct_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure one reader beside OpenSlide: two would take twice as long and show no more."""
+    monkeypatch.setattr(readers, "_OTHERS", ("direct",))
+
+
+@pytest.mark.usefixtures("direct_alone")
 def test_other_pixels_are_told_and_sleeping_is_no_processor_time(
     synthetic_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,16 +73,20 @@ def test_other_pixels_are_told_and_sleeping_is_no_processor_time(
 
     monkeypatch.setattr(readers, "open_slide", open_other)
     document = measure_readers(ReadersBench(slide=synthetic_slide, pairs=5))
-    assert document["slide"]["pixels_equal"] is False
+    assert document["readers"]["direct"]["largest_difference"] == 1
     blocks = 4
     assert min(document["rows"][0]["openslide_cpu_s"]) < blocks * 0.2
 
 
+@pytest.mark.usefixtures("direct_alone")
 def test_predictions_are_timed_with_a_bundle(tiny_bundle: Path, synthetic_slide: Path) -> None:
     bench = ReadersBench(slide=synthetic_slide, bundle=tiny_bundle, pairs=5, workers=1)
     rows = measure_readers(bench)["rows"]
-    assert [row["what"] for row in rows] == ["read", "predict"]
-    assert rows[1]["direct_cpu_ms_per_tile"] > rows[0]["direct_cpu_ms_per_tile"]
+    assert [(row["what"], row["reader"]) for row in rows] == [
+        ("read", "direct"),
+        ("predict", "direct"),
+    ]
+    assert rows[1]["cpu_ms_per_tile"] > rows[0]["cpu_ms_per_tile"]
 
 
 def test_what_cannot_be_compared_is_refused(synthetic_slide: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,6 +12,8 @@ import pytest
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines.parity import ENCODER_GATES
 from cmamil_sdk.errors import (
     BundleCorrupt,
     BundleUnsupported,
@@ -18,6 +21,7 @@ from cmamil_sdk.errors import (
     FieldInvalid,
     NonFiniteOutput,
     NoTissue,
+    ParityFailed,
     RecipeMismatch,
     ScaleMismatch,
     SelfTestFailed,
@@ -67,12 +71,15 @@ def test_a_bundle_says_what_it_is(bundle, tiny_bundle):
     assert bundle.manifest.labels == ("benign", "in_situ", "invasive")
     assert bundle.manifest.recipe.names == ("5x", "10x", "20x")
     assert bundle.manifest.index_inputs == ("children_5x", "children_10x", "ancestor_20x")
-    assert bundle.engine_label == "onnxruntime-cpu-fp32"
+    assert bundle.engine_label in {row.label for row in bundle.manifest.encoder_parity}
+    assert bundle.aggregator_info.label == "onnxruntime-cpu-fp32"
+    assert bundle.warnings == ()
     data = (tiny_bundle / "manifest.json").read_bytes()
     assert bundle.sha256 == hashlib.sha256(data).hexdigest()
     assert {file.name for file in tiny_bundle.iterdir()} == {*FILES, "manifest.json"}
     report = bundle.self_test()
-    assert report["encoder_cosine"] > 0.9999
+    precision = bundle.encoder_info.precision
+    assert report["encoder_cosine"] >= ENCODER_GATES[precision]["cosine_worst"]
     assert report["aggregator_difference"] < 1e-4
 
 
@@ -101,11 +108,15 @@ def test_a_bundle_without_explanations(silent_bundle):
 def test_a_manifest_of_version_1_still_loads(copy_of_bundle):
     def before(document) -> None:
         document["schema_version"] = 1
-        del document["explanations"]
+        for later in ("explanations", "encoder_parity", "parity_failed"):
+            del document[later]
 
     change_manifest(copy_of_bundle, before)
     old = Bundle.load(copy_of_bundle, device="cpu")
     assert old.manifest.explanations == ("attention", "contribution")
+    assert old.encoder_info.precision == "fp32"
+    with pytest.raises(ParityFailed, match="schema version 1 and holds no tiles"):
+        Bundle.load(copy_of_bundle, device="cpu", precision="bf16")
 
 
 def test_explanations_that_the_golden_values_lack(copy_of_bundle, replace_file):
@@ -181,7 +192,7 @@ def test_a_manifest_of_garbage(copy_of_bundle, replace_file, text):
         Bundle.load(copy_of_bundle)
 
 
-@pytest.mark.parametrize("version", [3, 99, None, "1", 1.5])
+@pytest.mark.parametrize("version", [4, 99, None, "1", 1.5])
 def test_a_schema_that_is_not_known(copy_of_bundle, version):
     change_manifest(copy_of_bundle, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleUnsupported, match="schema version"):
@@ -343,6 +354,7 @@ def test_features_of_another_recipe_are_refused(bundle, tmp_path):
     others = [
         {"recipe": manifest.recipe.model_copy(update={"tissue": TissueRecipe(min_share=0.5)})}
     ]
+    others += [{"recipe": manifest.recipe.model_copy(update={"scale_source": "stored"})}]
     others += [{"encoder": manifest.encoder.model_copy(update={"weights_sha256": "0" * 64})}]
     for changes in others:
         write_feature_file(path, bag, provenance(**changes))
@@ -362,3 +374,70 @@ def test_a_bag_without_tiles_has_no_answer(bundle):
     )
     with pytest.raises(NoTissue, match="glass"):
         bundle.aggregate(bag)
+
+
+def test_a_bundle_that_failed_at_export_is_refused_unless_told(copy_of_bundle):
+    why = "the encoder's cosine worst 0.900000 (gate 0.99999)"
+    change_manifest(copy_of_bundle, lambda d: d.update(parity_failed=why))
+    with pytest.raises(ParityFailed, match=r"exported with --force .*0\.900000.*--allow-failed"):
+        Bundle.load(copy_of_bundle)
+    accepted = Bundle.load(copy_of_bundle, allow_failed_parity=True)
+    assert accepted.warnings == (f"The bundle was exported although {why}.",)
+    assert accepted.self_test()["aggregator_difference"] < 2e-3
+
+
+def spoil_encoder(golden) -> None:
+    """Expected features that differ by as much as a bad precision's would."""
+    features = golden["encoder/out/features"]
+    features += np.random.default_rng(0).normal(0, 0.3 * features.std(axis=0), features.shape)
+
+
+def test_allowing_a_failed_gate_does_not_allow_other_golden_values(copy_of_bundle, replace_file):
+    golden = golden_of(copy_of_bundle)
+    spoil_encoder(golden)
+    replace_file("golden.npz", packed(golden), fix_hash=True)
+    with pytest.raises(SelfTestFailed, match="golden"):
+        Bundle.load(copy_of_bundle, allow_failed_parity=True)
+
+
+@pytest.fixture
+def rough_bf16(monkeypatch):
+    """As on a processor whose bf16 is bad for this encoder; here it is fp32 with noise."""
+    from cmamil_sdk.engines import gated
+
+    real = load_engine
+
+    class Rough:
+        def __init__(self, exact) -> None:
+            self.exact = exact
+            self.info = dataclasses.replace(exact.info, precision="bf16")
+
+        def infer(self, inputs):
+            features = self.exact.infer(inputs)["features"]
+            noise = np.random.default_rng(0).normal(0, 0.3 * features.std(axis=0), features.shape)
+            return {"features": (features + noise).astype(np.float32)}
+
+        def close(self) -> None:
+            self.exact.close()
+
+    def load(graph, *, precision="fp32", **options):
+        exact = real(graph, **options)
+        return Rough(exact) if precision == "bf16" else exact
+
+    monkeypatch.setattr(gated, "load_engine", load)
+    monkeypatch.setattr(gated, "engine_precisions", lambda _name: ("fp32", "bf16"))
+    monkeypatch.setattr("cmamil_sdk.bundle.load.load_engine", load)
+
+
+@pytest.mark.usefixtures("rough_bf16")
+def test_a_precision_that_fails_on_this_machine(tiny_bundle):
+    automatic = Bundle.load(tiny_bundle, device="cpu")
+    assert automatic.encoder_info.precision == "fp32"
+    assert "bf16 misses the gate: " in automatic.encoder_info.reason
+    assert automatic.warnings == ()
+    with pytest.raises(ParityFailed, match="centred cosine worst"):
+        Bundle.load(tiny_bundle, device="cpu", precision="bf16")
+    accepted = Bundle.load(tiny_bundle, device="cpu", precision="bf16", allow_failed_parity=True)
+    (warning,) = accepted.warnings
+    assert "cpu-bf16 misses its gate: " in warning
+    assert accepted.open_encoder().info.precision == "bf16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from cmamil_sdk.cli.summary import Summary
 from cmamil_sdk.features.file import read_feature_file
+from cmamil_sdk.slides import open_slide
 from cmamil_sdk.synthetic import write_svs
 
 STOP_WITHIN_S = 2.0
@@ -46,7 +50,19 @@ def test_a_bad_slide_fails_alone_and_a_second_run_resumes(
     (failed,) = first.document["failed"]
     assert (failed["slide"], failed["reason"]) == ("bad", "SLIDE_FORMAT_UNSUPPORTED")
     assert "bad.svs: SLIDE_FORMAT_UNSUPPORTED" in first.err
-    assert sorted(path.name for path in out.iterdir()) == ["a.h5", "b.h5"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.h5", "b.h5", "summary.csv"]
+    assert first.document["summary"] == str(out / "summary.csv")
+    assert set(first.document["memory"]) == {"peak_mb", "before_mb", "features_mb", "worker_mb"}
+    assert first.document["memory"]["peak_mb"] > first.document["memory"]["before_mb"] / 2 > 10
+    assert set(done[0]["stages"]) == {"open", "tissue", "decode", "encode", "write", "total"}
+    rows = Summary(out / "summary.csv").rows()
+    assert {name: (row.status, row.reason) for name, row in rows.items()} == {
+        "a": ("done", ""),
+        "b": ("done", ""),
+        "bad": ("failed", "SLIDE_FORMAT_UNSUPPORTED"),
+    }
+    assert rows["a"].tiles == {"5x": 1, "10x": 4, "20x": 16}
+    assert rows["bad"].message == failed["message"]
     bag, provenance = read_feature_file(out / "a.h5")
     assert bag.features["20x"].shape == (16, 1280)
     assert provenance.slide_id == "a"
@@ -57,6 +73,10 @@ def test_a_bad_slide_fails_alone_and_a_second_run_resumes(
     assert second.code == 0
     assert all(entry["resumed"] for entry in second.document["features"])
     assert (out / "a.h5").stat().st_mtime_ns == kept
+    after = Summary(out / "summary.csv").rows()
+    assert [row.status for row in after.values()] == ["kept", "kept", "failed"]
+    assert after["a"].seconds == rows["a"].seconds, "those of the work"
+    assert after["bad"] == rows["bad"], "this run has not touched it"
 
     (out / "b.h5").write_bytes((out / "b.h5").read_bytes()[:2000])
     third = cmamil("features", "--slides", slides / "b.svs", "--out", out, "--json")
@@ -77,6 +97,17 @@ def test_seed_spelling_other_scales_and_the_table(
     assert set(read_feature_file(tmp_path / "o" / "b.h5")[0].features) == {"20x"}
 
 
+def test_the_scale_source_is_noted_and_makes_features_of_its_own(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    features = ("features", "--slides", slides / "a.svs", "--out", tmp_path / "o", "--json")
+    for source, resumed in (("finest", False), ("stored", False), ("stored", True)):
+        document = cmamil(*features, "--scale-source", source).document
+        assert document["features"][0]["resumed"] == resumed
+        _, provenance = read_feature_file(tmp_path / "o" / "a.h5")
+        assert provenance.recipe.scale_source == source
+
+
 def test_a_single_bad_slide_has_its_own_status(
     cmamil: Callable[..., Any], not_a_slide: Path, tmp_path: Path
 ) -> None:
@@ -87,7 +118,7 @@ def test_a_single_bad_slide_has_its_own_status(
     missing = cmamil("features", "--slides", tmp_path / "none.svs", "--out", out, "--json")
     assert missing.code == 3
     assert missing.document["failed"][0]["reason"] == "SLIDE_NOT_FOUND"
-    assert list(out.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == ["summary.csv"]
 
 
 def test_stop_at_the_first_bad_slide(
@@ -187,7 +218,11 @@ def test_interrupts_end_soon_and_leave_no_half_file(
     assert program.returncode == 130
     assert err.endswith("cmamil: interrupted; what is complete is kept, start again to go on.\n")
     assert "Traceback" not in err
-    assert [path.name for path in out.iterdir()] == ["1-first.h5"]
+    assert "1 of 2 slides complete" in err or presses > 1
+    # A lock that impatience has left means nothing.
+    left = {path.name for path in out.iterdir() if not path.name.endswith(".lock")}
+    assert left == {"1-first.h5", "summary.csv"}
+    assert list(Summary(out / "summary.csv").rows()) == ["1-first"]
     busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert seconds < STOP_WITHIN_S * busy
 
@@ -222,7 +257,7 @@ def test_a_slide_without_tissue_fails_or_gives_a_file_without_tiles(
     refused = cmamil(*line)
     assert refused.code == 3
     assert refused.document["failed"][0]["reason"] == "NO_TISSUE"
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.csv"]
     allowed = cmamil(*line, "--allow-empty")
     assert allowed.code == 0
     assert allowed.document["features"][0]["tiles"] == {"5x": 0, "10x": 0, "20x": 0}
@@ -243,3 +278,105 @@ def test_one_mask_cannot_serve_two_slides(
     )
     assert answer.code == 2
     assert "name a folder" in answer.err
+
+
+def test_a_csv_gives_mpp_and_mask_of_each_slide(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    table = slides / "list.csv"
+    table.write_text("slide,mpp\na.svs,\nb.svs,0.25\n")
+    line = ("features", "--slides", table, "--out", tmp_path / "o", "--scales", "20x", "--json")
+    done = cmamil(*line).document["features"]
+    assert [entry["tiles"] for entry in done] == [{"20x": 16}, {"20x": 4}]
+    assert read_feature_file(Path(done[1]["file"]))[1].mpp_source == "override"
+    recipes = [row.recipe for row in Summary(tmp_path / "o" / "summary.csv").rows().values()]
+    assert recipes[1] == f"{recipes[0]} mpp=0.25"
+    twice = cmamil(*line, "--mpp", "0.5")
+    assert twice.code == 2 and "--mpp 0.5 is for all slides" in twice.err
+
+    half = np.zeros((100, 100), np.uint8)
+    half[:, :50] = 255
+    Image.fromarray(half).save(slides / "half.png")
+    table.write_text("slide,mask\na.svs,half.png\n")
+    masked = cmamil(*line, "--tissue", "mask")
+    assert masked.document["features"][0]["tiles"] == {"20x": 8}
+    for more, said in (
+        (("--tissue", "mask", "--tissue-masks", slides / "half.png"), "a mask of its own"),
+        ((), "would have no effect"),
+    ):
+        refused = cmamil(*line, *more)
+        assert refused.code == 2 and said in refused.err
+    table.write_text("slide,mask\na.svs,half.png\nb.svs,\n")
+    refused = cmamil(*line, "--tissue", "mask")
+    assert refused.code == 2 and "b.svs has no mask in the list" in refused.err
+
+
+def test_another_recipe_takes_the_place_of_old_files_and_says_so(
+    cmamil: Callable[..., Any], slides: Path
+) -> None:
+    """The output folder may be that of the slides."""
+    line = ("features", "--slides", slides / "a.svs", "--out", slides, "--scales")
+    assert cmamil(*line, "20x").code == 0
+    first = Summary(slides / "summary.csv").rows()["a"]
+    assert (first.status, first.message) == ("done", "")
+    assert cmamil(*line, "10x").code == 0
+    second = Summary(slides / "summary.csv").rows()["a"]
+    assert (second.status, second.message) == ("done", "in place of an older file")
+    assert second.recipe != first.recipe
+    again = cmamil("features", "--slides", slides, "--out", slides, "--scales", "10x", "--json")
+    assert [entry["slide"] for entry in again.document["features"]] == ["a", "b"]
+
+
+def test_a_summary_of_something_else_is_refused_before_the_work(
+    cmamil: Callable[..., Any], small_slide: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "summary.csv").write_text("month,income\n")
+    answer = cmamil("features", "--slides", small_slide, "--out", tmp_path)
+    assert answer.code == 2
+    assert "OUTPUT_EXISTS" in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert cmamil("features", "--slides", slides / "a.svs", "--out", out).code == 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        answer = cmamil("features", "--slides", slides / "b.svs", slides / "bad.svs", "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert answer.code == 2
+    assert "OUTPUT_UNWRITABLE" in answer.err and "b.h5 cannot be written" in answer.err
+    assert "bad.svs" not in answer.err, "the run has ended before it"
+    assert sorted(path.name for path in out.iterdir()) == ["a.h5", "summary.csv"]
+    assert list(Summary(out / "summary.csv").rows()) == ["a"]
+
+
+def test_names_with_commas_and_lines_and_a_slide_that_vanishes(
+    cmamil: Callable[..., Any], small_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a, b.svs", 'new\nline "q" 🔬.svs', "z.svs"]
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for name in names:
+        (slides / name).symlink_to(small_slide)
+
+    def taken(path: Path, **options: Any) -> Any:
+        (slides / "z.svs").unlink(missing_ok=True)
+        return open_slide(path, **options)
+
+    monkeypatch.setattr("cmamil_sdk.features.slide.open_slide", taken)
+    out = slides / "features"
+    answer = cmamil("features", "--slides", slides, "--out", out, "--scales", "20x", "--json")
+    assert answer.code == 1
+    rows = Summary(out / "summary.csv").rows()
+    assert {row.path for row in rows.values()} == {str(slides / name) for name in names}
+    assert {Path(row.path).name: row.reason for row in rows.values()} == {
+        names[0]: "",
+        names[1]: "",
+        "z.svs": "SLIDE_NOT_FOUND",
+    }
+    assert cmamil("features", "--slides", slides, "--out", out, "--scales", "20x").code == 0

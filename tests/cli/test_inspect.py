@@ -32,6 +32,22 @@ def test_json(cmamil: Callable[..., Any], small_slide: Path) -> None:
     assert set(document["levels"][0]) == {"width", "height", "downsample"}
 
 
+def test_it_shows_which_level_each_scale_is_read_from(
+    cmamil: Callable[..., Any], small_slide: Path
+) -> None:
+    def inspect(*options: str) -> Any:
+        return cmamil("inspect", small_slide, "--mpp", "0.25", "--tissue", "none", *options)
+
+    usual = inspect("--json").document
+    assert usual["read_from"] == {"5x": 0, "10x": 0, "20x": 0}
+    stored = inspect("--json", "--scale-source", "stored").document
+    assert [level["downsample"] for level in stored["levels"]] == [1.0, 4.0, 16.0]
+    assert stored["read_from"] == {"5x": 1, "10x": 1, "20x": 0}
+    assert stored["tiles"] == usual["tiles"]
+    assert "5x: level 1, 10x: level 1, 20x: level 0" in inspect("--scale-source", "stored").out
+    assert inspect("--scale-source", "coarsest").code == 2
+
+
 def test_scales_and_mpp_change_what_is_counted(
     cmamil: Callable[..., Any], small_slide: Path
 ) -> None:
@@ -151,6 +167,7 @@ def test_the_tissue_options_change_what_is_counted(
     assert tiles("--tissue", "mask", "--tissue-masks", tmp_path)["20x"] == 63
     assert tiles("--tissue", "edge-density")["20x"] == 36
     assert tiles("--max-tiles", 5, "--seed", 1)["20x"] == 5
+    assert tiles("--tile-px", 112) == {"5x": 12, "10x": 36, "20x": 144}
     assert tiles("--drop-specks-um2", 1e9) is None
     assert tiles("--pens", "exclude", "--fill-holes-um2", 1e4)["20x"] == 36
     empty = cmamil("inspect", synthetic_slide, "--tissue", "mask", "--tissue-masks", mask)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmamil_sdk.cli.slide_list import expand_slides
+from cmamil_sdk.cli.slide_list import ListedSlide, expand_slides, slides_with_class
 from cmamil_sdk.errors import FieldInvalid, SlideIdDuplicate, SlideNotFound
 
 
@@ -18,22 +18,38 @@ def touched(folder: Path, *names: str) -> list[Path]:
     return paths
 
 
+def paths(slides: list[ListedSlide]) -> list[Path]:
+    return [slide.path for slide in slides]
+
+
 def test_folder_is_sorted_and_holds_slides_only(tmp_path: Path) -> None:
     b, a, c = touched(tmp_path, "b.svs", "a.TIFF", "c.mrxs")
     touched(tmp_path, "labels.csv", "notes.txt")
-    assert expand_slides([tmp_path]) == [a, b, c]
+    assert paths(expand_slides([tmp_path])) == [a, b, c]
+
+
+def test_a_folder_gives_vendors_formats_but_no_pictures(tmp_path: Path) -> None:
+    slides = touched(tmp_path, "a.kfb", "b.SDPC", "c.TMAP")
+    touched(tmp_path, "a_mask.png", "thumbnail.jpg", "photo.JPEG")
+    assert paths(expand_slides([tmp_path])) == slides
+    assert paths(expand_slides([tmp_path / "photo.JPEG"])) == [tmp_path / "photo.JPEG"]
+    (tmp_path / "list.csv").write_text("slide\na_mask.png\n")
+    assert paths(expand_slides([tmp_path / "list.csv"])) == [tmp_path / "a_mask.png"]
+    (only,) = touched(tmp_path / "pictures", "a.png")
+    with pytest.raises(SlideNotFound, match=r"images \(PNG, JPEG\) are not searched"):
+        expand_slides([only.parent])
 
 
 def test_files_keep_their_order_and_need_not_exist(tmp_path: Path) -> None:
     names = [tmp_path / "z.svs", tmp_path / "a.svs"]
-    assert expand_slides(names) == names
+    assert expand_slides(names) == [ListedSlide(name) for name in names]
 
 
 def test_csv_paths_are_relative_to_it(tmp_path: Path) -> None:
     table = tmp_path / "sub" / "list.csv"
     table.parent.mkdir()
     table.write_text("\ufeffslide,label\none.svs,x\n\n/abs/two.svs,y\n", encoding="utf-8")
-    assert expand_slides([table]) == [tmp_path / "sub" / "one.svs", Path("/abs/two.svs")]
+    assert paths(expand_slides([table])) == [tmp_path / "sub" / "one.svs", Path("/abs/two.svs")]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +61,10 @@ def test_csv_paths_are_relative_to_it(tmp_path: Path) -> None:
         ("slide;mpp\na.svs;0.5\n", FieldInvalid, "separated by ';'"),
         ("label,slide\nx\n", FieldInvalid, "line 2"),
         ("label,slide\nx,a.svs\ny,\n", FieldInvalid, "line 3"),
+        ("slide,mpp\na.svs,0.5\nb.svs,half\n", FieldInvalid, "line 3: mpp 'half' is no number"),
+        ("slide,mpp\na.svs,250\n", FieldInvalid, "line 2: mpp '250' is no number"),
+        ("slide,mpp\na.svs,nan\n", FieldInvalid, "mpp 'nan'"),
+        ("slide,mpp\na.svs,0.5\na.svs,0.5\n", SlideIdDuplicate, "is named twice"),
     ],
 )
 def test_unusable_lists(tmp_path: Path, text: str, error: type[Exception], says: str) -> None:
@@ -77,4 +97,39 @@ def test_equal_ids_are_refused_with_both_names(tmp_path: Path) -> None:
 
 def test_a_name_too_long_is_left_to_fail_as_a_slide() -> None:
     name = Path("x" * 5000 + ".svs")
-    assert expand_slides([name]) == [name]
+    assert paths(expand_slides([name])) == [name]
+
+
+def test_a_csv_tells_mpp_mask_and_class_of_each_slide(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("slide,mpp,mask,class\na.svs,0.25,masks/a.png,calm\nb.svs,,,\n")
+    a, b = expand_slides([table])
+    assert a == ListedSlide(
+        tmp_path / "a.svs", mpp=0.25, mask=tmp_path / "masks" / "a.png", label="calm"
+    )
+    assert b == ListedSlide(tmp_path / "b.svs")
+
+
+def test_one_mpp_for_all_contradicts_a_listed_one(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("slide,mpp\na.svs,\nb.svs,0.25\n")
+    with pytest.raises(FieldInvalid, match=r"--mpp 0\.5 is for all slides.*b\.svs 0\.25"):
+        expand_slides([table], mpp=0.5)
+    table.write_text("slide,mpp\na.svs,\n")
+    assert len(expand_slides([table], mpp=0.5)) == 1
+
+
+@pytest.mark.parametrize("label", ["", "..", ".x", "a/b"])
+def test_a_class_must_name_a_folder(tmp_path: Path, label: str) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text(f"slide,class\na.svs,{label}\n")
+    with pytest.raises(FieldInvalid, match=r"a\.svs"):
+        slides_with_class([table])
+
+
+def test_links_are_slides_of_their_own_name(tmp_path: Path) -> None:
+    (slide,) = touched(tmp_path / "store", "long-name.svs")
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.svs").symlink_to(slide)
+    (tmp_path / "slides" / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
+    assert [s.slide_id for s in expand_slides([tmp_path / "slides"])] == ["a", "gone"]

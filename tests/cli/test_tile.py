@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cmamil_sdk.cli.slide_list import slides_by_class
+from cmamil_sdk.cli.summary import Summary
 from cmamil_sdk.errors import SlideIdDuplicate, SlideNotFound
 from cmamil_sdk.synthetic import write_svs
 
@@ -102,7 +105,7 @@ def test_the_commands_of_cma_mil(
 def test_magnifications_have_folders_of_their_own(cmamil: Callable[..., Any], slides: Path) -> None:
     line = ("tile", "--data_root", slides, "--magnifications", "0", "1", "2", "--out", "p")
     assert cmamil(*line).code == 0
-    counts = {path.name: len(list(path.rglob("*.jpeg"))) for path in Path().glob("p_*")}
+    counts = {path.name: len(list(path.rglob("*.jpeg"))) for path in Path().glob("p_*x")}
     assert counts == {"p_20x": 8, "p_10x": 2, "p_5x": 2}
     again = cmamil(*line)
     assert again.code == 0 and again.out.count("kept") == 6
@@ -131,7 +134,9 @@ def test_one_bad_slide_fails_alone(
     assert extracted.code == 1
     (failed,) = extracted.document["failed"]
     assert failed["reason"] == "SLIDE_CORRUPT" and "one/0_0.jpeg" in failed["message"]
-    assert len(np.load("features/patches_20x/dataset_index.npy")) == 1
+    # the class whose only slide failed keeps its number: wild is 1 here as at other magnifications
+    index = np.load("features/patches_20x/dataset_index.npy").tolist()
+    assert index == [["features/patches_20x/wild/two.npy", "1"]]
 
 
 def test_tiles_of_another_size_need_leave(cmamil: Callable[..., Any], tmp_path: Path) -> None:
@@ -159,10 +164,16 @@ def test_tiles_of_another_size_need_leave(cmamil: Callable[..., Any], tmp_path: 
     ("line", "said"),
     [
         ("tile --data-root missing", "no slide *.svs at missing"),
+        ("tile", "either --data-root or --slides"),
+        ("tile --data-root data --slides data", "either --data-root or --slides"),
+        ("tile --slides l.csv --slide-format tif", "--slide-format has no effect"),
+        ("tile --slides data/raw_wsi/calm", "has no class"),
         ("tile --data-root data/raw_wsi --magnifications 0 0", "names one twice"),
         ("tile --data-root data/raw_wsi --base-mag 0", "--base-mag 0 is no magnification"),
         ("tile --data-root data/raw_wsi --objective nan", "--objective nan is no magnification"),
         ("tile --data-root data/raw_wsi --mpp 100", "--mpp 100"),
+        ("tile --data-root data/raw_wsi --threshold inf", "--threshold inf keeps no tile"),
+        ("tile --data-root data/raw_wsi --base-mag 0.5 --magnifications 8", "halved 8 times"),
         ("tile --data-root data/raw_wsi --out-dir .", "--out-dir . is no name"),
         ("features --out o", "either --slides or --patch-root"),
         ("features --out o --patch-root p --slides s", "either --slides or --patch-root"),
@@ -191,7 +202,7 @@ def test_what_makes_no_sense_is_refused(
 
 def test_the_class_is_the_folder_below_the_root(slides: Path) -> None:
     found = slides_by_class(slides, "svs")
-    assert [(path.stem, label) for path, label in found.items()] == [
+    assert [(slide.slide_id, slide.label) for slide in found] == [
         ("one", "calm"),
         ("two", "wild"),
     ]
@@ -246,3 +257,59 @@ def test_an_encoder_made_for_one_scale_needs_leave_for_others(
     assert "made for tiles at 0.5 µm/px" in refused.err and "--accept-mpp" in refused.err
     assert cmamil(*line, "--scales", "20x").code == 0
     assert cmamil(*line, "--accept-mpp").code == 0
+
+
+def test_a_csv_of_slides_with_their_classes_serves_as_well(
+    cmamil: Callable[..., Any], slides: Path
+) -> None:
+    Path("list.csv").write_text(
+        "slide,class,mpp\ndata/raw_wsi/calm/one.svs,left,\n"
+        "data/raw_wsi/wild/deeper/two.SVS,right,0.25\nnone.svs,right,\n"
+    )
+    answer = cmamil("tile", "--slides", "list.csv", "--json")
+    assert answer.code == 1, answer.err
+    found = [(e["slide"], e["class"], e["tiles"], e["mpp"]) for e in answer.document["tiles"]]
+    assert found == [("one", "left", 4, 0.5), ("two", "right", 1, 0.25)]
+    assert Path("patches_20x/right/two/tiles.json").is_file()
+    rows = Summary(Path("patches_summary.csv")).rows()
+    assert {name: (row.status, row.reason) for name, row in rows.items()} == {
+        "none": ("failed", "SLIDE_NOT_FOUND"),
+        "one": ("done", ""),
+        "two": ("done", ""),
+    }
+    assert rows["two"].recipe == f"{rows['one'].recipe} mpp=0.25"
+    again = cmamil("tile", "--slides", "list.csv", "--json")
+    assert all(entry["resumed"] for entry in again.document["tiles"])
+    after = Summary(Path("patches_summary.csv")).rows()
+    assert after["one"].status == "kept"
+    assert after["one"].seconds == rows["one"].seconds
+
+
+def test_a_killed_run_leaves_no_process_behind(slides: Path) -> None:
+    large = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    write_svs(
+        large.repeat(28, 0).repeat(28, 1), slides / "calm" / "a.svs", mpp=0.5, objective_power=20
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-m", "cmamil_sdk.cli", "tile", "--data-root", slides, "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    while not list(Path().glob("patches_20x/calm/.a.*.tmp/*.jpeg")):
+        assert program.poll() is None, program.communicate()
+    program.kill()
+    # Each process has the pipe as its standard output: it ends with the last of them.
+    program.communicate(timeout=60)
+    assert Path(".patches_summary.a.slide.lock").exists()
+
+
+def test_what_a_killed_process_left_of_a_slide_is_removed(
+    cmamil: Callable[..., Any], slides: Path
+) -> None:
+    half = Path("patches_20x/calm/.one.1.tmp")
+    half.mkdir(parents=True)
+    (half / "0_0.jpeg").touch()
+    Path(".patches_summary.one.slide.lock").touch()
+    assert cmamil("tile", *words(TILE)).code == 0
+    assert sorted(p.name for p in Path("patches_20x/calm").iterdir()) == ["one"]
+    assert not Path(".patches_summary.one.slide.lock").exists()

@@ -357,9 +357,7 @@ def test_export_refuses(
     assert reason in answer.err
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("--run", "r", "--bundle", "b"), ("--run", "r", "--engine", "onnxruntime")]
-)
+@pytest.mark.parametrize("options", [(), ("--run", "r", "--bundle", "b")])
 def test_evaluate_refuses(cmamil: Callable[..., Any], options: tuple[str, ...]) -> None:
     answer = cmamil("evaluate", *options, "--features", "f", "--labels", "l.csv")
     assert answer.code == 2

@@ -18,9 +18,14 @@ def test_a_whole_bundle(cmamil: Callable[..., Any], tiny_bundle: Path) -> None:
     assert document["bundle"] == "tiny/1"
     assert document["bundle_sha256"] == sha256_of_file(tiny_bundle / "manifest.json")
     assert set(document["files"]) == {"encoder.onnx", "aggregator.onnx", "golden.npz"}
-    (found,) = document["engines"].values()
-    assert found["encoder_cosine"] > 0.9999
-    assert found["aggregator_difference"] < 2e-3
+    assert document["golden"]["aggregator_difference"] < 2e-3
+    exact = document["encoder_parity"]["onnxruntime-cpu-fp32"]
+    assert exact["passed"] is True
+    assert exact["cosine_worst"] >= exact["gate"]["cosine_worst"] == 0.99999
+    assert document["engine"] in document["encoder_parity"]
+    assert document["encoder_parity"].keys() == document["encoder_parity_at_export"].keys()
+    assert document["encoder_parity"].keys().isdisjoint(document["not_here"])
+    assert "--engine openvino" in document["not_here"]["onnxruntime-cpu-bf16"]
     plain = cmamil("verify", tiny_bundle)
     assert plain.code == 0
     assert "3 files as exported" in plain.out

@@ -37,7 +37,7 @@ def test_the_commands_work_as_they_stand(
     Image.fromarray(picture).save(tmp_path / "pictures" / "green.png")
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.S | re.M)
     commands = "".join(blocks).splitlines()
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         run(command)
     for made in ("case-01.png", "case-01-clean.png", "features-by-mask/case-01.h5"):

@@ -79,6 +79,22 @@ def test_files_that_are_no_weights(tmp_path):
             build(path)
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ([1, 2], "holds a list, not tensors by name"),
+        (torch.zeros(3), "holds a Tensor, not tensors by name"),
+        ({"a": torch.tensor([1.0, float("nan")])}, "a holds NaN or infinity"),
+    ],
+)
+def test_what_is_wrong_with_weights_is_said(tmp_path, state, words):
+    from cmamil_sdk.encoders.efficientnet_lite import build
+
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(FieldInvalid, match=words):
+        build(tmp_path / "w.pth")
+
+
 def test_weights_run_no_code(tmp_path):
     from cmamil_sdk.encoders.efficientnet_lite import build
 

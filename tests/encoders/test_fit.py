@@ -58,7 +58,8 @@ def test_resizing_is_that_of_pillow(mode: str, from_px: int) -> None:
 def test_the_graph_resizes_by_itself(tmp_path) -> None:
     from cmamil_sdk.encoders.info import ResizeInfo
     from cmamil_sdk.engines import load_engine
-    from cmamil_sdk.export.encoder import export_encoder, probe_tiles
+    from cmamil_sdk.export.encoder import export_encoder
+    from cmamil_sdk.export.reference import probe_tiles
     from cmamil_sdk.export.tile_network import TorchEncoder
 
     resize = ResizeInfo(network_px=32, interpolation="bicubic")

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 from cmamil_sdk.encoders.projection import SeededProjection  # noqa: E402
 from cmamil_sdk.encoders.torchvision_ops import import_torchvision  # noqa: E402
 from cmamil_sdk.errors import FieldInvalid, WeightsMissing  # noqa: E402
-from cmamil_sdk.export.encoder import exported_encoder, load_encoder, probe_tiles  # noqa: E402
+from cmamil_sdk.export.encoder import exported_encoder, load_encoder  # noqa: E402
+from cmamil_sdk.export.reference import probe_tiles  # noqa: E402
 from cmamil_sdk.files import sha256_of_file  # noqa: E402
 
 NAME = "shufflenet_v2_x1_0"

@@ -17,8 +17,10 @@ import_torchvision()
 timm = pytest.importorskip("timm")
 
 from cmamil_sdk.engines import load_engine  # noqa: E402
+from cmamil_sdk.engines.parity import measure_encoder  # noqa: E402
 from cmamil_sdk.errors import DependencyMissing, FieldInvalid, WeightsMissing  # noqa: E402
-from cmamil_sdk.export.encoder import export_encoder, load_encoder, probe_tiles  # noqa: E402
+from cmamil_sdk.export.encoder import export_encoder, load_encoder  # noqa: E402
+from cmamil_sdk.export.reference import probe_tiles  # noqa: E402
 from cmamil_sdk.files import sha256_of_file  # noqa: E402
 
 MODEL = "test_vit.r160_in1k"
@@ -57,9 +59,9 @@ def test_facts_and_features_are_those_of_timm(weights: Path, tmp_path: Path) -> 
     tiles = probe_tiles(160, count=5, seed=2)
     expected = own_features(weights, tiles)
     np.testing.assert_allclose(encoder.features(tiles), expected, rtol=1e-3, atol=1e-4)
-    parity = export_encoder(encoder, tmp_path / "encoder.onnx")
-    assert parity["encoder_cosine_worst"] > 0.99999
+    reference = export_encoder(encoder, tmp_path / "encoder.onnx")
     graph = load_engine(tmp_path / "encoder.onnx", device="cpu")
+    assert measure_encoder(graph, reference).passed
     got = graph.infer({"tiles": tiles[:1]})["features"]
     np.testing.assert_allclose(got, expected[:1], rtol=1e-3, atol=1e-3)
 
@@ -106,6 +108,10 @@ def test_weights_run_no_code(tmp_path: Path) -> None:
 def test_an_unknown_model_gets_a_hint() -> None:
     with pytest.raises(FieldInvalid, match=r"did you mean .*resnet18"):
         load_encoder("timm:resnet_18")
+    with pytest.raises(FieldInvalid, match=r"no such weights; did you mean resnet18\.a1_in1k"):
+        load_encoder("timm:resnet18.a1_in2k")
+    with pytest.raises(FieldInvalid, match=r"no such model; timm.list_models\(\) names them all"):
+        load_encoder("timm:")
 
 
 def test_published_weights_are_fetched_once(

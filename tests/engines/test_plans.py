@@ -24,7 +24,7 @@ from cmamil_sdk.engines.plans import (
 from cmamil_sdk.errors import BundleCorrupt, EngineMissing
 from cmamil_sdk.files import FileEntry
 
-HERE = Here("a" * 64, "tensorrt-rtx", "1.7.1", "89")
+HERE = Here("a" * 64, "tensorrt-rtx", "1.7.1", "89", "fp32")
 FITTING: dict[str, Any] = {
     "graph_sha256": "a" * 64,
     "runtime": "tensorrt-rtx",

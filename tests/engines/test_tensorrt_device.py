@@ -11,9 +11,8 @@ import pytest
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.engines import load_engine
-from cmamil_sdk.engines.choose import TENSORRT
+from cmamil_sdk.engines.base import TENSORRT, RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
-from cmamil_sdk.engines.plans import RuntimeName
 from cmamil_sdk.engines.tensorrt import available
 from cmamil_sdk.errors import EngineMissing, FieldInvalid
 from cmamil_sdk.export.plans import PlanTarget, cache_plans, plan_target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.errors import FieldInvalid, SlideNotFound
 from cmamil_sdk.explain import draw_heatmap, evidence_grid, save_heatmap
 from cmamil_sdk.explain.heatmap import AGAINST, FOR
+from cmamil_sdk.explain.holes import LOST
 from cmamil_sdk.predict import LocalPredictor, Prediction, evidence
 from cmamil_sdk.synthetic import write_svs
 
@@ -223,3 +225,17 @@ def test_no_picture_of_a_slide_that_is_gone(prediction: Prediction, tmp_path: Pa
     with pytest.raises(SlideNotFound):
         save_heatmap(tmp_path / "gone.svs", tmp_path / "gone.png", prediction, max_px=200)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_tile_leaves_a_hole_and_not_no_heatmap(
+    prediction: Prediction,
+    synthetic_slide: Path,
+    tmp_path: Path,
+    with_zeroed: Callable[..., Path],
+) -> None:
+    target = tmp_path / "heatmap.png"
+    save_heatmap(with_zeroed(synthetic_slide, (6, 5)), target, prediction, max_px=2000)
+    with Image.open(target) as opened:
+        shown = np.asarray(opened.convert("RGB"))
+    hole = shown[CAPTION_PX + 1200 : CAPTION_PX + 1440, 1440:1680]
+    assert (hole == LOST).all()

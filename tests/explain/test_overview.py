@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cmamil_sdk.errors import SlideCorrupt
+from cmamil_sdk.explain.holes import LOST
 from cmamil_sdk.explain.overview import MAX_PX, PEN, SCALES, TISSUE, write_overview
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.synthetic import write_svs
@@ -16,7 +19,7 @@ from cmamil_sdk.tiling.plan import plan_tiles
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
 from cmamil_sdk.tiling.tissue import find_tissue
 
-BLACK, BLUE, GREEN = SCALES
+BLACK, BLUE, GREEN, *_ = SCALES
 SHRINK = MAX_PX / 2000
 GLASS = 244
 PALE = round(GLASS + 0.55 * (255 - GLASS))
@@ -76,6 +79,36 @@ def test_what_is_not_read_is_pale(synthetic_slide: Path, tmp_path: Path) -> None
     assert shown[round(1460 * SHRINK), round(1900 * SHRINK)].tolist() == [PALE] * 3
     everywhere = overview(synthetic_slide, tmp_path / "all.png", recipe("20x", method="none"))
     assert everywhere[round(1460 * SHRINK), round(1860 * SHRINK)].tolist() == [GLASS] * 3
+
+
+def test_every_scale_has_a_colour_of_its_own(synthetic_slide: Path, tmp_path: Path) -> None:
+    """Five scales of ratio 2 are the most that nest."""
+    shown = overview(synthetic_slide, tmp_path / "o.png", recipe("1.25x,2.5x,5x,10x,20x"))
+    colours = {tuple(colour) for colour in shown.reshape(-1, 3).tolist()}
+    assert len(set(SCALES)) == 5
+    assert colours >= set(SCALES)
+
+
+def test_what_cannot_be_decoded_is_shown_as_such(
+    synthetic_slide: Path, tmp_path: Path, with_zeroed: Callable[..., Path]
+) -> None:
+    """Stored tiles are 240 px; the hole lies at (2, 3), the picture is read from level 0."""
+    damaged = with_zeroed(synthetic_slide, (2, 3))
+    shown = overview(damaged, tmp_path / "o.png", recipe("20x"))
+    hole = shown[round(780 * SHRINK) : round(900 * SHRINK), round(520 * SHRINK) : 560]
+    assert (hole == LOST).all(axis=-1).mean() > 0.9
+    assert (shown[: round(1500 * SHRINK)] == LOST).all(axis=-1).mean() < 0.07
+    whole = overview(synthetic_slide, tmp_path / "o.png", recipe("20x"))
+    assert not (whole == LOST).all(axis=-1).any(), "neither in the picture nor in its legend"
+
+
+def test_a_slide_that_is_lost_has_no_picture(
+    synthetic_slide: Path, tmp_path: Path, with_zeroed: Callable[..., Path]
+) -> None:
+    damaged = with_zeroed(synthetic_slide, *((x, y) for x in range(9) for y in range(3)))
+    with pytest.raises(SlideCorrupt, match="more than 5% of level 0"):
+        overview(damaged, tmp_path / "o.png", None)
+    assert not (tmp_path / "o.png").exists()
 
 
 def test_excluded_ink_is_hatched(tmp_path: Path) -> None:

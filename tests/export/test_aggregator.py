@@ -76,7 +76,7 @@ def exported(request, tmp_path_factory) -> Exported:
         "aggregator_contribution",
     }
     assert max(report.values()) < 1e-4
-    return Exported(model, scales, path, load_engine(path, device="cpu"))
+    return Exported(model, scales, path, load_engine(path, engine="onnxruntime", device="cpu"))
 
 
 def own_bag(exported: Exported, finest: int, seed: int = 0, coarse: int | None = None):
@@ -225,7 +225,7 @@ def test_another_temperature_changes_the_probabilities_alone(exported, tmp_path)
     export_aggregator(exported.model, exported.scales, 1.0, tmp_path / "sharp.onnx")
     inputs = own_bag(exported, 9)
     soft = exported.engine.infer(inputs)
-    sharp = load_engine(tmp_path / "sharp.onnx", device="cpu").infer(inputs)
+    sharp = load_engine(tmp_path / "sharp.onnx", engine="onnxruntime", device="cpu").infer(inputs)
     for name in sharp:
         assert (sharp[name] == soft[name]).all() == (name != "probabilities"), name
     assert sharp["probabilities"].max() > soft["probabilities"].max() + 0.01

@@ -10,9 +10,11 @@ pytest.importorskip("torch")
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.engines.parity import AGGREGATOR_GATES
 from cmamil_sdk.errors import (
     FieldInvalid,
     OutputExists,
+    ParityFailed,
     RecipeMismatch,
     RunInvalid,
 )
@@ -53,7 +55,10 @@ def test_the_manifest_tells_where_the_model_comes_from(tiny_bundle, run):
         "metrics": {"val_auc": 0.5},
         "slides_seen": None,
     }
-    assert manifest.parity["encoder_cosine_worst"] > 0.99999
+    rows = {row.label: row for row in manifest.encoder_parity}
+    assert {"onnxruntime-cpu-fp32", "openvino-cpu-fp32"} <= rows.keys()
+    assert all(row.passed for row in rows.values() if row.precision == "fp32")
+    assert manifest.parity_failed == ""
     assert manifest.parity["aggregator_logits"] < 1e-3
     assert (manifest.opset, manifest.precision) == (20, "fp32")
 
@@ -124,3 +129,17 @@ def test_another_encoder_than_the_features_were_made_with(run, tmp_path):
     with pytest.raises(RecipeMismatch, match="--weights"):
         export_bundle(run, tmp_path / "out", name="x", fold=1)
     assert list((tmp_path / "out" / "x").iterdir()) == []
+
+
+def test_a_model_that_misses_its_gate_is_refused_and_with_force_marked(run, tmp_path, monkeypatch):
+    strict = {**AGGREGATOR_GATES["fp32"], "aggregator_logits": 0.0}
+    monkeypatch.setitem(AGGREGATOR_GATES, "fp32", strict)
+    with pytest.raises(ParityFailed, match=r"aggregator logits .* \(gate 0\); .*--force"):
+        export_bundle(run, tmp_path / "out", name="x", fold=0)
+    assert list((tmp_path / "out" / "x").iterdir()) == []
+    path = export_bundle(run, tmp_path / "out", name="x", fold=0, force=True)
+    manifest, _ = read_manifest(path)
+    assert manifest.parity_failed.startswith("the aggregator logits ")
+    with pytest.raises(ParityFailed, match="--allow-failed-parity"):
+        Bundle.load(path)
+    assert manifest.parity_failed in Bundle.load(path, allow_failed_parity=True).warnings[0]

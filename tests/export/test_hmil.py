@@ -67,7 +67,7 @@ def test_the_graph_is_the_model_at_both_levels(scales, options, tmp_path):
         model, parse_scales(scales), TEMPERATURES[0], path, coarse_temperature=TEMPERATURES[1]
     )
     assert max(report.values()) < 1e-4
-    engine = load_engine(path, device="cpu")
+    engine = load_engine(path, engine="onnxruntime", device="cpu")
     module = AggregatorGraph(model, *TEMPERATURES).eval()
     for finest in (1, 2, 333):
         bag = probe_bag(parse_scales(scales), 12, finest_tiles=finest, seed=finest)

@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("torch")
 
 from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines.parity import measure_encoder
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.export.encoder import export_encoder, load_encoder, probe_tiles
+from cmamil_sdk.export.encoder import export_encoder, load_encoder
+from cmamil_sdk.export.reference import probe_tiles
 from cmamil_sdk.files import sha256_of_file
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
@@ -58,9 +60,9 @@ def expected_of(tiles: np.ndarray) -> np.ndarray:
 
 
 def features_of_graph(encoder: Any, folder: Path, tiles: np.ndarray) -> np.ndarray:
-    parity = export_encoder(encoder, folder / "encoder.onnx")
-    assert parity["encoder_cosine_worst"] > 0.99999
+    reference = export_encoder(encoder, folder / "encoder.onnx")
     engine = load_engine(folder / "encoder.onnx", device="cpu")
+    assert measure_encoder(engine, reference).passed
     return engine.infer({"tiles": tiles})["features"]
 
 
@@ -160,6 +162,18 @@ FLAT = [("out", TensorProto.FLOAT, ["n", 5])]
             "1 inputs and 2 outputs",
         ),
         ({"outputs": (("out", TensorProto.FLOAT, ["n", 5, 1]),)}, r"gives float\[n, 5, 1\]"),
+        ({"shape": ("n", 3, 8, 8)}, "takes images of 8 px, and tiles have 16 to 4096"),
+        (
+            {
+                "nodes": [
+                    helper.make_node("ReduceMean", ["tiles", "axes"], ["mean"], keepdims=0),
+                    helper.make_node("MatMul", ["mean", "weight"], ["each"]),
+                    helper.make_node("Sub", ["each", "each"], ["zero"]),
+                    helper.make_node("Div", ["zero", "zero"], ["out"]),
+                ]
+            },
+            "gives NaN or infinity",
+        ),
         ({"facts": None}, r"write mine\.onnx\.json beside it"),
         ({"facts": {"mpp": 0.5}}, "give mean and std"),
         ({"facts": {"mean": MEAN}}, "belong together"),
@@ -183,6 +197,13 @@ FLAT = [("out", TensorProto.FLOAT, ["n", 5])]
 def test_graphs_that_are_no_encoders(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(FieldInvalid, match=words):
         load_encoder(write_graph(tmp_path / "mine.onnx", **changes))
+
+
+def test_a_small_graph_takes_tiles_that_are_resized(tmp_path: Path) -> None:
+    name = write_graph(tmp_path / "mine.onnx", shape=("n", 3, 8, 8))
+    encoder = load_encoder(name, tile_px=32, resize_tiles=True)
+    assert encoder.info.tile_px == 32
+    assert encoder.features(probe_tiles(32, count=2)).shape == (2, 5)
 
 
 def test_files_that_are_no_graphs(tmp_path: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 
 from cmamil_sdk.engines import EngineInfo
 from cmamil_sdk.synthetic.svs import write_svs
@@ -51,29 +50,3 @@ def textured_slide(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("textured") / "textured.svs"
     write_svs(pixels, path, mpp=0.5, objective_power=20.0, tile_px=224)
     return path
-
-
-@pytest.fixture
-def with_zeroed(tmp_path) -> Callable[..., Path]:
-    """Copy a slide and overwrite some stored tiles of level 0, given as (column, row)."""
-
-    def make(slide: Path, *tiles: tuple[int, int]) -> Path:
-        path = tmp_path / slide.name
-        path.write_bytes(slide.read_bytes())
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            columns = -(-page.imagewidth // page.tilewidth)
-            spans = [
-                (
-                    page.dataoffsets[row * columns + column],
-                    page.databytecounts[row * columns + column],
-                )
-                for column, row in tiles
-            ]
-        with path.open("r+b") as raw:
-            for offset, size in spans:
-                raw.seek(offset)
-                raw.write(bytes(size))
-        return path
-
-    return make

@@ -81,6 +81,7 @@ def test_select_of_a_scale_that_is_not_there():
         ("features", "20x", np.full((9, 4), np.inf, np.float32)),
         ("coords", "10x", np.zeros((4, 2), np.int64)),
         ("coords", "10x", np.zeros((5, 3), np.int64)),
+        ("coords", "10x", np.full((5, 2), np.nan)),
         ("tissue", "5x", np.zeros(3, np.float32)),
         ("parent", "20x", np.zeros(8, np.int64)),
         ("parent", "20x", np.full(9, 5)),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.errors import FieldInvalid, NonFiniteOutput, SlideCorrupt, SlideNotFound
@@ -222,3 +223,15 @@ def test_an_override_reaches_the_workers(synthetic_slide, engine):
     plan = plan_of(synthetic_slide, mpp=0.25)
     bag = extract_bag(plan, engine, engine.dim, workers=2).finish()
     assert bag.coords["20x"][1, 0] - bag.coords["20x"][0, 0] == 448
+
+
+def test_a_png_has_the_features_of_its_pixels_in_a_slide(synthetic_slide, tmp_path, engine):
+    with open_slide(synthetic_slide) as reader:
+        pixels = reader.read_region(0, 0, 0, reader.facts.width, reader.facts.height)
+    path = tmp_path / f"{synthetic_slide.stem}.png"
+    Image.fromarray(pixels).save(path)
+    plan = plan_of(synthetic_slide)
+    image = plan_of(path, mpp=0.5)
+    assert image.facts.reader == "image"
+    bags = [extract_bag(p, engine, engine.dim, workers=2).finish() for p in (plan, image)]
+    same_bits(*bags)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -101,6 +104,32 @@ def test_an_interrupted_write_keeps_the_old_file(file, monkeypatch):
         write_feature_file(file, *bag_and_provenance())
     assert file.read_bytes() == old
     assert len(list(file.parent.iterdir())) == 1
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
+    """In a process of its own, whose files may not grow beyond 4 kB: HDF5 itself would end it."""
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from cmamil_sdk.errors import OutputUnwritable\n"
+        "from cmamil_sdk.features.file import write_feature_file\n"
+        "from tests.features.test_file import bag_and_provenance\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        "    write_feature_file(Path(sys.argv[1]), *bag_and_provenance())\n"
+        "except OutputUnwritable as problem:\n"
+        "    print(problem)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "out" / "a.h5"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "a.h5 cannot be written (File too large); free space" in run.stdout
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_bag_that_makes_no_sense_is_not_written(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +102,34 @@ def test_a_complete_file_is_kept(extract, engine):
     assert not extract(resume=False).resumed
 
 
+def drop_coords(file: h5py.File) -> None:
+    del file["scales/10x/coords"]
+
+
+def drop_a_row(file: h5py.File) -> None:
+    features = file["scales/20x/features"][()]
+    del file["scales/20x/features"]
+    file["scales/20x/features"] = features[:-1]
+
+
+def spoil_a_value(file: h5py.File) -> None:
+    file["scales/20x/features"][3, 1] = np.nan
+
+
+def spoil_a_parent(file: h5py.File) -> None:
+    file["scales/20x/parent"][0] = 12
+
+
+@pytest.mark.parametrize("damage", [drop_coords, drop_a_row, spoil_a_value, spoil_a_parent])
+def test_a_file_that_training_would_refuse_is_made_anew(extract, damage):
+    path = extract().path
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    assert not extract().resumed
+    read_feature_file(path)
+    assert extract().resumed
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -108,10 +137,11 @@ def test_a_complete_file_is_kept(extract, engine):
         {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(method="none")})},
         {"recipe": RECIPE.model_copy(update={"tissue": TissueRecipe(pens="exclude")})},
         {"recipe": RECIPE.model_copy(update={"sample": TileSample(max_tiles=1000)})},
+        {"recipe": RECIPE.model_copy(update={"scale_source": "stored"})},
         {"encoder": ENCODER.model_copy(update={"weights_sha256": "1" * 64})},
         {"mpp": 0.25},
     ],
-    ids=["scales", "tissue", "pens", "sample", "weights", "mpp"],
+    ids=["scales", "tissue", "pens", "sample", "scale_source", "weights", "mpp"],
 )
 def test_a_file_of_another_recipe_is_not(extract, changes):
     extract()

@@ -126,11 +126,12 @@ def test_a_mpp_that_is_no_whole_fraction_is_averaged_by_area(noise):
             assert np.abs(tile[cell_y, cell_x] - mean).max() <= 0.51
 
 
-def test_coarse_tiles_come_from_the_finest_even_where_levels_are_stored(tmp_path):
-    """The stored coarse level is painted another colour: reading it would show."""
+@pytest.fixture
+def without_level_1(tmp_path):
+    """896 px square at 20x, 5x is stored as level 1 and zeroed: whoever reads that loses the tile."""
     import tifffile
 
-    path = tmp_path / "lying.svs"
+    path = tmp_path / "damaged.svs"
     rng = np.random.default_rng(1)
     fine = rng.integers(100, 200, (896, 896, 3), dtype=np.uint8)
     write_svs(fine, path, mpp=0.5, objective_power=20.0, downsamples=(1, 4))
@@ -141,12 +142,48 @@ def test_coarse_tiles_come_from_the_finest_even_where_levels_are_stored(tmp_path
         for offset, size in spans:
             raw.seek(offset)
             raw.write(bytes(size))
+    return path
+
+
+def test_coarse_tiles_come_from_the_finest_even_where_levels_are_stored(without_level_1):
     recipe = TilingRecipe(scales=parse_scales("5x,20x"), tissue=EVERYWHERE)
-    with open_slide(path) as reader:
+    with open_slide(without_level_1) as reader:
         pixels, ok = all_tiles(reader, recipe)
     assert all(ok["5x"].values())
-    expected = box_mean(level0(path, 896, 896), 4)
+    expected = box_mean(level0(without_level_1, 896, 896), 4)
     assert np.abs(pixels["5x"][0, 0] - expected).max() <= 0.5
+
+
+def test_a_damaged_level_costs_the_scale_that_is_read_from_it_and_no_other(without_level_1):
+    recipe = TilingRecipe(
+        scales=parse_scales("5x,10x,20x"), tissue=EVERYWHERE, scale_source="stored"
+    )
+    with open_slide(without_level_1) as reader:
+        _, ok = all_tiles(reader, recipe)
+    assert {name: set(tiles.values()) for name, tiles in ok.items()} == {
+        "5x": {False},
+        "10x": {True},
+        "20x": {True},
+    }
+
+
+def test_stored_levels_serve_the_scales_they_are_nearest_to(noise):
+    """40x, levels at 1, 4 and 16: 20x is averaged from level 0; 10x is level 1, 5x its average."""
+    path = noise(0.25)
+    recipe = TilingRecipe(
+        scales=parse_scales("5x,10x,20x"), tissue=EVERYWHERE, tile_px=32, scale_source="stored"
+    )
+    with openslide.OpenSlide(path) as slide:
+        stored = np.asarray(slide.read_region((0, 0), 1, (224, 175)).convert("RGB"))
+    truth = level0(path, 900, 700)
+    with open_slide(path) as reader:
+        pixels, _ = all_tiles(reader, recipe)
+        finest, _ = all_tiles(reader, recipe.model_copy(update={"scale_source": "finest"}))
+    assert np.abs(pixels["20x"][2, 1] - box_mean(truth[64:128, 128:192], 2)).max() <= 0.5
+    assert (pixels["10x"][2, 1] == stored[32:64, 64:96]).all()
+    assert np.abs(pixels["5x"][1, 1] - box_mean(stored[64:128, 64:128], 2)).max() <= 0.5
+    assert (finest["20x"][2, 1] == pixels["20x"][2, 1]).all()
+    assert (finest["10x"][2, 1] != pixels["10x"][2, 1]).any()
 
 
 @pytest.mark.parametrize("origin", [(0, 0), (101, 53)])
@@ -190,6 +227,19 @@ def test_a_downsample_that_divides_badly_is_still_cut_not_resampled(synthetic_sl
 
         read_tiles(Spy(), replace(batch, geometry=geometry))
     assert asked == [(0, math.floor(1 / ds + 0.5), math.floor(224 + 1 / ds + 0.5), 224, 224)]
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.46])
+def test_what_is_read_in_strips_is_the_same(noise, monkeypatch, mpp):
+    path = noise(mpp)
+    recipe = TilingRecipe(scales=parse_scales("5x,20x"), tile_px=64, tissue=EVERYWHERE)
+    with open_slide(path) as reader:
+        whole, _ = all_tiles(reader, recipe)
+        monkeypatch.setattr("cmamil_sdk.tiling.blocks._MAX_READ_PX", 9000)
+        strips, _ = all_tiles(reader, recipe)
+    for name, tiles in whole.items():
+        for where, tile in tiles.items():
+            assert np.abs(tile.astype(int) - strips[name][where]).max() <= (mpp != 0.5)
 
 
 def test_a_bad_stored_tile_spoils_only_the_tiles_above_it(textured_slide, with_zeroed):

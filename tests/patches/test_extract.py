@@ -190,6 +190,25 @@ def spoil_pixels(folder: Path) -> None:
     (folder / "1_0.png").write_bytes((folder / "0_0.png").read_bytes()[:45])
 
 
+def spoil_jpeg(folder: Path) -> None:
+    """Zeroes in the middle of the scan: Pillow shows a picture all the same."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "1_0.jpeg", quality=90)
+    data = bytearray((folder / "1_0.jpeg").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 400] = bytes(400)
+    (folder / "1_0.jpeg").write_bytes(data)
+
+
+def spoil_header(folder: Path) -> None:
+    """A bomb: 65,000 pixels square of one colour would take 12 GB."""
+    Image.new("RGB", (PX, PX)).save(folder / "1_0.jpeg")
+    data = bytearray((folder / "1_0.jpeg").read_bytes())
+    size = data.index(b"\xff\xc0") + 5
+    data[size : size + 4] = (65_000).to_bytes(2, "big") * 2
+    (folder / "1_0.jpeg").write_bytes(data)
+
+
 def spoil_shape(folder: Path) -> None:
     Image.new("RGB", (PX, PX + 1)).save(folder / "1_0.png")
 
@@ -208,6 +227,8 @@ def spoil_all(folder: Path) -> None:
         (spoil_name, SlideCorrupt, r"tile-0\.png is not named <col>_<row>"),
         (spoil_twice, SlideCorrupt, "are one tile"),
         (spoil_pixels, SlideCorrupt, r"1_0\.png cannot be decoded"),
+        (spoil_jpeg, SlideCorrupt, r"1_0\.jpeg cannot be decoded \(Corrupt JPEG data"),
+        (spoil_header, SlideCorrupt, r"1_0\.jpeg cannot be decoded \(65000 x 65000 px"),
         (spoil_shape, SlideCorrupt, "16 x 17 px"),
         (spoil_size, SlideCorrupt, r"1_0\.png has 17 px, .* tiles of 16 px"),
         (spoil_all, NoTissue, "holds no tile"),
@@ -221,6 +242,14 @@ def test_a_bad_folder_is_named_and_nothing_written(
     (slide,) = find_slides(tmp_path / "in")
     spoil(folder)
     with pytest.raises(error, match=words):
+        extract_folder(slide, tmp_path / "out", encoder=ENCODER, engine=GreyEngine())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_name_no_document_can_hold_is_refused(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "in" / "a" / "s\udcff", [(0, 0)])
+    (slide,) = find_slides(tmp_path / "in")
+    with pytest.raises(SlideCorrupt, match="no name in UTF-8; rename the folder"):
         extract_folder(slide, tmp_path / "out", encoder=ENCODER, engine=GreyEngine())
     assert not (tmp_path / "out").exists()
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +17,13 @@ import pytest
 from openslide.deepzoom import DeepZoomGenerator
 from PIL import Image, ImageFilter, ImageStat
 
-from cmamil_sdk.errors import DecoderCrashed, NoTissue, OutputExists, SlideCorrupt
+from cmamil_sdk.errors import (
+    DecoderCrashed,
+    NoTissue,
+    OutputExists,
+    OutputUnwritable,
+    SlideCorrupt,
+)
 from cmamil_sdk.patches import write
 from cmamil_sdk.patches.grid import magnifications
 from cmamil_sdk.patches.manifest import PatchRecipe, read_coordinates, read_manifest
@@ -134,6 +146,78 @@ def test_a_process_that_dies_fails_the_slide(
 
 def die(_: object) -> None:
     os._exit(1)
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_leaves_no_process_and_its_folder_goes_with_the_next(
+    slide: Path, tmp_path: Path, killed_by: signal.Signals
+) -> None:
+    """The child says who its processes are, and waits to be killed once tiles are written."""
+    program = (
+        "import multiprocessing, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.patches.test_write import recipes\n"
+        "from cmamil_sdk.patches.write import tile_slide\n"
+        "def seen(*_):\n"
+        "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "    signal.pause()\n"
+        "if __name__ == '__main__':\n"
+        "    slide, out = map(Path, sys.argv[1:])\n"
+        "    tile_slide(slide, 'a', out, recipes(0), workers=2, on_progress=seen)\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(program)
+    run = subprocess.Popen(
+        [sys.executable, script, slide, tmp_path / "p"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert run.stdout is not None
+    children = [int(pid) for pid in run.stdout.readline().split()]
+    assert children
+    (left,) = (tmp_path / "p_20x" / "a").iterdir()
+    assert left.name == f".case.{run.pid}.tmp"
+    with suppress(Interrupted), write._whole_folder(tmp_path / "p_20x" / "a" / "case"):
+        assert left.is_dir(), "a folder that is being written is left alone"
+        raise Interrupted
+    run.send_signal(killed_by)
+    run.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "the processes outlive the one that started them"
+        time.sleep(0.05)
+    assert left.is_dir()
+    tile_slide(slide, "a", tmp_path / "p", recipes(0))
+    assert [path.name for path in (tmp_path / "p_20x" / "a").iterdir()] == ["case"]
+
+
+def test_two_runs_at_once_leave_one_folder(slide: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "p_20x" / "a" / "case"
+    with pytest.raises(OutputExists, match="by another process meanwhile"):  # noqa: SIM117
+        with write._whole_folder(folder) as slower:
+            (slower / "0_0.jpeg").touch()
+            folder.mkdir()
+            (folder / "tiles.json").touch()
+    assert [path.name for path in folder.parent.iterdir()] == ["case"]
+    assert [path.name for path in folder.iterdir()] == ["tiles.json"]
+
+
+class Interrupted(Exception):
+    """Raised by a test in the middle of a slide."""
+
+
+def full(_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_not_the_slides_fault(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_write_chunk", full)
+    with pytest.raises(OutputUnwritable, match=r"a/case cannot be written \(No space left"):
+        tile_slide(slide, "a", tmp_path / "p", recipes(0), workers=1)
+    assert list((tmp_path / "p_20x" / "a").iterdir()) == []
 
 
 def test_an_interrupted_slide_leaves_nothing(slide: Path, tmp_path: Path) -> None:

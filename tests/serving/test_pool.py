@@ -32,7 +32,7 @@ class Recorder:
 
 
 def recording_pool(order: list[Any]) -> tuple[WorkerPool, Recorder]:
-    setup = WorkerSetup(0, (), "auto", "auto", "cpu", 0, 1, 1, 1, 1)
+    setup = WorkerSetup(0, (), "auto", 0, 1, 1, 1, 1, 1)
     pool = WorkerPool(setup, workers=0, task_timeout_s=1.0)
     recorder = Recorder(pool, order)
     pool.slots = [recorder]  # type: ignore[list-item]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +110,22 @@ def test_real_files_end_in_a_prediction_or_a_typed_error(
     assert outcomes["CMU-1-Small-Region.svs"] in LABELS
     assert outcomes["unopenable.tiff"] in leaf_errors()
     assert restarts == [0, 0]
+
+
+def test_a_bundle_of_stored_levels_is_served_as_it_predicts(
+    tiny_bundle: Path, config: ServerConfig, slides_root: Path, tmp_path: Path
+) -> None:
+    stored = tmp_path / "1"
+    shutil.copytree(tiny_bundle, stored)
+    manifest = json.loads((stored / "manifest.json").read_text("utf-8"))
+    manifest["recipe"]["scale_source"] = "stored"
+    (stored / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    predictor = LocalPredictor(Bundle.load(stored), workers=1)
+    expected = predictor.predict(slides_root / "a.svs")
+    predictor.close()
+    with (
+        background_server(config.model_copy(update={"bundles": (stored,), "workers": 1})) as server,
+        Client(f"127.0.0.1:{server.port}", timeout_s=60.0) as client,
+    ):
+        assert client.inspect("a.svs").read_from == {"5x": 1, "10x": 0, "20x": 0}
+        assert without_times(client.predict("a.svs")) == without_times(expected)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from imagecodecs import jpeg8_encode
+from imagecodecs import jpeg2k_encode, jpeg8_encode
 from simplejpeg import encode_jpeg
 
 Encode = Callable[[np.ndarray], bytes]
@@ -34,6 +34,27 @@ def ycbcr(subsampling: str = "420") -> Encode:
 def rgb(tile: np.ndarray) -> bytes:
     """JPEG of RGB with an Adobe segment that says so."""
     return bytes(jpeg8_encode(tile, level=85, colorspace="RGB", outcolorspace="RGB"))
+
+
+def jpeg_2000(tile: np.ndarray) -> bytes:
+    """JPEG 2000 codestream as Aperio stores it: irreversible, with the colour transform."""
+    return bytes(jpeg2k_encode(tile, level=40, codecformat="j2k", mct=True, reversible=False))
+
+
+def write_aperio_2000(
+    path: Path, levels: Sequence[np.ndarray], *, tile_px: int = 64, **tags: Any
+) -> Path:
+    """Write levels as Aperio's tiled JPEG 2000 (RGB)."""
+    return write_levels(
+        path,
+        levels,
+        tile_px=tile_px,
+        encode=jpeg_2000,
+        photometric="rgb",
+        compression=33005,
+        description="Aperio Image Library\r\n|MPP = 0.5",
+        **tags,
+    )
 
 
 def segments(jpeg: bytes) -> Iterator[tuple[int, bytes]]:
@@ -78,11 +99,12 @@ def write_levels(
     tile_px: int = 64,
     encode: Encode | None = None,
     photometric: str = "ycbcr",
+    compression: str | int = "jpeg",
     bigtiff: bool = False,
     change: Callable[[bytes], bytes] = lambda tile: tile,
     **tags: Any,
 ) -> Path:
-    """Write levels as tiled JPEG; ``change`` is done to each encoded tile."""
+    """Write levels as tiled JPEG, or what ``encode`` makes; ``change`` is done to each encoded tile."""
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
         for number, pixels in enumerate(levels):
             stored = [change(t) for t in tiles_of(pixels, tile_px, encode or ycbcr())]
@@ -91,7 +113,7 @@ def write_levels(
                 shape=pixels.shape,
                 dtype=np.uint8,
                 photometric=photometric,
-                compression="jpeg",
+                compression=compression,
                 tile=(tile_px, tile_px),
                 subfiletype=1 if number else 0,
                 metadata=None,

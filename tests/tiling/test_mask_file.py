@@ -37,7 +37,10 @@ MODES = ["L", "1", "RGB", "RGBA", "P", "I;16"]
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [*((f"m.{suffix}", mode) for suffix in ("png", "tif") for mode in MODES), ("m.png", "LA")],
+    [
+        *((f"m.{suffix}", mode) for suffix in ("png", "tif") for mode in MODES),
+        *(("m.png", "LA"), ("m.tif", "CMYK"), ("m.tif", "YCbCr"), ("m.tif", "F")),
+    ],
 )
 def test_not_black_is_tissue_in_every_kind_of_picture(synthetic_slide, tmp_path, name, mode):
     spot = one_tile()
@@ -47,7 +50,8 @@ def test_not_black_is_tissue_in_every_kind_of_picture(synthetic_slide, tmp_path,
         picture = Image.fromarray(np.where(spot > 0, 0, 1).astype(np.uint8))
         picture.putpalette([255, 255, 255, 0, 0, 0])
     else:
-        picture = Image.fromarray(spot).convert(mode)
+        picture = Image.fromarray(spot)
+        picture = (picture.convert("RGB") if mode == "YCbCr" else picture).convert(mode)
     assert picture.mode == mode
     picture.save(tmp_path / name)
     assert planned(synthetic_slide, tmp_path / name).scales[0].index.tolist() == [[7, 5]]
@@ -75,6 +79,28 @@ def test_files_that_are_no_masks(synthetic_slide, tmp_path):
             planned(synthetic_slide, tmp_path / name)
 
 
+def test_a_jpeg_is_refused_for_its_black_is_not_black(synthetic_slide, tmp_path):
+    for name in ("m.jpg", "m.png"):
+        Image.fromarray(one_tile()).save(tmp_path / name, format="JPEG")
+        with pytest.raises(TissueMaskInvalid, match=rf"{name} cannot be read.*give a PNG or TIFF"):
+            planned(synthetic_slide, tmp_path / name)
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_masks_are_read_and_larger_ones_refused(synthetic_slide, tmp_path, monkeypatch):
+    mask = Image.fromarray(one_tile())
+    mask.save(tmp_path / "m.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", mask.width * mask.height - 1)
+    assert planned(synthetic_slide, tmp_path / "m.png").scales[0].index.tolist() == [[7, 5]]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(TissueMaskInvalid, match="million pixels; make it smaller"):
+        planned(synthetic_slide, tmp_path / "m.png")
+    monkeypatch.undo()
+    monkeypatch.setattr("cmamil_sdk.tiling.mask_file._MAX_MASK_PX", mask.width * mask.height - 1)
+    with pytest.raises(TissueMaskInvalid, match="million pixels; make it smaller"):
+        planned(synthetic_slide, tmp_path / "m.png")
+
+
 def test_a_mask_is_given_if_and_only_if_the_recipe_wants_one(synthetic_slide, tmp_path):
     with pytest.raises(FieldInvalid, match="--tissue-masks"):
         planned(synthetic_slide, None)
@@ -83,8 +109,9 @@ def test_a_mask_is_given_if_and_only_if_the_recipe_wants_one(synthetic_slide, tm
 
 
 def test_the_mask_of_a_slide_in_a_folder(tmp_path):
-    for name in ("a.png", "b.png", "b.tif"):
+    for name in ("a.png", "b.png", "b.tif", "d.TIF"):
         (tmp_path / name).touch()
+    assert mask_file(tmp_path, "d") == tmp_path / "d.TIF"
     assert mask_file(tmp_path, "a") == tmp_path / "a.png"
     assert mask_file(tmp_path / "a.png", "whatever") == tmp_path / "a.png"
     with pytest.raises(TissueMaskInvalid, match=r"b\.png, b\.tif"):

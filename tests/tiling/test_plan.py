@@ -249,6 +249,13 @@ def test_glass_alone_has_no_tissue(tmp_path):
         make_plan(reader, THREE)
 
 
+@pytest.mark.parametrize(("width", "height"), [(80, 300), (300, 80), (100, 200), (1, 1)])
+def test_a_slide_smaller_than_half_a_tile_says_so(width, height):
+    recipe = TilingRecipe(scales=parse_scales("20x"), tissue=TissueRecipe(method="none"))
+    with pytest.raises(NoTissue, match=f"{width} x {height} px are less than half a 20x tile"):
+        make_plan(BlockReader(facts(width, height), 0), recipe)
+
+
 def test_the_limit_on_tiles(synthetic_slide):
     with open_slide(synthetic_slide) as reader:
         with pytest.raises(TooManyTiles, match="52 tiles, the limit is 51"):

@@ -60,7 +60,7 @@ def test_ratios_count_finest_tiles():
     [
         {"tile_px": 8},
         {"tile_px": 1 << 20},
-        {"scale_source": "stored"},
+        {"scale_source": "coarsest"},
         {"mpp_tolerance": 0.5},
         {"overlap": 10},
         {"tissue": {"method": "magic"}},

@@ -137,3 +137,16 @@ def test_a_dark_frame_is_no_tissue(tmp_path):
     with open_slide(path) as reader:
         plan = make_plan(reader, TilingRecipe(scales=parse_scales("20x")))
     assert plan.scales[0].index.tolist() == [[2, 2]]
+
+
+@pytest.mark.parametrize("padding", [(4, 0, 4), (12, 6, 12), (0, 0, 0)])
+def test_what_is_dark_has_no_say_in_what_is_pale(tmp_path, padding):
+    """The hue of black padding is all saturation; judged along, it hid tissue of saturation 33."""
+    pixels = np.full((672, 1344, 3), 244, dtype=np.uint8)
+    pixels[224:448, 224:448] = (235, 205, 222)
+    pixels[:, 672:] = padding
+    path = tmp_path / "padded.svs"
+    write_svs(pixels, path, mpp=0.5, objective_power=20.0)
+    with open_slide(path) as reader:
+        plan = make_plan(reader, TilingRecipe(scales=parse_scales("20x")))
+    assert plan.scales[0].index.tolist() == [[1, 1]]

@@ -70,6 +70,17 @@ def test_mixed_recipes_name_both_files(cohort: Cohort, other: dict[str, str]) ->
         open_store(cohort)
 
 
+def test_features_of_two_scale_sources_are_not_mixed(cohort: Cohort) -> None:
+    origin = provenance("slide_04")
+    stored = origin.model_copy(
+        update={"recipe": origin.recipe.model_copy(update={"scale_source": "stored"})}
+    )
+    bag = make_bag("slide_04", 0, seed=0)
+    write_feature_file(cohort.features / "slide_04.h5", bag, stored)
+    with pytest.raises(RecipeMismatch, match=r"slide_04\.h5 and .*slide_00\.h5"):
+        open_store(cohort)
+
+
 def test_nan_features_and_a_renamed_file_are_named(cohort: Cohort) -> None:
     import h5py
 

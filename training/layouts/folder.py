@@ -133,8 +133,9 @@ def files_by_slide(folder: Path) -> dict[str, Path]:
 def _choose(path: Path, bag: Bag, recipe: TilingRecipe, wanted: tuple[str, ...] | None) -> Bag:
     """The bag at the wanted scales, which must be there and include the features' finest.
 
-    Coarse tiles are kept and averaged from the finest scale, so without it the recipe would name
-    other pixels than those behind the features. A sample is drawn by tiles of the coarsest scale.
+    Coarse tiles are kept by those of the finest scale, and may be averages of it, so without it the
+    recipe would name other tiles than those behind the features. A sample is drawn by tiles of the
+    coarsest scale.
     """
     if wanted is None:
         return bag
@@ -146,7 +147,7 @@ def _choose(path: Path, bag: Bag, recipe: TilingRecipe, wanted: tuple[str, ...] 
         )
     if recipe.finest.name not in wanted:
         raise ScaleMismatch(
-            f"scales {', '.join(wanted)} leave out {recipe.finest.name}, from which {path} made its "
+            f"scales {', '.join(wanted)} leave out {recipe.finest.name}, by which {path} chose its "
             "coarser tiles; keep it, or extract features at the wanted scales alone."
         )
     if recipe.sample is not None and recipe.scales[0].name not in wanted:

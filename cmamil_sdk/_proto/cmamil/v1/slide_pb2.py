@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63mamil/v1/slide.proto\x12\tcmamil.v1\"3\n\x0bSlideSource\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpected_sha256\x18\x02 \x01(\t\";\n\rTilingOptions\x12\x19\n\x0cmpp_override\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_mpp_override\"?\n\nSlideLevel\x12\r\n\x05width\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\x12\n\ndownsample\x18\x03 \x01(\x01\"*\n\nScaleTiles\x12\r\n\x05scale\x18\x01 \x01(\t\x12\r\n\x05tiles\x18\x02 \x01(\x03\"u\n\x13InspectSlideRequest\x12%\n\x05slide\x18\x01 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x02 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12\r\n\x05model\x18\x03 \x01(\t\"\xbf\x03\n\x14InspectSlideResponse\x12\x10\n\x08slide_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x03\x12\x0e\n\x06height\x18\x04 \x01(\x03\x12%\n\x06levels\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.SlideLevel\x12\x10\n\x03mpp\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12(\n\nmpp_source\x18\x07 \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12\x1c\n\x0fobjective_power\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06vendor\x18\t \x01(\t\x12\x18\n\x0b\x63ompression\x18\n \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reader\x18\x0b \x01(\t\x12\x15\n\rreader_reason\x18\x0c \x01(\t\x12\x1c\n\x0ftissue_fraction\x18\r \x01(\x01H\x03\x88\x01\x01\x12$\n\x05tiles\x18\x0e \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x10\n\x08warnings\x18\x0f \x03(\tB\x06\n\x04_mppB\x12\n\x10_objective_powerB\x0e\n\x0c_compressionB\x12\n\x10_tissue_fraction*q\n\tMppSource\x12\x1a\n\x16MPP_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13MPP_SOURCE_METADATA\x10\x01\x12\x17\n\x13MPP_SOURCE_OVERRIDE\x10\x02\x12\x16\n\x12MPP_SOURCE_UNKNOWN\x10\x03\x32_\n\x0cSlideService\x12O\n\x0cInspectSlide\x12\x1e.cmamil.v1.InspectSlideRequest\x1a\x1f.cmamil.v1.InspectSlideResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63mamil/v1/slide.proto\x12\tcmamil.v1\"3\n\x0bSlideSource\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpected_sha256\x18\x02 \x01(\t\";\n\rTilingOptions\x12\x19\n\x0cmpp_override\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_mpp_override\"?\n\nSlideLevel\x12\r\n\x05width\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\x12\n\ndownsample\x18\x03 \x01(\x01\"9\n\nScaleTiles\x12\r\n\x05scale\x18\x01 \x01(\t\x12\r\n\x05tiles\x18\x02 \x01(\x03\x12\r\n\x05level\x18\x03 \x01(\x05\"u\n\x13InspectSlideRequest\x12%\n\x05slide\x18\x01 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x02 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12\r\n\x05model\x18\x03 \x01(\t\"\xbf\x03\n\x14InspectSlideResponse\x12\x10\n\x08slide_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x03\x12\x0e\n\x06height\x18\x04 \x01(\x03\x12%\n\x06levels\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.SlideLevel\x12\x10\n\x03mpp\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12(\n\nmpp_source\x18\x07 \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12\x1c\n\x0fobjective_power\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06vendor\x18\t \x01(\t\x12\x18\n\x0b\x63ompression\x18\n \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reader\x18\x0b \x01(\t\x12\x15\n\rreader_reason\x18\x0c \x01(\t\x12\x1c\n\x0ftissue_fraction\x18\r \x01(\x01H\x03\x88\x01\x01\x12$\n\x05tiles\x18\x0e \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x10\n\x08warnings\x18\x0f \x03(\tB\x06\n\x04_mppB\x12\n\x10_objective_powerB\x0e\n\x0c_compressionB\x12\n\x10_tissue_fraction*q\n\tMppSource\x12\x1a\n\x16MPP_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13MPP_SOURCE_METADATA\x10\x01\x12\x17\n\x13MPP_SOURCE_OVERRIDE\x10\x02\x12\x16\n\x12MPP_SOURCE_UNKNOWN\x10\x03\x32_\n\x0cSlideService\x12O\n\x0cInspectSlide\x12\x1e.cmamil.v1.InspectSlideRequest\x1a\x1f.cmamil.v1.InspectSlideResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cmamil.v1.slide_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MPPSOURCE']._serialized_start=828
-  _globals['_MPPSOURCE']._serialized_end=941
+  _globals['_MPPSOURCE']._serialized_start=843
+  _globals['_MPPSOURCE']._serialized_end=956
   _globals['_SLIDESOURCE']._serialized_start=36
   _globals['_SLIDESOURCE']._serialized_end=87
   _globals['_TILINGOPTIONS']._serialized_start=89
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SLIDELEVEL']._serialized_start=150
   _globals['_SLIDELEVEL']._serialized_end=213
   _globals['_SCALETILES']._serialized_start=215
-  _globals['_SCALETILES']._serialized_end=257
-  _globals['_INSPECTSLIDEREQUEST']._serialized_start=259
-  _globals['_INSPECTSLIDEREQUEST']._serialized_end=376
-  _globals['_INSPECTSLIDERESPONSE']._serialized_start=379
-  _globals['_INSPECTSLIDERESPONSE']._serialized_end=826
-  _globals['_SLIDESERVICE']._serialized_start=943
-  _globals['_SLIDESERVICE']._serialized_end=1038
+  _globals['_SCALETILES']._serialized_end=272
+  _globals['_INSPECTSLIDEREQUEST']._serialized_start=274
+  _globals['_INSPECTSLIDEREQUEST']._serialized_end=391
+  _globals['_INSPECTSLIDERESPONSE']._serialized_start=394
+  _globals['_INSPECTSLIDERESPONSE']._serialized_end=841
+  _globals['_SLIDESERVICE']._serialized_start=958
+  _globals['_SLIDESERVICE']._serialized_end=1053
 # @@protoc_insertion_point(module_scope)

@@ -43,12 +43,14 @@ class SlideLevel(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ..., downsample: _Optional[float] = ...) -> None: ...
 
 class ScaleTiles(_message.Message):
-    __slots__ = ("scale", "tiles")
+    __slots__ = ("scale", "tiles", "level")
     SCALE_FIELD_NUMBER: _ClassVar[int]
     TILES_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
     scale: str
     tiles: int
-    def __init__(self, scale: _Optional[str] = ..., tiles: _Optional[int] = ...) -> None: ...
+    level: int
+    def __init__(self, scale: _Optional[str] = ..., tiles: _Optional[int] = ..., level: _Optional[int] = ...) -> None: ...
 
 class InspectSlideRequest(_message.Message):
     __slots__ = ("slide", "tiling", "model")

@@ -1,0 +1,186 @@
+"""ONNX graphs of one input on OpenVINO's CPU plugin, in the precision that is asked for or not at all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.engines.base import Array, EngineInfo, Precision
+from cmamil_sdk.engines.inputs import check_inputs, input_spec
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
+from cmamil_sdk.machine import available_cores
+
+# OpenVINO imports its model converter, which reports its use to its makers. Hidden from it, the
+# package that does so stays out of this process.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+try:
+    import openvino as ov
+except ImportError as problem:
+    raise EngineMissing("openvino is not installed; install cmamil-sdk[cpu].") from problem
+
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "i64": np.dtype(np.int64),
+    "u8": np.dtype(np.uint8),
+}
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16"}
+
+
+class OpenVinoEngine:
+    """One ONNX graph, compiled for this processor.
+
+    Args:
+        graph: the ``.onnx`` file.
+        precision: of the arithmetic.
+        threads: threads within one ``infer``.
+        callers: threads that call ``infer`` at a time, each with a stream of its own; more than these
+            wait for each other. Default: one per core.
+        reason: why this engine was chosen.
+
+    Raises:
+        EngineMissing: this processor does not have the precision.
+        BundleUnsupported: the file is no graph of one input that this runtime can run.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        precision: Precision,
+        threads: int,
+        callers: int | None = None,
+        reason: str,
+    ) -> None:
+        check_precision(precision)
+        self._graph = graph
+        model = _read(graph)
+        # Index arrays that point nowhere would be read as zeros, and axes have no names to compare.
+        if len(model.inputs) != 1:
+            raise BundleUnsupported(
+                f"{graph} has {len(model.inputs)} inputs, openvino runs graphs of one, which encoders "
+                "are; use --engine onnxruntime."
+            )
+        port = model.inputs[0]
+        shape = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
+        kind = port.element_type.get_type_name()
+        self._inputs = {
+            port.any_name: input_spec(str(graph), port.any_name, kind, shape, _NUMPY_TYPES)
+        }
+        streams = callers or available_cores()
+        self._compiled: ov.CompiledModel | None = _compile(
+            model, graph, precision, streams, threads
+        )
+        self._idle: list[ov.InferRequest] = []
+        self.info = EngineInfo(
+            "openvino", "cpu", _precision_in_use(self._compiled), version(), reason
+        )
+        if self.info.precision != precision:
+            raise EngineMissing(
+                f"openvino runs {graph.name} in {self.info.precision} here and not in {precision}; "
+                f"use --precision {self.info.precision}."
+            )
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        check_inputs(self._graph.name, self._inputs, inputs)
+        assert self._compiled is not None
+        # A request serves one call at a time; list.pop and append are atomic.
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+            results = request.infer(contiguous, share_inputs=True)
+        except RuntimeError as problem:
+            raise FieldInvalid(
+                f"{self._graph.name} refuses its inputs ({_last_line(problem)}); "
+                "give arrays as the graph takes them."
+            ) from problem
+        finally:
+            self._idle.append(request)
+        return {output.any_name: results[output] for output in self._compiled.outputs}
+
+    def close(self) -> None:
+        """Release the graph."""
+        self._idle.clear()
+        self._compiled = None
+
+
+def version() -> str:
+    """The installed OpenVINO's version, without its build."""
+    return str(ov.__version__).partition("-")[0]
+
+
+def precisions() -> tuple[Precision, ...]:
+    """The precisions that this processor computes in, and not only converts to."""
+    found = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name, capability in _CAPABILITIES.items() if capability in found)
+
+
+def check_precision(precision: Precision) -> None:
+    """Refuse a precision that this processor does not have (EngineMissing)."""
+    if precision not in precisions():
+        raise EngineMissing(
+            f"This processor has no {precision} arithmetic (neither AVX-512 BF16 nor AMX), and openvino "
+            "would compute in fp32; use --precision fp32."
+        )
+
+
+@cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
+def _read(graph: Path) -> ov.Model:
+    if not graph.is_file():
+        raise BundleUnsupported(f"There is no graph at {graph}; export the model again.")
+    try:
+        return _core().read_model(graph)
+    except RuntimeError as problem:
+        raise _unusable(graph, problem) from problem
+
+
+def _compile(
+    model: ov.Model, graph: Path, precision: Precision, streams: int, threads: int
+) -> ov.CompiledModel:
+    settings = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": streams * threads,
+        # The threads that infer also decode, and may share the machine with other processes.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        return _core().compile_model(model, "CPU", settings)
+    except RuntimeError as problem:
+        raise _unusable(graph, problem) from problem
+
+
+def _precision_in_use(compiled: ov.CompiledModel) -> str:
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return next((name for name, known in _HINTS.items() if known == hint), hint)
+
+
+def _unusable(graph: Path, problem: Exception) -> BundleUnsupported:
+    return BundleUnsupported(
+        f"{graph} cannot be run by openvino {version()} ({_last_line(problem)}); "
+        "export the model again, or use --engine onnxruntime."
+    )
+
+
+def _last_line(problem: Exception) -> str:
+    """The first lines name places in OpenVINO's source."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[-1] if lines else type(problem).__name__
+
+
+__all__ = ["OpenVinoEngine", "check_precision", "precisions", "version"]
