@@ -62,24 +62,14 @@ def export_triton(bundle: Path, repository: Path) -> tuple[Path, Path]:
     """
     manifest, sha256 = read_manifest(bundle)
     verify_files(bundle, manifest)
-    if not (manifest.version.isascii() and manifest.version.isdecimal() and int(manifest.version)):
-        raise FieldInvalid(
-            f"Triton counts versions, and {manifest.version!r} of bundle {manifest.name} is no whole "
-            "number above 0; export the run with such a --version."
-        )
+    encoder, aggregator = new_models(repository, manifest.name, manifest.version)
     notes = {
         "cmamil_bundle": f"{manifest.name}/{manifest.version}",
         "cmamil_bundle_sha256": sha256,
         "cmamil_recipe": manifest.recipe.model_dump_json(),
     }
-    encoder, aggregator = (
-        repository / f"{manifest.name}_{part}" for part in ("encoder", "aggregator")
-    )
-    for model in (encoder, aggregator):
-        if model.exists():
-            raise OutputExists(
-                f"{model} exists already; remove it, or name another --model-repository."
-            )
+    if manifest.parity_failed:
+        notes["cmamil_parity_failed"] = manifest.parity_failed
     version = int(manifest.version)
     _write_model(encoder, version, bundle / ENCODER_GRAPH, notes, labels={}, batched=True)
     _write_model(
@@ -90,6 +80,27 @@ def export_triton(bundle: Path, repository: Path) -> tuple[Path, Path]:
         labels=_labels(manifest),
         batched=False,
     )
+    return encoder, aggregator
+
+
+def new_models(repository: Path, name: str, version: str) -> tuple[Path, Path]:
+    """Where the encoder and the aggregator of the bundle ``name/version`` go, before there is one.
+
+    Raises:
+        FieldInvalid: the version is no whole number above 0.
+        OutputExists: a model of that name is there already.
+    """
+    if not (version.isascii() and version.isdecimal() and int(version)):
+        raise FieldInvalid(
+            f"Triton counts versions, and {version!r} of bundle {name} is no whole number above 0; "
+            "export the run with such a --version."
+        )
+    encoder, aggregator = (repository / f"{name}_{part}" for part in ("encoder", "aggregator"))
+    for model in (encoder, aggregator):
+        if model.exists():
+            raise OutputExists(
+                f"{model} exists already; remove it, or name another --model-repository."
+            )
     return encoder, aggregator
 
 
@@ -189,4 +200,4 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-__all__ = ["ENCODER_MAX_BATCH", "export_triton"]
+__all__ = ["ENCODER_MAX_BATCH", "export_triton", "new_models"]

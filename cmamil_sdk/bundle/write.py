@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cmamil_sdk.bundle.manifest import (
@@ -34,6 +35,7 @@ def write_bundle(
     """
     if target.exists():
         raise OutputExists(f"{target} exists already; choose another --version or --out.")
+    is_first = not target.parent.exists()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -45,6 +47,9 @@ def write_bundle(
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_first:
+            with suppress(OSError):  # it holds the bundle
+                target.parent.rmdir()
     return target
 
 

@@ -7,11 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
+GraphEngineName = Annotated[
+    str,
+    typer.Option(help="What runs the encoder: auto, onnxruntime or openvino, docs/engines.md."),
+]
 EngineName = Annotated[
     str,
     typer.Option(
-        help="What runs the encoder: auto, onnxruntime, openvino, or tensorrt-rtx or tensorrt where "
-        "there are plans; docs/engines.md."
+        help="What runs the encoder: auto, onnxruntime, openvino, docs/engines.md; tensorrt-rtx or "
+        "tensorrt, docs/tensorrt.md."
     ),
 ]
 Precision = Annotated[
@@ -49,6 +53,7 @@ __all__ = [
     "Device",
     "EngineCache",
     "EngineName",
+    "GraphEngineName",
     "Json",
     "OnError",
     "Precision",

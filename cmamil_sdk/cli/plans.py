@@ -32,7 +32,7 @@ def run(
     from cmamil_sdk.bundle.load import read_manifest, verify_files
     from cmamil_sdk.export.plans import cache_plans
 
-    plan_targets = plan_targets_of([target], compute_capability)
+    plan_targets = plan_targets_of([target], compute_capability, option="--target")
     manifest, _ = read_manifest(bundle)
     verify_files(bundle, manifest)
     output_folder(engine_cache)
@@ -65,8 +65,10 @@ def names_in(text: str, option: str) -> list[str]:
     return names
 
 
-def plan_targets_of(targets: Sequence[str], compute_capability: str) -> list[PlanTarget]:
-    """For which runtimes and GPUs plans are asked for; ``onnx`` asks for none.
+def plan_targets_of(
+    targets: Sequence[str], compute_capability: str, *, option: str, others: Sequence[str] = ()
+) -> list[PlanTarget]:
+    """For which runtimes and GPUs plans are asked for by ``option``; ``others`` ask for none.
 
     Raises:
         FieldInvalid: an unknown target, or GPUs without a target that takes them.
@@ -75,11 +77,10 @@ def plan_targets_of(targets: Sequence[str], compute_capability: str) -> list[Pla
     from cmamil_sdk.engines.base import TENSORRT
     from cmamil_sdk.errors import FieldInvalid
 
-    unknown = [name for name in targets if name not in ("onnx", *TENSORRT)]
+    known = (*others, *TENSORRT)
+    unknown = [name for name in targets if name not in known]
     if unknown:
-        raise FieldInvalid(
-            f"--targets {unknown[0]} is unknown; choose of onnx, {', '.join(TENSORRT)}."
-        )
+        raise FieldInvalid(f"{option} {unknown[0]} is unknown; choose of {', '.join(known)}.")
     runtimes = [runtime for runtime in TENSORRT if runtime in targets]
     asked = names_in(compute_capability, "--compute-capability") if compute_capability else []
     if asked and "tensorrt-rtx" not in runtimes:
