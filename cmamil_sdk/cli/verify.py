@@ -33,10 +33,10 @@ def run(
         engine_cache=engine_cache,
         allow_failed_parity=True,
     )
-    golden = loaded.self_test()
     plans = known_plans(bundle / ENCODER_GRAPH, engine_cache)
     for plan in plans:
         plan.open().close()  # compares it with its manifest
+    golden = loaded.self_test()
     rows, manifest = loaded.parity_table(), loaded.manifest
     here = {row.label: row.parity for row in rows if row.parity is not None}
     absent = {row.label: row.why for row in rows if row.parity is None}

@@ -18,14 +18,14 @@ TRITON = ("--targets", "onnx,triton", "--model-repository", "models")
 
 def test_the_command_of_the_page_writes_what_the_page_lists(
     cmamil: Callable[..., Any],
-    tiny_bundle: Path,
+    small_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, _, section = PAGE.partition("## Triton")
     (command,) = re.findall(r"^```bash\ncmamil (.*?)\n```", section, re.M)
     (listing,) = re.findall(r"^```\n(models/\n.*?)^```", section, re.S | re.M)
-    (tmp_path / "run").symlink_to(tiny_bundle.parents[2] / "run")
+    (tmp_path / "run").symlink_to(small_run)
     monkeypatch.chdir(tmp_path)
     answer = cmamil(*shlex.split(command))
     assert answer.code == 0, answer.err
@@ -68,13 +68,12 @@ def test_what_is_known_before_is_refused_before(
 
 
 def test_an_export_that_fails_leaves_no_folder(
-    cmamil: Callable[..., Any], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cmamil: Callable[..., Any], small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_graphs: Any, **_options: Any) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr("cmamil_sdk.export.bundle._write_graphs", fail)
-    run = tiny_bundle.parents[2] / "run"
-    answer = cmamil("export", "--run", run, "--name", "n", "--out", tmp_path / "o")
+    answer = cmamil("export", "--run", small_run, "--name", "n", "--out", tmp_path / "o")
     assert answer.code != 0
     assert list((tmp_path / "o").iterdir()) == []
