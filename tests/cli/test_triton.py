@@ -65,15 +65,3 @@ def test_what_is_known_before_is_refused_before(
     assert said in answer.err
     assert {path.name for path in tmp_path.iterdir()} == {"models", "file"}
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["there_aggregator"]
-
-
-def test_an_export_that_fails_leaves_no_folder(
-    cmamil: Callable[..., Any], small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_graphs: Any, **_options: Any) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("cmamil_sdk.export.bundle._write_graphs", fail)
-    answer = cmamil("export", "--run", small_run, "--name", "n", "--out", tmp_path / "o")
-    assert answer.code != 0
-    assert list((tmp_path / "o").iterdir()) == []
