@@ -8,7 +8,7 @@ CUCIM_HERE := $(filter Linux-x86_64 Linux-aarch64,$(shell uname -sm | tr ' ' -))
 PROTOC_VENV := .venv-protoc
 PROTOS := $(sort $(wildcard protos/cmamil/v1/*.proto))
 
-.PHONY: setup demo test test-long soak lint protos gpu-check clean
+.PHONY: setup demo test test-long soak lint protos reliability-tables docs-figures gpu-check clean
 
 setup: $(VENV)/installed
 
@@ -51,6 +51,12 @@ $(PROTOC_VENV)/installed:
 	$(PYTHON) -m venv $(PROTOC_VENV)
 	$(PROTOC_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.81.1' 'buf-bin==1.75.0'
 	touch $@
+
+reliability-tables: setup
+	CMAMIL_REWRITE_TABLES=1 $(BIN)/python -m pytest tests/reliability
+
+docs-figures: setup
+	$(BIN)/python -m cmamil_sdk.benchmarks.figures docs/figures
 
 gpu-check: setup
 	$(BIN)/python tests/gpu_check.py

@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,8 +35,9 @@ class FileEntry(BaseModel):
         return cls(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write ``data`` so that ``path`` is either the old file or the whole new one.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the name ``path`` when the block ends well, and is gone otherwise.
 
     Raises:
         OutputUnwritable: the disk is full, or the folder may not be written to.
@@ -44,7 +46,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(data)
+            yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -53,6 +55,16 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             f"{path} cannot be written ({problem.strerror or problem}); free space, or change "
             "permissions or paths."
         ) from problem
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` so that ``path`` is either the old file or the whole new one.
+
+    Raises:
+        OutputUnwritable: the disk is full, or the folder may not be written to.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, document: object) -> None:
@@ -161,6 +173,7 @@ __all__ = [
     "csv_text",
     "parse_document",
     "read_csv",
+    "replacing",
     "sha256_of_file",
     "write_atomic",
     "write_json",

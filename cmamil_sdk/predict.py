@@ -18,6 +18,7 @@ from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName, open_slide
+from cmamil_sdk.slides.unchanged import unchanged
 from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
 from cmamil_sdk.wording import counted
@@ -158,7 +159,7 @@ class LocalPredictor:
         Raises:
             FieldInvalid: ``top_k`` is negative, ``mpp`` implausible, or masks are given and the
                 bundle does not use them, or the other way round.
-            InputError: the slide or its mask cannot be used.
+            InputError: the slide or its mask cannot be used, or changed meanwhile.
             Cancelled: ``cancel`` was set.
         """
         if top_k < 0:
@@ -166,7 +167,7 @@ class LocalPredictor:
         report = on_progress or (lambda _event: None)
         started = time.perf_counter()
         seconds: dict[str, float] = {}
-        with open_slide(path, mpp=mpp, reader=reader) as slide:
+        with unchanged(path), open_slide(path, mpp=mpp, reader=reader) as slide:
             report(ProgressEvent("open", 1, 1))
             seconds["open"] = time.perf_counter() - started
             mask = None if tissue_masks is None else mask_file(tissue_masks, slide.facts.slide_id)
@@ -182,7 +183,7 @@ class LocalPredictor:
                 cancel=cancel,
                 on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
             )
-        bag = builder.finish()
+            bag = builder.finish()
         seconds |= builder.stage_seconds()
         aggregated = self.bundle.aggregate(bag)
         report(ProgressEvent("aggregate", 1, 1))

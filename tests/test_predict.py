@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import threading
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.errors import FieldInvalid, MppUnknown, NoTissue, SlideNotFound
+from cmamil_sdk.errors import FieldInvalid, MppUnknown, NoTissue, SlideCorrupt, SlideNotFound
 from cmamil_sdk.features.extract import Cancelled
 from cmamil_sdk.predict import (
     STAGES,
@@ -66,7 +67,7 @@ def test_the_document_is_the_one_described(prediction, bundle, tiny_bundle):
     assert sum(document["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
     assert document["label"] == max(document["probabilities"], key=document["probabilities"].get)
     assert document["coarse"] is None
-    assert document["engine"] == "onnxruntime-cpu-fp32"
+    assert document["engine"] == bundle.encoder_info.label
     assert document["bundle"] == "tiny/1"
     assert document["bundle_sha256"] == bundle.sha256
     assert document["warnings"] == []
@@ -275,9 +276,24 @@ def test_masks_are_for_bundles_that_want_them(bundle, predictor, synthetic_slide
     Image.fromarray(np.full((150, 200), 255, np.uint8)).save(tmp_path / "synthetic.png")
     by_mask = bundle.manifest.recipe.model_copy(update={"tissue": TissueRecipe(method="mask")})
     manifest = bundle.manifest.model_copy(update={"recipe": by_mask})
-    masked = Bundle(bundle.root, manifest, bundle.sha256, "auto", "cpu")
+    masked = copy.copy(bundle)
+    masked.manifest = manifest
     wanting = LocalPredictor(masked, workers=1)
     assert wanting.predict(synthetic_slide, tissue_masks=tmp_path).tiles["20x"] == 63
     with pytest.raises(FieldInvalid, match="--tissue-masks"):
         wanting.predict(synthetic_slide)
     wanting.close()
+
+
+def test_a_slide_that_changes_while_it_is_read_is_refused(bundle, synthetic_slide, tmp_path):
+    slide = tmp_path / "growing.svs"
+    slide.write_bytes(synthetic_slide.read_bytes())
+
+    def append(_event: ProgressEvent) -> None:
+        with slide.open("ab") as file:
+            file.write(b"\0")
+
+    predictor = LocalPredictor(bundle, workers=1)
+    with pytest.raises(SlideCorrupt, match="changed while it was being read"):
+        predictor.predict(slide, on_progress=append)
+    predictor.close()

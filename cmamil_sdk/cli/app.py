@@ -33,7 +33,13 @@ from cmamil_sdk.cli import (
 )
 from cmamil_sdk.cli.arguments import normalise
 from cmamil_sdk.cli.output import note
-from cmamil_sdk.errors import CmamilError, DependencyMissing, OutputUnwritable, UnexpectedError
+from cmamil_sdk.errors import (
+    CmamilError,
+    DependencyMissing,
+    MemoryTooSmall,
+    OutputUnwritable,
+    UnexpectedError,
+)
 
 _INTERRUPTED = 130
 
@@ -97,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error, debug)
     except ModuleNotFoundError as problem:
         _fail(_missing(problem), debug)
+    except MemoryError:
+        _fail(MemoryTooSmall("There is not enough memory; use a larger machine."), debug)
     except OSError as problem:
         _fail(OutputUnwritable(f"{problem}; free space, or change permissions or paths."), debug)
     except Exception as problem:  # noqa: BLE001 - the last line of defence: no traceback for users

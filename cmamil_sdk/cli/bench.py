@@ -9,6 +9,8 @@ import typer
 
 from cmamil_sdk.cli import (
     bench_accuracy,
+    bench_parts,
+    bench_peers,
     bench_pens,
     bench_readers,
     bench_scale_source,
@@ -24,6 +26,10 @@ app.command("accuracy")(bench_accuracy.run)
 app.command("readers")(bench_readers.run)
 app.command("pens")(bench_pens.run)
 app.command("scale-source")(bench_scale_source.run)
+app.command("peers")(bench_peers.run)
+app.command("floor")(bench_parts.run_floor)
+app.command("scales")(bench_parts.run_scales)
+app.command("growth")(bench_parts.run_growth)
 
 
 @app.callback()

@@ -38,7 +38,9 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the feature files.")],
     slides: Annotated[
         list[Path] | None,
-        typer.Option(help="Slide files, folders of slides, or a CSV with a slide column."),
+        typer.Option(
+            readable=False, help="Slide files, folders of slides, or a CSV with a slide column."
+        ),
     ] = None,
     patch_root: Annotated[
         Path | None,

@@ -13,7 +13,7 @@ from cmamil_sdk.cli.output import note, output_folder, say, say_json, table
 
 
 def run(
-    slide: Annotated[Path, typer.Argument(help="The slide file.")],
+    slide: Annotated[Path, typer.Argument(readable=False, help="The slide file.")],
     mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of level 0, if the file is silent.")
     ] = None,
@@ -47,6 +47,7 @@ def run(
     from cmamil_sdk.errors import MppUnknown, MppUnusable
     from cmamil_sdk.files import sha256_of_file
     from cmamil_sdk.slides import open_slide
+    from cmamil_sdk.slides.unchanged import unchanged
     from cmamil_sdk.tiling.geometry import read_geometry
     from cmamil_sdk.tiling.mask_file import mask_file
     from cmamil_sdk.tiling.plan import TilePlan, no_tissue, plan_tiles
@@ -72,7 +73,8 @@ def run(
     plan: TilePlan | None = None
     found: TissueMap | None = None
     problems: list[str] = []
-    with open_slide(slide, mpp=mpp, reader=reader) as opened:
+    with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader) as opened:
+        sha256 = sha256_of_file(slide)
         facts = opened.facts
         mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
         try:
@@ -93,7 +95,7 @@ def run(
     tiled = plan if plan is not None and plan.total_tiles() else None
     document: dict[str, Any] = {
         "slide": str(slide),
-        "sha256": sha256_of_file(slide),
+        "sha256": sha256,
         "width": facts.width,
         "height": facts.height,
         "levels": [vars(level) for level in facts.levels],

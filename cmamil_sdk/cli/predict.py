@@ -31,7 +31,9 @@ HEATMAP_PX = 768
 
 
 def run(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files, folders or a CSV.")],
+    slides: Annotated[
+        list[Path], typer.Argument(readable=False, help="Slide files, folders or a CSV.")
+    ],
     bundle: Annotated[Path, typer.Option(help="The bundle's directory, <name>/<version>.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for predictions.json and heatmaps.")

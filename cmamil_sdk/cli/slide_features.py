@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmamil_sdk.cli.output import say, say_json, table
+from cmamil_sdk.cli.output import note, printable, say, say_json, table
 from cmamil_sdk.cli.parity_tables import engine_document
 from cmamil_sdk.cli.shared_runs import Outcome, SharedRun, SlideJob, share_slides
 from cmamil_sdk.cli.slide_list import ListedSlide
@@ -46,6 +46,7 @@ def extract_slides(
     from cmamil_sdk.features.slide import extract_slide, feature_path
 
     key = recipe_key(recipe, encoder)[:_KEY_LENGTH]
+    warnings: dict[Path, tuple[str, ...]] = {}
 
     def extract(slide: ListedSlide, progress: RunProgress) -> Outcome:
         result = extract_slide(
@@ -62,6 +63,9 @@ def extract_slides(
             allow_empty=allow_empty,
             on_progress=progress.update,
         )
+        warnings[slide.path] = result.warnings
+        for warning in result.warnings:
+            note(f"{printable(slide.path.name)}: warning: {warning}")
         return Outcome(
             tiles=result.tiles,
             tiles_lost=result.tiles_failed,
@@ -87,6 +91,7 @@ def extract_slides(
     if json:
         features = [
             _entry(row, feature_path(out, path), by_other=path in run.others)
+            | {"warnings": list(warnings.get(path, ()))}
             for path, row in run.complete()
         ]
         say_json(

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from cmamil_sdk.cli.output import Progress, note, printable
 from cmamil_sdk.cli.run_meter import RunMeter
 from cmamil_sdk.cli.slide_list import ListedSlide
-from cmamil_sdk.errors import CmamilError, OutputUnwritable, SlideUnreadable, UnexpectedError
+from cmamil_sdk.errors import (
+    CmamilError,
+    MemoryTooSmall,
+    OutputUnwritable,
+    SlideUnreadable,
+    UnexpectedError,
+)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """What the system says to writers alone."""
@@ -119,6 +125,11 @@ def attempt(slide: ListedSlide, work: Work, progress: RunProgress) -> CmamilErro
                 "again to go on."
             ) from problem
         return SlideUnreadable(f"{slide.path}: {problem}; check file and folder.")
+    except MemoryError:
+        return MemoryTooSmall(
+            f"{slide.path} needs more memory than this machine gives; use fewer --workers, or a larger "
+            "machine."
+        )
     except Exception as problem:  # noqa: BLE001 - one slide's surprise must not end the others
         note(traceback.format_exc())
         shown = f"{type(problem).__name__}: {problem}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from cmamil_sdk import __version__
@@ -22,12 +26,14 @@ from cmamil_sdk.errors import (
     ScaleMismatch,
 )
 from cmamil_sdk.features.bag import Bag
-from cmamil_sdk.files import write_atomic
+from cmamil_sdk.files import replacing
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FORMAT_VERSION = 1
 
 _ROWS_AT_ONCE = 4096
+_ROOM_BYTES = 2**18
+"""More than a file holds beside its arrays: names, attributes and HDF5's own tables."""
 
 UNREADABLE = (
     OSError,
@@ -88,11 +94,29 @@ def write_feature_file(path: Path, bag: Bag, provenance: FeatureProvenance) -> N
         OutputUnwritable: the disk is full, or the folder may not be written to.
     """
     bag.validate()
-    # In memory first: HDF5 ends the process with a segmentation fault where a disk is full.
-    image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        _fill(file, bag, provenance)
-    write_atomic(path, image.getbuffer())
+    with replacing(path) as temporary:
+        _make_sure_of_room(temporary, bag)
+        try:
+            with h5py.File(temporary, "w") as file:
+                _fill(file, bag, provenance)
+        except RuntimeError as problem:  # h5py's own word for what the system refused
+            raise OSError(str(problem)) from problem
+
+
+def _make_sure_of_room(temporary: Path, bag: Bag) -> None:
+    """HDF5 ends the process with a segmentation fault where it finds a disk full (OSError)."""
+    arrays: list[Mapping[str, npt.NDArray[Any]]] = [
+        bag.features,
+        bag.coords,
+        bag.parent,
+        bag.tissue,
+    ]
+    needed = _ROOM_BYTES + sum(array.nbytes for kind in arrays for array in kind.values())
+    with temporary.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, needed)
+        elif shutil.disk_usage(temporary.parent).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _fill(file: h5py.File, bag: Bag, provenance: FeatureProvenance) -> None:

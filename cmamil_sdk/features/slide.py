@@ -21,6 +21,7 @@ from cmamil_sdk.features.file import (
 )
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.slides import ReaderName, open_slide
+from cmamil_sdk.slides.unchanged import unchanged
 from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe
@@ -45,6 +46,7 @@ class SlideFeatures:
             add up to about the total.
         resumed: the file was there, complete.
         replaced: a feature file of another recipe, slide or encoder, or a damaged one, was in its place.
+        warnings: those of the slide's facts, of its scale for example.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class SlideFeatures:
     seconds: dict[str, float]
     resumed: bool
     replaced: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def feature_path(folder: Path, slide: Path) -> Path:
@@ -94,7 +97,7 @@ def extract_slide(
     Raises:
         FieldInvalid: the encoder takes tiles of another size, or masks are given and the recipe does not
             use them, or the other way round.
-        InputError: the slide or its mask cannot be used; nothing is written.
+        InputError: the slide or its mask cannot be used, or changed meanwhile; nothing is written.
         OutputUnwritable: the feature file cannot be written.
     """
     if recipe.tile_px != encoder.tile_px:
@@ -108,7 +111,7 @@ def extract_slide(
         raise FieldInvalid(
             f"{slide}: the name is too long for a feature file, which is named by it; rename the slide."
         )
-    with open_slide(slide, mpp=mpp, reader=reader) as opened:
+    with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader) as opened:
         facts = opened.facts
         mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
         same = _Sameness(
@@ -120,14 +123,14 @@ def extract_slide(
         done = _already_done(target, same, allow_empty=allow_empty) if resume else None
         clock.passed("open")
         if done is not None:
-            return replace(done, seconds=clock.seconds())
+            return replace(done, seconds=clock.seconds(), warnings=facts.warnings)
         replaced = target.exists()
         plan = make_plan(opened, recipe, mask=mask, allow_empty=allow_empty)
         clock.passed("tissue")
         # While it is open, workers share what it has decoded, if it is a plain image.
         builder = extract_bag(plan, engine, encoder.dim, workers=workers, on_progress=on_progress)
-    clock.note(builder.stage_seconds())
-    bag = builder.finish()
+        clock.note(builder.stage_seconds())
+        bag = builder.finish()
     provenance = FeatureProvenance(
         slide_id=facts.slide_id,
         slide_sha256=same.slide_sha256,
@@ -153,6 +156,7 @@ def extract_slide(
         clock.seconds(),
         resumed=False,
         replaced=replaced,
+        warnings=facts.warnings,
     )
 
 

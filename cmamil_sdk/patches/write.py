@@ -40,6 +40,7 @@ from cmamil_sdk.patches.manifest import (
 )
 from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.slides.base import SlideReader
+from cmamil_sdk.slides.unchanged import unchanged
 from cmamil_sdk.tiling.edge_density import edge_density
 from cmamil_sdk.tiling.recipe import Scale
 
@@ -138,33 +139,35 @@ def tile_slide(
     Raises:
         OutputExists: tiles of this slide by another recipe or from another file are there.
         NoTissue: no tile of a magnification is above the threshold.
-        InputError: the slide cannot be used; nothing is left of the magnification at which it fails.
+        InputError: the slide cannot be used, or changed meanwhile; nothing is left of the
+            magnification at which it fails.
         OutputUnwritable: the disk is full, or the folder may not be written to.
         DecoderCrashed: a process died while it read the slide.
     """
-    with open_slide(slide, mpp=mpp, reader=reader) as opened:
-        used_mpp, source = scale_of_slide(opened.facts, objective)
-    with open_slide(slide, mpp=used_mpp, reader=reader) as opened:
-        facts = opened.facts
-    grids = patch_grids(facts, recipes)
-    known = _Slide(slide, facts.slide_id, sha256_of_file(slide), used_mpp, source, facts.reader)
-    seen, total = 0, sum(len(grid) for grid in grids)
+    with unchanged(slide) as check_unchanged:
+        with open_slide(slide, mpp=mpp, reader=reader) as opened:
+            used_mpp, source = scale_of_slide(opened.facts, objective)
+        with open_slide(slide, mpp=used_mpp, reader=reader) as opened:
+            facts = opened.facts
+        grids = patch_grids(facts, recipes)
+        known = _Slide(slide, facts.slide_id, sha256_of_file(slide), used_mpp, source, facts.reader)
+        seen, total = 0, sum(len(grid) for grid in grids)
 
-    def count(tiles: int) -> None:
-        nonlocal seen
-        seen += tiles
-        if on_progress is not None:
-            on_progress(seen, total)
+        def count(tiles: int) -> None:
+            nonlocal seen
+            seen += tiles
+            if on_progress is not None:
+                on_progress(seen, total)
 
-    results = []
-    for grid in grids:
-        folder = scale_folder(out, grid.recipe.scale) / label / facts.slide_id
-        manifest = _finished(folder, known, grid.recipe)
-        if manifest is None:
-            results.append(_tile_scale(known, grid, folder, workers, count))
-        else:
-            results.append(TiledScale(folder, manifest, resumed=True))
-            count(len(grid))
+        results = []
+        for grid in grids:
+            folder = scale_folder(out, grid.recipe.scale) / label / facts.slide_id
+            manifest = _finished(folder, known, grid.recipe)
+            if manifest is None:
+                results.append(_tile_scale(known, grid, folder, workers, count, check_unchanged))
+            else:
+                results.append(TiledScale(folder, manifest, resumed=True))
+                count(len(grid))
     return results
 
 
@@ -188,9 +191,11 @@ def _tile_scale(
     folder: Path,
     workers: int | None,
     count: Callable[[int], None],
+    check_unchanged: Callable[[], None],
 ) -> TiledScale:
     with _whole_folder(folder) as temporary:
         written = _write_tiles(slide, _chunks(grid, temporary), workers, count)
+        check_unchanged()
         manifest = PatchManifest(
             slide_id=slide.slide_id,
             slide_sha256=slide.sha256,

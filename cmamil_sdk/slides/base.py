@@ -22,6 +22,11 @@ PLAUSIBLE_MPP = (0.05, 50.0)
 """Microns per pixel of level 0 outside this range are taken for nonsense."""
 
 
+def mpp_of_objective(power: float) -> float:
+    """Microns per pixel that scanners usually reach with an objective: 0.25 with 40x."""
+    return 10.0 / power
+
+
 @dataclass(frozen=True)
 class Level:
     """One stored pyramid level: its size in pixels and how many level-0 pixels one of them spans."""
@@ -75,14 +80,16 @@ class SlideFacts:
         """
         if self.mpp is not None:
             return self.mpp
+        usual = "about 0.25 for 40x, 0.5 for 20x"
+        if self.objective_power:
+            suggested = mpp_of_objective(self.objective_power)
+            usual = f"its objective, {self.objective_power:g}x, suggests about {suggested:.3g}"
         if self.mpp_problem:
             raise MppUnusable(
-                f"{self.path}: {self.mpp_problem}; give the true value with --mpp "
-                "(about 0.25 for 40x, 0.5 for 20x)."
+                f"{self.path}: {self.mpp_problem}; give the true value with --mpp ({usual})."
             )
         raise MppUnknown(
-            f"{self.path} does not say its microns per pixel; give it with --mpp "
-            "(about 0.25 for 40x, 0.5 for 20x)."
+            f"{self.path} does not say its microns per pixel; give it with --mpp ({usual})."
         )
 
 
@@ -123,12 +130,20 @@ class SlideReader(Protocol):
         ...
 
 
-def undecodable(path: Path, x: int, y: int, level: int, problem: Exception) -> SlideCorrupt:
-    """The error of a region that cannot be decoded; ``x, y`` in level-0 pixels."""
+def undecodable(path: Path, x: int, y: int, level: int, problem: object) -> SlideCorrupt:
+    """The error of a region that cannot be decoded, with what says why; ``x, y`` in level-0 pixels."""
     return SlideCorrupt(
         f"{path}: the region at ({x}, {y}), level {level}, cannot be decoded ({problem}); "
         "copy the file again from its source."
     )
 
 
-__all__ = ["PLAUSIBLE_MPP", "Level", "ReaderKind", "SlideFacts", "SlideReader", "undecodable"]
+__all__ = [
+    "PLAUSIBLE_MPP",
+    "Level",
+    "ReaderKind",
+    "SlideFacts",
+    "SlideReader",
+    "mpp_of_objective",
+    "undecodable",
+]

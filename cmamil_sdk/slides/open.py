@@ -144,6 +144,10 @@ def _check_file(path: Path) -> None:
         str(path).encode()  # features and reports are named by it
         if path.is_dir():
             raise SlideFormatUnsupported(f"{path} is a directory; name a slide file inside it.")
+        if path.exists() and not path.is_file():
+            raise SlideNotFound(
+                f"{path} is a device or a pipe, not a slide file; copy the slide into a file."
+            )
         if not path.is_file():
             raise SlideNotFound(
                 f"There is no slide file at {path}; check the path and its extension."

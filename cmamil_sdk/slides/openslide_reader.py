@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,19 +11,25 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import openslide
-import tifffile
 
-from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported
+from cmamil_sdk.errors import (
+    InputError,
+    SlideCorrupt,
+    SlideFormatUnsupported,
+    SlideNotFound,
+    SlideUnreadable,
+)
 from cmamil_sdk.slides.base import undecodable
 from cmamil_sdk.slides.pixels import on_white
 from cmamil_sdk.slides.slide_properties import slide_facts
 from cmamil_sdk.slides.thumbnail import bounds_thumbnail
+from cmamil_sdk.slides.tiff_claims import tiff_claims
 from cmamil_sdk.slides.tiff_grids import UNPARSABLE
+from cmamil_sdk.slides.tiff_pages import tiff_pages
 
 UInt8 = npt.NDArray[np.uint8]
 
 _CACHE_BYTES = 16 * 2**20
-_MAX_TILE_PX = 2**26
 
 
 class OpenSlideReader:
@@ -35,30 +42,46 @@ class OpenSlideReader:
 
     def __init__(self, path: Path, *, mpp: float | None = None, reason: str) -> None:
         self._path = path
-        self._slide = _open(path)
-        self.facts = slide_facts(
+        self._claims = tiff_claims(path)
+        slide = _open(path)
+        self._slide: openslide.OpenSlide | None = slide
+        facts = slide_facts(
             path,
-            self._slide,
+            slide,
             override_mpp=mpp,
-            compression=_tiff_compression(path),
+            compression=self._claims.compression,
             reader="openslide",
             reason=reason,
         )
+        self.facts = replace(facts, warnings=facts.warnings + self._claims.warnings)
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         """Pixels ``[height, width, 3]`` at ``level``; ``x, y`` in pixels of that level.
 
         OpenSlide takes level-0 coordinates: at levels whose downsample is no whole number it
         resamples by the remaining fraction of a level pixel (at most half a level-0 pixel).
+
+        Raises:
+            SlideCorrupt: the pixels cannot be decoded; the reader stays usable.
+            InputError: after that, the file cannot be opened again.
         """
-        downsample = self.facts.levels[level].downsample
+        stored = self.facts.levels[level]
+        downsample = stored.downsample
         corner = (math.floor(x * downsample + 0.5), math.floor(y * downsample + 0.5))
+        margin = 0 if downsample.is_integer() else 1  # of the pixels it resamples from
+        box = (x - margin, y - margin, width + 2 * margin, height + 2 * margin)
+        if self._claims.covers_oversized((stored.width, stored.height), box):
+            raise undecodable(
+                self._path, *corner, level, "a tile claims more bytes than it can have"
+            )
+        if self._slide is None:
+            self._slide = _open(self._path)
         try:
             rgba = np.asarray(self._slide.read_region(corner, level, (width, height)))
         except openslide.OpenSlideError as problem:
             # An OpenSlide handle refuses every call after its first error.
-            self._slide.close()
-            self._slide = _open(self._path)
+            self.close()
+            self._slide = None
             raise undecodable(self._path, *corner, level, problem) from problem
         return on_white(rgba)
 
@@ -68,7 +91,8 @@ class OpenSlideReader:
 
     def close(self) -> None:
         """Release the file."""
-        self._slide.close()
+        if self._slide is not None:
+            self._slide.close()
 
     def __enter__(self) -> Self:
         """The reader itself."""
@@ -106,13 +130,20 @@ def _open(path: Path) -> openslide.OpenSlide:
     return slide
 
 
-def _unknown(path: Path) -> SlideCorrupt | SlideFormatUnsupported:
-    """Why OpenSlide knows no format for this file: it is cut short, or it is something else."""
-    size = path.stat().st_size
+def _unknown(path: Path) -> InputError:
+    """Why OpenSlide knows no format for this file: it is gone, cut short, or something else."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except FileNotFoundError:
+        return SlideNotFound(f"{path} is no longer there; bring it back and start again.")
+    except OSError as problem:
+        return SlideUnreadable(
+            f"{path} can no longer be read ({problem.strerror}); check the disk and its permissions."
+        )
     if size == 0:
         return SlideCorrupt(f"{path} is empty; copy the file again from its source.")
-    with path.open("rb") as file:
-        is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and not _is_whole_tiff(path, size):
         return SlideCorrupt(
             f"{path} is a TIFF that is cut short or damaged; copy the file again from its source."
@@ -125,33 +156,15 @@ def _unknown(path: Path) -> SlideCorrupt | SlideFormatUnsupported:
 def _is_whole_tiff(path: Path, size: int) -> bool:
     """Whether every stored segment of every page lies within the file's ``size``."""
     try:
-        with tifffile.TiffFile(path) as file:
+        with tiff_pages(path) as pages:
             ends = [
                 offset + length
-                for page in file.pages
-                if isinstance(page, tifffile.TiffPage)
+                for page in pages
                 for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True)
             ]
     except UNPARSABLE:
         return False
     return bool(ends) and max(ends) <= size
-
-
-def _tiff_compression(path: Path) -> str | None:
-    try:
-        with tifffile.TiffFile(path) as file:
-            pages = [page.keyframe for page in file.pages]
-            largest_px = max(page.tilewidth * page.tilelength for page in pages if page)
-            compression = str(tifffile.COMPRESSION(file.pages.first.compression).name).lower()
-    except UNPARSABLE:
-        # Not a TIFF container (DICOM, MRXS, VMS), or one that only its vendor's reader parses.
-        return None
-    if largest_px > _MAX_TILE_PX:
-        # OpenSlide ends the process when it gets no memory for one tile.
-        raise SlideCorrupt(
-            f"{path} claims to hold a tile of {largest_px} pixels; copy the file again from its source."
-        )
-    return compression
 
 
 __all__ = ["OpenSlideReader"]

@@ -13,6 +13,7 @@ from cmamil_sdk.slides.resample import area_average
 UInt8 = npt.NDArray[np.uint8]
 
 _STRIP_PX = 2_000_000
+_MAX_READ_PX = 2**23
 
 
 def bounds_thumbnail(reader: SlideReader, max_px: int) -> UInt8:
@@ -33,13 +34,18 @@ def bounds_thumbnail(reader: SlideReader, max_px: int) -> UInt8:
     out = np.empty((out_h, out_w, 3), dtype=np.uint8)
     # In strips: a slide without a pyramid need not fit into memory.
     strip = max(1, int(_STRIP_PX / (width * shrink)))
+    # And in pieces, where even a strip of one row would not.
+    piece = max(1, int(_MAX_READ_PX / (width / out_w * height / out_h * strip)))
     for first in range(0, out_h, strip):
-        last = min(out_h, first + strip)
-        top, bottom = first * height / out_h, last * height / out_h
-        start = math.floor(top)
-        region = reader.read_region(level, x, y + start, width, math.ceil(bottom) - start)
-        box = (0.0, top - start, float(width), bottom - start)
-        out[first:last] = area_average(region, box, out_w, last - first)
+        for begin in range(0, out_w, piece):
+            last, end = min(out_h, first + strip), min(out_w, begin + piece)
+            top, bottom = first * height / out_h, last * height / out_h
+            left, right = begin * width / out_w, end * width / out_w
+            x0, y0 = math.floor(left), math.floor(top)
+            size = (math.ceil(right) - x0, math.ceil(bottom) - y0)
+            region = reader.read_region(level, x + x0, y + y0, *size)
+            box = (left - x0, top - y0, right - x0, bottom - y0)
+            out[first:last, begin:end] = area_average(region, box, end - begin, last - first)
     return out
 
 

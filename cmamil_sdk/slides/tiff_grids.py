@@ -14,6 +14,7 @@ import tifffile
 
 from cmamil_sdk.slides.base import Level
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, tile_prefix
+from cmamil_sdk.slides.tiff_pages import tiff_pages
 
 Int64 = npt.NDArray[np.int64]
 Box = tuple[int, int, int, int]
@@ -40,6 +41,7 @@ UNPARSABLE = (
     ArithmeticError,
     AttributeError,
     LookupError,
+    MemoryError,
     OSError,
     TypeError,
     ValueError,
@@ -130,8 +132,7 @@ def tile_grids(
     """
     wanted = {n: level for n, level in enumerate(levels) if level.downsample.is_integer()}
     try:
-        with tifffile.TiffFile(path) as file:
-            pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
+        with tiff_pages(path) as pages:
             return {n: _grid(pages, n, level, codings) for n, level in wanted.items()}
     except UNPARSABLE as problem:
         raise LayoutUnknown("it is no TIFF, or one with an unusual directory") from problem

@@ -6,9 +6,11 @@ OpenSlide and cuCIM read the result as vendor ``aperio``, with magnification and
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -20,6 +22,34 @@ from cmamil_sdk.files import write_atomic
 
 _THUMBNAIL_PX = 512
 _MAKER = "Aperio Image Library (cmamil-sdk generated)"
+
+
+@dataclass(frozen=True)
+class SvsFacts:
+    """What every directory of a file says: level 0 in pixels, its scale, and how tiles are stored."""
+
+    width_px: int
+    height_px: int
+    mpp: float
+    objective_power: float
+    tile_px: int
+    quality: int
+
+    def level_text(self, width_px: int, height_px: int) -> str:
+        """The description of a level of this size."""
+        size, reduced = f"{self.width_px}x{self.height_px}", f"{width_px}x{height_px}"
+        region = f"{size} [0,0 {size}]" + ("" if reduced == size else f" -> {reduced}")
+        coding = f"({self.tile_px}x{self.tile_px}) JPEG/YCC Q={self.quality}"
+        return f"{_MAKER}\r\n{region} {coding}|{self._scale}"
+
+    def thumbnail_text(self, width_px: int, height_px: int) -> str:
+        """The description of a thumbnail of this size."""
+        size = f"{self.width_px}x{self.height_px}"
+        return f"{_MAKER}\r\n{size} -> {width_px}x{height_px} - |{self._scale}"
+
+    @property
+    def _scale(self) -> str:
+        return f"AppMag = {self.objective_power:g}|MPP = {self.mpp:.4f}"
 
 
 def write_svs(
@@ -50,22 +80,14 @@ def write_svs(
     _check(pixels, mpp, objective_power, tile_px, quality, downsamples)
     height, width = pixels.shape[:2]
     image = Image.fromarray(pixels)
-    size = f"{width}x{height}"
-    coding = f"({tile_px}x{tile_px}) JPEG/YCC Q={quality}"
-    facts = f"AppMag = {objective_power:g}|MPP = {mpp:.4f}"
+    facts = SvsFacts(width, height, mpp, objective_power, tile_px, quality)
     file = io.BytesIO()
     with tifffile.TiffWriter(file, byteorder="<") as writer:
         for index, factor in enumerate(downsamples):
             level = pixels if factor == 1 else _reduced(image, factor)
-            reduced = f"{level.shape[1]}x{level.shape[0]}"
-            region = f"{size} [0,0 {size}]" + (f" -> {reduced}" if index else "")
-            text = f"{_MAKER}\r\n{region} {coding}|{facts}"
-            _write_page(writer, level, text, quality, tile_px)
+            write_level(writer, level, facts, level.shape[1], level.shape[0])
             if index == 0:
-                thumbnail = _thumbnail(image)
-                shown = f"{thumbnail.shape[1]}x{thumbnail.shape[0]}"
-                text = f"{_MAKER}\r\n{size} -> {shown} - |{facts}"
-                _write_page(writer, thumbnail, text, quality, None)
+                write_thumbnail(writer, _thumbnail(image), facts)
     write_atomic(path, file.getvalue())
 
 
@@ -112,23 +134,45 @@ def _thumbnail(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.reduce(factor))
 
 
-def _write_page(
+def write_level(
     writer: tifffile.TiffWriter,
-    pixels: NDArray[np.uint8],
-    description: str,
-    quality: int,
-    tile_px: int | None,
+    tiles: NDArray[np.uint8] | Iterator[bytes],
+    facts: SvsFacts,
+    width_px: int,
+    height_px: int,
 ) -> None:
-    """Append one directory; without ``tile_px`` it is stored in strips."""
+    """Append a level of ``width_px`` x ``height_px``: its pixels, or its tiles as JPEG, row by row.
+
+    Encoded tiles are ``tile_px`` square, 4:2:0; the outer ones are full tiles too.
+    """
+    writer.write(
+        tiles,
+        shape=(height_px, width_px, 3),
+        dtype=np.uint8,
+        tile=(facts.tile_px, facts.tile_px),
+        description=facts.level_text(width_px, height_px),
+        **_jpeg(facts.quality),
+    )
+
+
+def write_thumbnail(
+    writer: tifffile.TiffWriter, pixels: NDArray[np.uint8], facts: SvsFacts
+) -> None:
+    """Append the thumbnail ``[h, w, 3]``, stored in strips."""
     writer.write(
         pixels,
-        photometric="rgb",  # tifffile converts to YCbCr itself; "ycbcr" would mean it already is
-        compression="jpeg",
-        compressionargs={"level": quality},
-        tile=None if tile_px is None else (tile_px, tile_px),
-        rowsperstrip=16 if tile_px is None else None,
-        description=description,
-        metadata=None,
-        software="",
-        maxworkers=1,
+        rowsperstrip=16,
+        description=facts.thumbnail_text(pixels.shape[1], pixels.shape[0]),
+        **_jpeg(facts.quality),
     )
+
+
+def _jpeg(quality: int) -> dict[str, Any]:
+    return {
+        "photometric": "rgb",  # tifffile converts to YCbCr itself; "ycbcr" would mean it already is
+        "compression": "jpeg",
+        "compressionargs": {"level": quality},
+        "metadata": None,
+        "software": "",
+        "maxworkers": 1,
+    }

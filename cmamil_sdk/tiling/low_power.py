@@ -26,6 +26,8 @@ MAX_LOST_SHARE = 0.05
 """A slide fails when a larger share of its overview than this cannot be decoded."""
 
 _STRIP_PX = 2_000_000
+_MAX_READ_PX = 2**23
+"""Strips of a slide so wide that they have more pixels are read in pieces: 32 MiB as RGBA."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,12 @@ def read_overview(reader: SlideReader, geometry: ReadGeometry, grid: CellGrid) -
         lost_limit=int(MAX_LOST_SHARE * rows * columns),
     )
     unit = grid.per_tile
-    strip = max(1, int(_STRIP_PX / (overview.cell_px**2 * columns)) // unit) * unit
-    for first in range(0, rows, strip):
-        overview.read(first, min(rows, first + strip), 0, columns, unit)
+    cell_area_px = overview.cell_px**2
+    strip = max(1, int(_STRIP_PX / (cell_area_px * columns)) // unit) * unit
+    piece = max(1, int(_MAX_READ_PX / (cell_area_px * strip)) // unit) * unit
+    for top in range(0, rows, strip):
+        for left in range(0, columns, piece):
+            overview.read(top, min(rows, top + strip), left, min(columns, left + piece), unit)
     return overview
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.errors import FieldInvalid, SlideCorrupt
-from cmamil_sdk.slides.base import SlideReader
+from cmamil_sdk.errors import FieldInvalid, SlideCorrupt, SlideTooLarge
+from cmamil_sdk.slides.base import SlideFacts, SlideReader
 from cmamil_sdk.tiling.blocks import read_block
 from cmamil_sdk.tiling.edge_density import edge_density
 from cmamil_sdk.tiling.geometry import ReadGeometry
@@ -18,6 +18,7 @@ from cmamil_sdk.tiling.low_power import (
     CellGrid,
     Overview,
     cell_grid,
+    cells_per_tile,
     read_overview,
 )
 from cmamil_sdk.tiling.mask_file import read_mask
@@ -33,6 +34,8 @@ BoolMask = npt.NDArray[np.bool_]
 _SATURATION_LIMITS = (12, 40)
 
 _VALUES_AT_ONCE = 1_000_000
+MAX_CELLS = 2**27
+"""Most cells of a tissue mask: 370,000 x 370,000 pixels of a slide at 40x."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ def find_tissue(
     Raises:
         FieldInvalid: the method needs a mask file and none was given, or the other way round.
         SlideCorrupt: more than 5 % of the slide cannot be decoded.
+        SlideTooLarge: the slide claims a size for which there is no memory.
         TissueMaskInvalid: the mask file cannot be read or has another shape than the slide.
     """
     settings = recipe.tissue
     check_mask_wanted(settings, mask)
+    _check_size(reader.facts, recipe, geometry)
     grid = cell_grid(recipe, geometry)
     pens, lost = np.zeros(grid.shape, dtype=bool), np.zeros(grid.shape, dtype=bool)
     overview: Overview | None = None
@@ -110,6 +115,16 @@ def check_mask_wanted(settings: TissueRecipe, mask: Path | None) -> None:
         raise FieldInvalid(
             f"The mask file {mask} would have no effect: the recipe finds tissue by "
             f"{settings.method}; leave --tissue-masks out, or choose --tissue mask."
+        )
+
+
+def _check_size(facts: SlideFacts, recipe: TilingRecipe, geometry: ReadGeometry) -> None:
+    per_block = cells_per_tile(recipe) * geometry.block_ratio
+    if geometry.rows * geometry.columns * per_block**2 > MAX_CELLS:
+        raise SlideTooLarge(
+            f"{facts.path} claims {facts.width} x {facts.height} pixels, and tissue is looked for in "
+            f"{MAX_CELLS} cells of {recipe.tissue.cell_um:g} µm at most; correct --mpp, or cut the slide "
+            "into smaller ones."
         )
 
 

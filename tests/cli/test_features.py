@@ -380,3 +380,24 @@ def test_names_with_commas_and_lines_and_a_slide_that_vanishes(
         "z.svs": "SLIDE_NOT_FOUND",
     }
     assert cmamil("features", "--slides", slides, "--out", out, "--scales", "20x").code == 0
+
+
+def test_a_scale_that_contradicts_the_slide_is_told(
+    cmamil: Callable[..., Any], slides: Path, tmp_path: Path
+) -> None:
+    told = "The slide's metadata says 0.5 µm/px; 0.25 was given and is used."
+    line = (
+        "features",
+        "--slides",
+        slides / "a.svs",
+        "--out",
+        tmp_path / "o",
+        "--mpp",
+        "0.25",
+        "--json",
+    )
+    for resumed in (False, True):
+        answer = cmamil(*line, "--scales", "20x")
+        (entry,) = answer.document["features"]
+        assert (entry["resumed"], entry["warnings"]) == (resumed, [told])
+        assert f"a.svs: warning: {told}" in answer.err

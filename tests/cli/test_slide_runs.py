@@ -20,6 +20,7 @@ SLIDES = [ListedSlide(Path(name)) for name in ("a.svs", "b.svs", "c.svs")]
     [
         (SlideCorrupt("b is damaged"), "SLIDE_CORRUPT"),
         (OSError(5, "Input/output error"), "SLIDE_UNREADABLE"),
+        (MemoryError(), "MEMORY_TOO_SMALL"),
         (ZeroDivisionError("a surprise"), "UNEXPECTED_ERROR"),
     ],
 )

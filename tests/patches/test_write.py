@@ -229,3 +229,16 @@ def test_an_interrupted_slide_leaves_nothing(slide: Path, tmp_path: Path) -> Non
     assert list((tmp_path / "p_20x" / "a").iterdir()) == []
     manifest = tile_slide(slide, "a", tmp_path / "p", recipes(0))[0].manifest
     assert read_manifest(tmp_path / "p_20x" / "a" / "case") == manifest
+
+
+def test_a_slide_that_changes_while_it_is_read_leaves_nothing(slide: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "growing.svs"
+    copy.write_bytes(slide.read_bytes())
+
+    def append(_done: int, _total: int) -> None:
+        with copy.open("ab") as file:
+            file.write(b"\0")
+
+    with pytest.raises(SlideCorrupt, match="changed while it was being read"):
+        tile_slide(copy, "a", tmp_path / "patches", recipes(), workers=1, on_progress=append)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".jpeg"]

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from cmamil_sdk.client import Client
+from cmamil_sdk.engines.choose import choose_engine
 from cmamil_sdk.errors import (
     BundleCorrupt,
     BundleUnsupported,
@@ -101,7 +102,9 @@ def test_health_is_not_serving_until_the_models_are_there(
             assert await asyncio.to_thread(client.health) == "SERVING"
             info = await asyncio.to_thread(client.server_info)
             (engines,) = info.engines.values()
-            assert engines == ("onnxruntime-cpu-fp32", "onnxruntime-cpu-fp32")
+            choice = choose_engine("auto", "auto")
+            assert engines[0].startswith(f"{choice.engine}-{choice.device}-")
+            assert engines[1] == "onnxruntime-cpu-fp32"
             assert len(info.workers) == 2 and info.packages["onnxruntime"]
         await server.stop()
 

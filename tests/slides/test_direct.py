@@ -248,10 +248,10 @@ def test_grey_and_planar_images_are_left_to_openslide(tmp_path, shape, tags):
     falls_back(path, "level 0 is no RGB or YCbCr image with 8 bits")
 
 
-def test_two_images_of_one_size_are_left_to_openslide(plain):
-    for tag, value in (("ImageWidth", 260), ("ImageLength", 200)):
-        set_entry(plain, tag, 0, value, page=1)
-    with open_slide(plain) as reader:
+def test_two_images_of_one_size_are_left_to_openslide(tmp_path):
+    pixels = picture(200, 260)
+    path = write_levels(tmp_path / "twins.tiff", [pixels, pixels])
+    with open_slide(path) as reader:
         assert "level 0 is 2 tiled images of the TIFF" in reader.facts.reader_reason
 
 

@@ -311,7 +311,8 @@ def test_bounds_are_cut_to_the_slide():
     assert bounds(10, 20, 300, 200) == (10, 20, 300, 200)
     assert bounds(-10, -20, 300, 200) == (0, 0, 290, 180)
     assert bounds(900, 700, 300, 200) == (900, 700, 100, 100)
-    assert bounds(1200, 0, 300, 200) == (0, 0, 1000, 800)
+    assert bounds(1200, 0, 300, 200) is None
+    assert bounds(10, 20, 0, 200) is None
     assert _bounds({}, 1000, 800) == (0, 0, 1000, 800)
 
 

@@ -129,9 +129,9 @@ def tile_span(path: Path, number: int, page: int = 0) -> tuple[int, int]:
         return found.dataoffsets[number], found.databytecounts[number]
 
 
-def spoil_tile(path: Path, number: int, change: Callable[[bytes], bytes]) -> None:
+def spoil_tile(path: Path, number: int, change: Callable[[bytes], bytes], page: int = 0) -> None:
     """Change the bytes of a stored tile in place; it keeps its length."""
-    offset, size = tile_span(path, number)
+    offset, size = tile_span(path, number, page)
     with path.open("r+b") as raw:
         raw.seek(offset)
         spoilt = change(raw.read(size))

@@ -1,0 +1,121 @@
+"""The charts of docs/, each drawn from the CSV beside it: ``make docs-figures``."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.files import read_csv, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = list[dict[str, str]]
+
+_OURS, _THEIRS = "#1b6ca8", "#9aa5b1"
+_STAGES = {
+    "open": "#c9d6df",
+    "tissue": "#8fb996",
+    "decode": "#e3b34c",
+    "encode": "#1b6ca8",
+    "aggregate": "#9f6ba0",
+    "rest": "#b0b0b0",
+}
+_DPI = 110
+
+
+def draw_peers(table: Path, picture: Path) -> None:
+    """Tiles a second of every tool, the fastest on top, from ``peers.csv``."""
+    rows = sorted(_rows(table), key=lambda row: float(row["tiles_per_s"]))
+    figure, axes = _figure(9.0, 1.3 + 0.5 * len(rows))
+    speeds = [float(row["tiles_per_s"]) for row in rows]
+    colours = [_OURS if row["tool"].startswith("ours") else _THEIRS for row in rows]
+    bars = axes.barh([_label(row) for row in rows], speeds, color=colours)
+    notes = [f"{speed:.0f}{_times(row)}" for speed, row in zip(speeds, rows, strict=True)]
+    axes.bar_label(bars, labels=notes, padding=4, fontsize=9)
+    axes.set_xlim(0, 1.25 * max(speeds))
+    axes.set_xlabel("tiles a second, from slide file to features (median)")
+    _save(figure, picture)
+
+
+def draw_floor(table: Path, picture: Path) -> None:
+    """Where the time of one slide goes, beside the floor, from ``floor.csv``."""
+    rows = _rows(table)
+    figure, axes = _figure(9.0, 1.6 + 0.6 * len(rows))
+    names = [f"{row['what']}, {row['engine']}" for row in rows]
+    left = [0.0] * len(rows)
+    for stage, colour in _STAGES.items():
+        widths = [1000 * float(row[f"{stage}_s"]) / int(row["tiles"]) for row in rows]
+        axes.barh(names, widths, left=left, color=colour, label=stage)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_xlabel("milliseconds a tile, all cores together")
+    axes.legend(ncols=len(_STAGES), loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False)
+    axes.invert_yaxis()
+    _save(figure, picture)
+
+
+DRAWERS: dict[str, Callable[[Path, Path], None]] = {"peers": draw_peers, "floor": draw_floor}
+"""What draws ``<name>.csv``."""
+
+
+def redraw(folder: Path) -> list[Path]:
+    """Draw every chart of ``folder`` anew from its CSV; returns the pictures.
+
+    Raises:
+        ConfigInvalid: nothing knows how to draw one of the pictures there, or its CSV is missing.
+    """
+    drawn = []
+    for picture in sorted(folder.glob("*.png")):
+        table = picture.with_suffix(".csv")
+        if picture.stem not in DRAWERS or not table.is_file():
+            raise ConfigInvalid(
+                f"{picture} cannot be drawn: there is no {table.name} beside it, or nothing draws "
+                f"{picture.stem}; known are {', '.join(DRAWERS)}."
+            )
+        DRAWERS[picture.stem](table, picture)
+        drawn.append(picture)
+    return drawn
+
+
+def _rows(table: Path) -> Rows:
+    rows, _ = read_csv(table, error=ConfigInvalid)
+    return rows
+
+
+def _label(row: dict[str, str]) -> str:
+    named = row["label"].replace(" (", "\n(")
+    return named if row["precision"] in named else f"{named}, {row['precision']}"
+
+
+def _times(row: dict[str, str]) -> str:
+    """How many times faster ours is at its fastest, for the other tools."""
+    ratios = [float(v) for name, v in row.items() if name.endswith("_ratio") and v]
+    return f"   (ours {max(ratios):.1f} times as fast)" if ratios else ""
+
+
+def _figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, picture: Path) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=_DPI)
+    write_atomic(picture, data.getvalue())
+
+
+if __name__ == "__main__":
+    for path in redraw(Path(sys.argv[1])):
+        sys.stdout.write(f"{path}\n")
+
+
+__all__ = ["DRAWERS", "draw_floor", "draw_peers", "redraw"]

@@ -1,0 +1,3 @@
+"""This package beside other tools that turn a slide into features (docs/performance.md)."""
+
+from __future__ import annotations

@@ -1,0 +1,74 @@
+"""What speed is aimed at on 2 cores, and whether a measurement reached it (docs/performance.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure with the value it must reach and the one aimed at; ``at_most``: smaller is better."""
+
+    what: str
+    must: float
+    aim: float
+    at_most: bool = False
+
+    def judge(self, value: float) -> dict[str, Any]:
+        """The target with ``value`` and ``aim``, ``must`` or ``missed``."""
+        verdict = next(
+            (name for name in ("aim", "must") if self._reached(value, getattr(self, name))),
+            "missed",
+        )
+        return {
+            "what": self.what,
+            "value": value,
+            "must": self.must,
+            "aim": self.aim,
+            "verdict": verdict,
+        }
+
+    def _reached(self, value: float, wanted: float) -> bool:
+        return value <= wanted if self.at_most else value >= wanted
+
+
+AGAINST_RECIPE = Target("against CMA-MIL's recipe, default precision", 8.0, 12.0)
+AGAINST_BEST = Target("against the best other tool, default precision", 4.0, 5.0)
+AGAINST_BEST_FP32 = Target("against the best other tool, fp32", 2.2, 2.5)
+SHARE_OF_FLOOR = Target("share of the floor reached", 0.80, 0.92)
+SCALES_IN_ONE_PASS = Target("three scales in one pass, against three passes", 2.0, 3.0)
+GROWTH = Target(
+    "cost per tile, 100,000 tiles over 5,000: end of the interval", 1.1, 1.0, at_most=True
+)
+PEAK_MEMORY_MB = Target("peak memory of one slide, MB", 600.0, 400.0, at_most=True)
+
+
+def verdict_rows(targets: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Judged targets as cells of a table: what, measured, must, aim, verdict."""
+    shown = {"aim": "aim reached", "must": "must reached", "missed": "MISSED"}
+    return [
+        [
+            target["what"],
+            *(f"{target[name]:.3g}" for name in ("value", "must", "aim")),
+            shown[target["verdict"]],
+        ]
+        for target in targets
+    ]
+
+
+TARGET_HEADER = ("target", "measured", "must", "aim", "")
+
+__all__ = [
+    "AGAINST_BEST",
+    "AGAINST_BEST_FP32",
+    "AGAINST_RECIPE",
+    "GROWTH",
+    "PEAK_MEMORY_MB",
+    "SCALES_IN_ONE_PASS",
+    "SHARE_OF_FLOOR",
+    "TARGET_HEADER",
+    "Target",
+    "verdict_rows",
+]
