@@ -13,12 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmamil_sdk.errors import CmamilError, OutputUnwritable
 from cmamil_sdk.wording import counted
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
+
+
+class FileEntry(BaseModel):
+    """Hash and size of one file, as a manifest lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """The entry of a file on disk; OSError if it cannot be read."""
+        return cls(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
 @contextmanager
@@ -155,6 +169,7 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
 
 
 __all__ = [
+    "FileEntry",
     "csv_text",
     "parse_document",
     "read_csv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from .aggregator import (
 from .encoder import encoder_of
 from .graph import OPSET
 from .parity import missed_gates
+from .plans import PlanTarget, write_bundle_plans
+from .tensorrt import OnProgress
 
 GOLDEN_FINEST_TILES = 50
 
@@ -65,6 +67,8 @@ def export_bundle(
     fold: int | None = None,
     encoder_weights: Path | None = None,
     force: bool = False,
+    plan_targets: Sequence[PlanTarget] = (),
+    on_plan_progress: OnProgress | None = None,
 ) -> Path:
     """Export one fold's model with its encoder as the bundle ``out/name/version``.
 
@@ -76,6 +80,8 @@ def export_bundle(
         fold: which fold; None takes the one with the best validation AUC.
         encoder_weights: needed if the features were made with weights from a file.
         force: write a bundle that misses its gate all the same, and mark it as failed.
+        plan_targets: TensorRT runtimes and GPUs for which plans are built into the bundle.
+        on_plan_progress: as :func:`~cmamil_sdk.export.tensorrt.build_plan`.
 
     Raises:
         FieldInvalid: name or version is no plain file name, or the run has no such fold.
@@ -83,6 +89,7 @@ def export_bundle(
         ProvenanceUnknown: the model was trained on features that do not say how they were made.
         RecipeMismatch: the encoder's weights are not those the features were made with.
         ParityFailed: a graph does not reproduce its model.
+        BundleUnsupported: TensorRT builds no plan of a graph.
         OutputExists: the bundle is there already.
     """
     for option, value in (("--name", name), ("--version", version)):
@@ -102,6 +109,8 @@ def export_bundle(
 
     def fill(folder: Path) -> Callable[[dict[str, FileEntry]], Manifest]:
         parity = _write_graphs(folder, model, meta, encoder_weights, force=force)
+        for plan_target in plan_targets:
+            write_bundle_plans(folder, meta.recipe.scales, plan_target, on_plan_progress)
 
         def manifest_of(files: dict[str, FileEntry]) -> Manifest:
             return _manifest(name, version, files, model, meta, parity)

@@ -62,10 +62,11 @@ def _constants(info: EncoderInfo) -> dict[str, npt.NDArray[np.float32]]:
 
 def _normalising_nodes(info: EncoderInfo, images: str) -> list[NodeProto]:
     nodes = [
-        helper.make_node("Transpose", ["tiles"], ["channels_first"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["channels_first"], ["grey_levels"], to=TensorProto.FLOAT),
+        # Cast first: TensorRT can do nothing else with uint8.
+        helper.make_node("Cast", ["tiles"], ["grey_levels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["grey_levels"], ["channels_first"], perm=[0, 3, 1, 2]),
     ]
-    last = "grey_levels"
+    last = "channels_first"
     if info.resize is not None:
         nodes += [
             helper.make_node("MatMul", ["resize_rows", last], ["resized_rows"]),

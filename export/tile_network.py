@@ -18,7 +18,7 @@ from .graph import export_graph
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
-GRAPH_FORM = 1
+GRAPH_FORM = 2
 """Counts up when the graph around a network changes."""
 
 _MAX_BATCH = 4096
@@ -44,7 +44,8 @@ class EncoderGraph(nn.Module):
 
     def forward(self, *tiles: Tensor) -> tuple[Tensor]:
         """One tensor in, one out; variadic because all exported graphs are."""
-        images = tiles[0].permute(0, 3, 1, 2).to(self.mean.dtype)
+        # Cast first: TensorRT can do nothing else with uint8.
+        images = tiles[0].to(self.mean.dtype).permute(0, 3, 1, 2)
         if self.resize is not None:
             images = (self.resize @ images @ self.resize.T).clamp(0.0, 255.0)
         return (self.network((images - self.mean) / self.std),)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cmamil_sdk.engines.base import EngineName, Precision
+from cmamil_sdk.engines.base import GraphEngineName, Precision
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.machine import available_cores
@@ -30,7 +30,7 @@ class ServerConfig(BaseModel):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
     reader: ReaderName = "auto"
-    engine: Literal["auto", EngineName] = Field("auto", description="of the encoders")
+    engine: Literal["auto", GraphEngineName] = Field("auto", description="of the encoders")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", Precision] = Field("auto", description="of the encoders")
     allow_failed_parity: bool = Field(

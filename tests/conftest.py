@@ -42,20 +42,19 @@ def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a bundle of the real encoder and an untrained, seeded model ``kind`` over ``scales``."""
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a run of the real encoder and an untrained, seeded model ``kind`` over ``scales``."""
 
-    def make(name: str, kind: str, scales: str) -> Path:
+    def make(kind: str, scales: str) -> Path:
         import torch
 
-        from cmamil_sdk.export.bundle import export_bundle
         from cmamil_sdk.export.encoder import load_encoder
         from cmamil_sdk.files import write_json
         from cmamil_sdk.models.build import build_model
         from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
         from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
-        folder = tmp_path_factory.mktemp("bundle")
+        run = tmp_path_factory.mktemp("bundle") / "run"
         torch.manual_seed(0)
         model = build_model(
             kind, {"scales": scales.split(","), "feature_dim": 1280, "n_classes": 3}
@@ -76,9 +75,28 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             metrics={"val_auc": 0.5},
         )
         state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-        save_checkpoint(fold_directory(folder / "run", 0), meta, state)
-        write_json(folder / "run" / "metrics.json", {"folds": [{"fold": 0}]})
-        return export_bundle(folder / "run", folder / "bundles", name=name)
+        save_checkpoint(fold_directory(run, 0), meta, state)
+        write_json(run / "metrics.json", {"folds": [{"fold": 0}]})
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_run(make_run: Callable[..., Path]) -> Path:
+    """A run whose aggregator is exported in no time."""
+    return make_run("abmil", "20x")
+
+
+@pytest.fixture(scope="session")
+def make_bundle(make_run: Callable[..., Path]) -> Callable[..., Path]:
+    """Make a bundle of such a run."""
+
+    def make(name: str, kind: str, scales: str) -> Path:
+        from cmamil_sdk.export.bundle import export_bundle
+
+        run = make_run(kind, scales)
+        return export_bundle(run, run.parent / "bundles", name=name)
 
     return make
 

@@ -23,6 +23,7 @@ from cmamil_sdk.bundle.manifest import (
     Manifest,
 )
 from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines.base import TENSORRT
 from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
@@ -74,13 +75,20 @@ class Bundle:
         manifest: what it says of itself.
         sha256: of the manifest, its identity.
         encoder_info: the engine that :meth:`open_encoder` opens.
-        aggregator_info: the engine of the aggregator: onnxruntime in float32, where OpenVINO would
-            compile anew for every number of tiles, and not refuse an index that points nowhere.
+        aggregator_info: the engine of the aggregator: in float32 on TensorRT where that was asked for,
+            else on onnxruntime, because OpenVINO would compile anew for every number of tiles, and not
+            refuse an index that points nowhere.
         warnings: what every answer of this bundle must say.
     """
 
     def __init__(
-        self, root: Path, manifest: Manifest, sha256: str, encoder: GatedEncoder, aggregator: Engine
+        self,
+        root: Path,
+        manifest: Manifest,
+        sha256: str,
+        encoder: GatedEncoder,
+        aggregator: Engine,
+        engine_cache: Path | None,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
@@ -91,6 +99,7 @@ class Bundle:
         self.warnings = tuple(_warnings(manifest, encoder.parity))
         self._encoder_parity = encoder.parity
         self._aggregator = aggregator
+        self._engine_cache = engine_cache
 
     @classmethod
     def load(
@@ -99,6 +108,7 @@ class Bundle:
         *,
         engine: str = "auto",
         device: str = "auto",
+        engine_cache: Path | None = None,
         precision: str = "auto",
         allow_failed_parity: bool = False,
     ) -> Self:
@@ -108,6 +118,7 @@ class Bundle:
             path: the directory that holds ``manifest.json``.
             engine: the encoder's, as :func:`~cmamil_sdk.engines.load_engine`.
             device: likewise.
+            engine_cache: likewise.
             precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
             allow_failed_parity: take a bundle, or a precision, that misses its gate; every answer then
                 carries a warning.
@@ -128,11 +139,15 @@ class Bundle:
                 "--allow-failed-parity."
             )
         golden = read_golden(path, manifest)
-        encoder = _open_encoder(path, manifest, golden, engine, device, precision)
+        encoder = _open_encoder(path, manifest, golden, engine, device, engine_cache, precision)
+        info = encoder.engine.info
         aggregator = load_engine(
-            path / AGGREGATOR_GRAPH, engine="onnxruntime", device=encoder.engine.info.device
+            path / AGGREGATOR_GRAPH,
+            engine=info.name if info.name in TENSORRT else "onnxruntime",
+            device=info.device,
+            engine_cache=engine_cache,
         )
-        bundle = cls(path, manifest, sha256, encoder, aggregator)
+        bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache)
         encoder.engine.close()
         bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
@@ -160,6 +175,7 @@ class Bundle:
             precision=info.precision,
             threads=threads,
             callers=callers,
+            engine_cache=self._engine_cache,
             reason=info.reason,
         )
 
@@ -233,7 +249,7 @@ class Bundle:
         """The encoder on every engine and precision of this machine."""
         golden = read_golden(self.root, self.manifest)
         measure = partial(measure_encoder, reference=golden.encoder)
-        return parity_table(self.root / ENCODER_GRAPH, measure)
+        return parity_table(self.root / ENCODER_GRAPH, measure, engine_cache=self._engine_cache)
 
     def _check_parity(self, golden: Golden, *, allow_failed: bool) -> dict[str, float]:
         parity = self._encoder_parity
@@ -268,7 +284,13 @@ class Bundle:
 
 
 def _open_encoder(
-    root: Path, manifest: Manifest, golden: Golden, engine: str, device: str, precision: str
+    root: Path,
+    manifest: Manifest,
+    golden: Golden,
+    engine: str,
+    device: str,
+    engine_cache: Path | None,
+    precision: str,
 ) -> GatedEncoder:
     """The encoder, whether or not it passes; bundles from before the gate's tiles run in fp32."""
     if manifest.schema_version < 3 and precision == "auto":
@@ -283,6 +305,7 @@ def _open_encoder(
         partial(measure_encoder, reference=golden.encoder),
         engine=engine,
         device=device,
+        engine_cache=engine_cache,
         precision=precision,
         callers=1,
         allow_failed=True,

@@ -9,8 +9,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cmamil_sdk import __version__
+from cmamil_sdk.bundle.plans import check_plan_files
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.parity import EncoderParity
+from cmamil_sdk.files import FileEntry
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
@@ -23,15 +25,6 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
 Explanation = Literal["attention", "contribution"]
-
-
-class FileEntry(BaseModel):
-    """Hash and size of one file of the bundle."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -78,8 +71,9 @@ class Manifest(BaseModel):
     @classmethod
     def _all_files(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         needed = {ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN}
-        if set(files) != needed:
-            raise ValueError(f"must list exactly {', '.join(sorted(needed))}")
+        if not needed <= set(files):
+            raise ValueError(f"must list {', '.join(sorted(needed))}")
+        check_plan_files(set(files) - needed)
         return files
 
     @property

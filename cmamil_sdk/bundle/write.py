@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cmamil_sdk.bundle.manifest import (
@@ -12,11 +13,11 @@ from cmamil_sdk.bundle.manifest import (
     ENCODER_GRAPH,
     GOLDEN,
     MANIFEST,
-    FileEntry,
     Manifest,
 )
+from cmamil_sdk.bundle.plans import plan_files
 from cmamil_sdk.errors import OutputExists
-from cmamil_sdk.files import sha256_of_file, write_json
+from cmamil_sdk.files import FileEntry, write_json
 
 
 def write_bundle(
@@ -26,29 +27,29 @@ def write_bundle(
 
     Args:
         target: ``<out>/<name>/<version>``.
-        fill: writes the graphs and golden values into the directory it is given and returns a
-            function from the hashed files to the manifest.
+        fill: writes the graphs, golden values and plans into the directory it is given and
+            returns a function from the hashed files to the manifest.
 
     Raises:
         OutputExists: there is a bundle at ``target``; a bundle is never written twice.
     """
     if target.exists():
         raise OutputExists(f"{target} exists already; choose another --version or --out.")
+    is_first = not target.parent.exists()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         manifest_of = fill(temporary)
-        files = {
-            name: FileEntry(
-                sha256=sha256_of_file(temporary / name), size=(temporary / name).stat().st_size
-            )
-            for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN)
-        }
+        names = (ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN, *plan_files(temporary))
+        files = {name: FileEntry.of(temporary / name) for name in names}
         write_json(temporary / MANIFEST, manifest_of(files).model_dump(mode="json"))
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_first:
+            with suppress(OSError):  # it holds the bundle
+                target.parent.rmdir()
     return target
 
 

@@ -23,6 +23,7 @@ from cmamil_sdk.cli import (
     export,
     features,
     inspect,
+    plans,
     predict,
     serve,
     split,
@@ -76,6 +77,7 @@ app.command("train")(train.run)
 app.command("evaluate")(evaluate.run)
 app.command("export")(export.run)
 app.command("verify")(verify.run)
+app.command("plans")(plans.run)
 app.command("predict")(predict.run)
 app.command("serve")(serve.run)
 app.add_typer(client.app, name="client")

@@ -33,6 +33,8 @@ _PACKAGES = {
     "efficientnet-lite-pytorch": "train",
     "torchvision": "train",
     "timm": "timm",
+    "tensorrt-rtx-cu13": "tensorrt-rtx",
+    "cuda-bindings": "tensorrt-rtx",
 }
 
 

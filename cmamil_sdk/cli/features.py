@@ -12,7 +12,7 @@ from cmamil_sdk.cli import encoder_options
 from cmamil_sdk.cli import tissue as tissue_options
 from cmamil_sdk.cli.options import (
     Device,
-    EngineName,
+    GraphEngineName,
     Json,
     OnError,
     Precision,
@@ -73,7 +73,7 @@ def run(
         bool,
         typer.Option("--allow-empty", help="Write a file without tiles if there is no tissue."),
     ] = False,
-    engine: EngineName = "auto",
+    engine: GraphEngineName = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = None,
@@ -92,8 +92,14 @@ def run(
 
     With --patch-root, of tiles that `cmamil tile` wrote: one .npy per slide.
     """
+    from cmamil_sdk.engines.base import TENSORRT
+
     if (slides is None) == (patch_root is None):
         raise FieldInvalid("Give either --slides or --patch-root.")
+    if engine in TENSORRT:
+        raise FieldInvalid(
+            f"--engine {engine} runs plans, which bundles alone have; use auto, onnxruntime or openvino."
+        )
     if weights is not None and (encoder or "").startswith("onnx:"):
         raise FieldInvalid(
             "--weights has no effect with onnx:, whose file holds them; leave it out."

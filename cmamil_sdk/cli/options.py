@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-EngineName = Annotated[
+GraphEngineName = Annotated[
     str,
     typer.Option(help="What runs the encoder: auto, onnxruntime or openvino, docs/engines.md."),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        help="What runs the encoder: auto, onnxruntime, openvino, docs/engines.md; tensorrt-rtx or "
+        "tensorrt, docs/tensorrt.md."
+    ),
 ]
 Precision = Annotated[
     str,
@@ -25,6 +33,10 @@ AllowFailedParity = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+EngineCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder of TensorRT plans that `cmamil plans` wrote, docs/tensorrt.md."),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Threads; one per core by default.")]
 RunMpp = Annotated[
     float | None, typer.Option(help="Microns per pixel of level 0 of all these slides.")
@@ -39,7 +51,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 __all__ = [
     "AllowFailedParity",
     "Device",
+    "EngineCache",
     "EngineName",
+    "GraphEngineName",
     "Json",
     "OnError",
     "Precision",

@@ -11,6 +11,7 @@ import typer
 from cmamil_sdk.cli.options import (
     AllowFailedParity,
     Device,
+    EngineCache,
     EngineName,
     Json,
     OnError,
@@ -49,6 +50,7 @@ def run(
     top_k: Annotated[int, typer.Option(min=0, help="How many telling tiles to name.")] = 16,
     engine: EngineName = "auto",
     device: Device = "auto",
+    engine_cache: EngineCache = None,
     precision: Precision = "auto",
     allow_failed_parity: AllowFailedParity = False,
     workers: Workers = None,
@@ -60,12 +62,17 @@ def run(
     from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.cli.slide_runs import each_slide
     from cmamil_sdk.cli.tissue import check_masks
+    from cmamil_sdk.engines.base import TENSORRT
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.explain import save_heatmap
     from cmamil_sdk.files import write_json
     from cmamil_sdk.predict import LocalPredictor, Prediction
     from cmamil_sdk.slides.open import check_mpp
 
+    if engine_cache is not None and engine not in TENSORRT:
+        raise FieldInvalid(
+            f"--engine-cache has no effect with --engine {engine}; name one of {', '.join(TENSORRT)}."
+        )
     if heatmap and out is None:
         raise FieldInvalid("--heatmap needs a folder for the pictures; give --out.")
     check_mpp(mpp)
@@ -76,6 +83,7 @@ def run(
         bundle,
         engine=engine,
         device=device,
+        engine_cache=engine_cache,
         precision=precision,
         allow_failed_parity=allow_failed_parity,
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmamil_sdk.cli.options import AllowFailedParity, Device, EngineName, Precision, Reader
+from cmamil_sdk.cli.options import AllowFailedParity, Device, GraphEngineName, Precision, Reader
 from cmamil_sdk.cli.output import say
 
 
@@ -19,7 +19,7 @@ def run(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
     reader: Reader = "auto",
-    engine: EngineName = "auto",
+    engine: GraphEngineName = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
     allow_failed_parity: AllowFailedParity = False,

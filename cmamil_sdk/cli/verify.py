@@ -7,20 +7,35 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.options import Json
+from cmamil_sdk.cli.options import Device, EngineCache, EngineName, Json
 from cmamil_sdk.cli.output import say, say_json
 from cmamil_sdk.cli.parity_tables import engine_document, parity_document, parity_text
+from cmamil_sdk.cli.plans import plan_table
 
 
 def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    engine: EngineName = "auto",
+    device: Device = "auto",
+    engine_cache: EngineCache = None,
     json: Json = False,
 ) -> None:
     """Check every hash, and compare the encoder with its model on every engine and precision here."""
     from cmamil_sdk.bundle import Bundle
+    from cmamil_sdk.bundle.manifest import ENCODER_GRAPH
+    from cmamil_sdk.engines.plans import known_plans
     from cmamil_sdk.errors import ParityFailed
 
-    loaded = Bundle.load(bundle, allow_failed_parity=True)
+    loaded = Bundle.load(
+        bundle,
+        engine=engine,
+        device=device,
+        engine_cache=engine_cache,
+        allow_failed_parity=True,
+    )
+    plans = known_plans(bundle / ENCODER_GRAPH, engine_cache)
+    for plan in plans:
+        plan.open().close()  # compares it with its manifest
     golden = loaded.self_test()
     rows, manifest = loaded.parity_table(), loaded.manifest
     here = {row.label: row.parity for row in rows if row.parity is not None}
@@ -36,12 +51,19 @@ def run(
         "encoder_parity_at_export": parity_document(manifest.encoder_parity),
         "aggregator_parity_at_export": manifest.parity,
         "parity_failed": manifest.parity_failed,
+        "plans": [
+            {"path": str(plan.path), "sha256": plan.entry.sha256}
+            | plan.document.key.model_dump(mode="json")
+            for plan in plans
+        ],
     }
     if json:
         say_json(document)
     else:
         say(f"{loaded.label}: {len(manifest.files)} files as exported, sha256 {loaded.sha256}\n")
         say(parity_text(list(here.values()), manifest.parity, absent))
+        if plans:
+            say(f"\n{plan_table(plans)}")
         say(
             f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
             f"{loaded.aggregator_info.label}, largest difference {golden['aggregator_difference']:.2e}"

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-EngineName = Literal["onnxruntime", "openvino"]
+GraphEngineName = Literal["onnxruntime", "openvino"]
+"""Run an ONNX graph as it is."""
+
+RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
+"""Run a plan that was built from one."""
+
+EngineName = Literal[GraphEngineName, RuntimeName]
 Precision = Literal["fp32", "bf16"]
+
+TENSORRT: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class EngineInfo:
     """What is in use: never what was asked for.
 
     Attributes:
-        name: ``onnxruntime`` or ``openvino``.
+        name: an :data:`EngineName`.
         device: ``cpu`` or ``cuda:N``.
         precision: of the arithmetic, ``fp32`` or ``bf16``.
         version: of the runtime.
@@ -57,4 +65,13 @@ class Engine(Protocol):
         ...
 
 
-__all__ = ["Array", "Engine", "EngineInfo", "EngineName", "Precision"]
+__all__ = [
+    "TENSORRT",
+    "Array",
+    "Engine",
+    "EngineInfo",
+    "EngineName",
+    "GraphEngineName",
+    "Precision",
+    "RuntimeName",
+]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from cmamil_sdk.engines.base import Engine, EngineName, Precision
+from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -36,18 +36,20 @@ def load_engine(
     precision: str = "fp32",
     threads: int = 1,
     callers: int | None = None,
+    engine_cache: Path | None = None,
     reason: str | None = None,
 ) -> Engine:
     """Load a graph.
 
     Args:
         graph: the ``.onnx`` file.
-        engine: ``auto`` or the name of an engine.
+        engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT.
         device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
         precision: ``fp32`` or ``bf16``; encoders alone have a gate that may choose one
             (:func:`~cmamil_sdk.engines.gated.open_encoder`).
         threads: threads within one call of ``infer``.
         callers: threads that call ``infer`` at a time; default one per core. Changes no result.
+        engine_cache: where TensorRT finds plans beside those of the graph's bundle.
         reason: what :class:`~cmamil_sdk.engines.base.EngineInfo` gives as the reason; default: why
             engine and device were chosen.
 
@@ -55,9 +57,22 @@ def load_engine(
         FieldInvalid: an unknown engine, device or precision.
         EngineMissing: what was asked for is not available here.
         BundleUnsupported: the graph cannot be run.
+        BundleCorrupt: a plan that a manifest lists is missing or changed.
     """
     kind = known_precision(precision)
     choice = choose_engine(engine, device)
+    for runtime in TENSORRT:
+        if choice.engine == runtime:
+            from cmamil_sdk.engines.tensorrt import open_tensorrt  # noqa: PLC0415
+
+            return open_tensorrt(
+                graph,
+                runtime=runtime,
+                device=choice.device,
+                precision=kind,
+                engine_cache=engine_cache,
+                reason=reason,
+            )
 
     def load(name: str, why: str) -> Engine:
         if name == "openvino":
@@ -97,6 +112,9 @@ def choose_engine(engine: str, device: str) -> EngineChoice:
         raise FieldInvalid(f"--device {device} is unknown; choose auto, cpu or cuda:N.")
     if device == "cuda":
         device = "cuda:0"
+    if engine in TENSORRT:
+        where = "cuda:0" if device == "auto" else device
+        return EngineChoice(engine, where, "asked for", chosen=False)
     if engine == "openvino" and device.startswith("cuda"):
         raise EngineMissing(f"openvino runs on the CPU, not on {device}; use --device cpu.")
     if engine == "openvino" or (engine == "onnxruntime" and device != "auto"):
@@ -149,7 +167,13 @@ def why_no_bf16(engine: str) -> str:
 
 def available_engines() -> dict[str, dict[str, str | bool]]:
     """For each engine: ``available``, ``version``, ``why`` and ``fix``."""
-    return {"onnxruntime": _about(_about_onnxruntime), "openvino": _about(_about_openvino)}
+    from cmamil_sdk.engines.tensorrt import available  # noqa: PLC0415
+
+    return {
+        "onnxruntime": _about(_about_onnxruntime),
+        "openvino": _about(_about_openvino),
+        **{runtime: available(runtime) for runtime in TENSORRT},
+    }
 
 
 def available_precisions() -> dict[str, dict[str, str | bool]]:
@@ -160,7 +184,7 @@ def available_precisions() -> dict[str, dict[str, str | bool]]:
         having = [name for name in engines if precision in engine_precisions(name)]
         found[precision] = {"available": bool(having), "version": "", "why": "", "fix": ""}
         if having:
-            found[precision]["why"] = f"on the CPU by {', '.join(having)}"
+            found[precision]["why"] = f"by {', '.join(having)}"
         elif "openvino" in engines:
             found[precision]["why"] = why_no_bf16("openvino")
             found[precision]["fix"] = "use a processor that has one of them; until then, fp32"

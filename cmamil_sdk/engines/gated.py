@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.engines.choose import (
-    ENGINES,
     PRECISIONS,
     choose_engine,
     engine_precisions,
@@ -17,6 +17,7 @@ from cmamil_sdk.engines.choose import (
     why_no_bf16,
 )
 from cmamil_sdk.engines.parity import EncoderParity, refuse_encoder
+from cmamil_sdk.engines.plans import known_plans
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 
 Measure = Callable[[Engine], EncoderParity]
@@ -45,6 +46,7 @@ def open_encoder(
     *,
     engine: str = "auto",
     device: str = "auto",
+    engine_cache: Path | None = None,
     precision: str = "auto",
     callers: int | None = None,
     allow_failed: bool = False,
@@ -54,7 +56,7 @@ def open_encoder(
     Args:
         graph: the encoder's ``.onnx`` file.
         measure: compares a loaded engine with the reference.
-        engine, device, callers: as :func:`~cmamil_sdk.engines.load_engine`.
+        engine, device, engine_cache, callers: as :func:`~cmamil_sdk.engines.load_engine`.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the engine has it on this processor and it
             passes the gate, else fp32. The reason is in the engine's ``info``.
         allow_failed: hand out an encoder that misses its gate.
@@ -63,13 +65,11 @@ def open_encoder(
         FieldInvalid, EngineMissing, BundleUnsupported: as :func:`~cmamil_sdk.engines.load_engine`.
         ParityFailed: the gate is missed; the figures are in the message.
     """
-
+    load = partial(load_engine, graph, callers=callers, engine_cache=engine_cache)
     if precision == "auto":
-        found = _in_the_fastest(graph, measure, engine, device, callers)
+        found = _in_the_fastest(load, measure, engine, device)
     else:
-        loaded = load_engine(
-            graph, engine=engine, device=device, precision=precision, callers=callers
-        )
+        loaded = load(engine=engine, device=device, precision=precision)
         found = _measured(loaded, measure, f"{precision} was asked for")
     if not (found.parity.passed or allow_failed):
         found.engine.close()
@@ -77,43 +77,48 @@ def open_encoder(
     return found
 
 
-def parity_table(graph: Path, measure: Measure) -> list[ParityRow]:
-    """An encoder on every engine, device and precision of this machine, and why others are not there."""
+def parity_table(
+    graph: Path, measure: Measure, *, engine_cache: Path | None = None
+) -> list[ParityRow]:
+    """An encoder on every engine, device and precision of this machine, and why others are not there.
+
+    TensorRT is looked at where there are plans of it, beside the graph or in ``engine_cache``.
+    """
+    load = partial(load_engine, graph, callers=1, engine_cache=engine_cache)
     rows = []
-    for engine in ENGINES:
-        devices = ["cpu"]
-        if engine == "onnxruntime" and choose_engine("auto", "auto").device != "cpu":
-            devices.append("cuda:0")
-        for device, precision in itertools.product(devices, PRECISIONS):
-            label = f"{engine}-{device.split(':')[0]}-{precision}"
-            try:
-                loaded = load_engine(
-                    graph, engine=engine, device=device, precision=precision, callers=1
-                )
-            except (EngineMissing, BundleUnsupported) as problem:
-                rows.append(ParityRow(label, None, str(problem)))
-                continue
-            rows.append(ParityRow(label, measure(loaded), ""))
-            loaded.close()
+    for engine, device, precision in _combinations(graph, engine_cache):
+        label = f"{engine}-{device.split(':')[0]}-{precision}"
+        try:
+            loaded = load(engine=engine, device=device, precision=precision)
+        except (EngineMissing, BundleUnsupported) as problem:
+            rows.append(ParityRow(label, None, str(problem)))
+            continue
+        rows.append(ParityRow(label, measure(loaded), ""))
+        loaded.close()
     return rows
 
 
+def _combinations(graph: Path, engine_cache: Path | None) -> Iterator[tuple[str, str, str]]:
+    """Engine, device and precision of each row."""
+    devices = ["cpu"]
+    if choose_engine("auto", "auto").device != "cpu":
+        devices.append("cuda:0")
+    yield from itertools.product(["onnxruntime"], devices, PRECISIONS)
+    yield from itertools.product(["openvino"], ["cpu"], PRECISIONS)
+    planned = {plan.document.key.runtime for plan in known_plans(graph, engine_cache)}
+    for runtime in sorted(planned):
+        yield from itertools.product([runtime], ["cuda:0"], engine_precisions(runtime))
+
+
 def _in_the_fastest(
-    graph: Path, measure: Measure, engine: str, device: str, callers: int | None
+    load: Callable[..., Engine], measure: Measure, engine: str, device: str
 ) -> GatedEncoder:
     """In bf16 if that can be had and passes, else in fp32."""
-    exact = load_engine(graph, engine=engine, device=device, callers=callers)
+    exact = load(engine=engine, device=device)
     info = exact.info
     if "bf16" not in engine_precisions(info.name):
         return _measured(exact, measure, f"fp32, {why_no_bf16(info.name)}")
-    fast = load_engine(
-        graph,
-        engine=info.name,
-        device=info.device,
-        precision="bf16",
-        callers=callers,
-        reason=info.reason,
-    )
+    fast = load(engine=info.name, device=info.device, precision="bf16", reason=info.reason)
     found = _measured(fast, measure, "bf16, which passes the gate")
     if found.parity.passed:
         exact.close()

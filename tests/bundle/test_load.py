@@ -12,7 +12,7 @@ import pytest
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.load import read_manifest
-from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines import EngineInfo, load_engine
 from cmamil_sdk.engines.parity import ENCODER_GATES
 from cmamil_sdk.errors import (
     BundleCorrupt,
@@ -441,3 +441,25 @@ def test_a_precision_that_fails_on_this_machine(tiny_bundle):
     (warning,) = accepted.warnings
     assert "cpu-bf16 misses its gate: " in warning
     assert accepted.open_encoder().info.precision == "bf16"
+
+
+def test_tensorrt_runs_both_graphs_and_only_if_named(tiny_bundle, tmp_path, monkeypatch):
+    """With plans that onnxruntime stands in for."""
+    opened = []
+
+    def open_plan(graph, *, runtime, device, precision, engine_cache, reason):
+        opened.append((graph.name, runtime, device, precision, engine_cache))
+        engine = load_engine(graph, engine="onnxruntime", device="cpu")
+        engine.info = EngineInfo(runtime, device, precision, "9.9", reason or "asked for, plan 1")
+        return engine
+
+    monkeypatch.setattr("cmamil_sdk.engines.tensorrt.open_tensorrt", open_plan)
+    bundle = Bundle.load(tiny_bundle, engine="tensorrt-rtx", engine_cache=tmp_path)
+    assert bundle.aggregator_info.label == bundle.engine_label == "tensorrt-rtx-cuda-fp32"
+    why = "asked for, plan 1; fp32, tensorrt-rtx computes in fp32 alone"
+    assert bundle.open_encoder().info.reason == bundle.encoder_info.reason == why
+    how = ("tensorrt-rtx", "cuda:0", "fp32", tmp_path)
+    graphs = ("encoder.onnx", "aggregator.onnx", "encoder.onnx")
+    assert opened == [(graph, *how) for graph in graphs]
+    assert "tensorrt" not in Bundle.load(tiny_bundle).engine_label
+    assert len(opened) == 3

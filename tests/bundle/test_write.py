@@ -39,4 +39,4 @@ def test_a_failure_leaves_no_bundle(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_bundle(tmp_path / "name" / "1", fail)
-    assert list((tmp_path / "name").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.engines import available_engines, load_engine
+from cmamil_sdk.engines.base import TENSORRT
 from cmamil_sdk.engines.onnxruntime import cuda_available
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
@@ -183,7 +184,7 @@ def test_threads_at_once_get_the_same_bits(tiny_bundle):
 
 def test_what_is_available_is_told():
     found = available_engines()
-    assert list(found) == ["onnxruntime", "openvino"]
-    for about in found.values():
-        assert about["available"] is True
+    assert list(found) == ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    for name, about in found.items():
+        assert about["available"] is True or name in TENSORRT
         assert set(about) == {"available", "version", "why", "fix"}

@@ -203,7 +203,7 @@ def test_what_is_available_is_told():
     assert about["available"] is True
     assert "fp32" in str(about["why"])
     assert ("bf16" in str(about["why"])) == ("bf16" in precisions())
-    assert available_precisions()["fp32"]["why"] == "on the CPU by onnxruntime, openvino"
+    assert str(available_precisions()["fp32"]["why"]).startswith("by onnxruntime, openvino")
 
 
 def test_a_machine_without_it(monkeypatch, brightness):

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from cmamil_sdk.engines import Engine, load_engine  # noqa: E402
-from cmamil_sdk.errors import FieldInvalid, ParityFailed  # noqa: E402
+from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, ParityFailed  # noqa: E402
 from cmamil_sdk.export.aggregator import AggregatorGraph, export_aggregator  # noqa: E402
 from cmamil_sdk.export.graph import OPSET, export_graph  # noqa: E402
 from cmamil_sdk.models.base import MILModel  # noqa: E402
@@ -147,6 +147,26 @@ def test_probabilities_are_those_of_the_temperature(exported):
     got = exported.engine.infer(own_bag(exported, 50))
     scaled = np.exp(got["logits"] / TEMPERATURE)
     np.testing.assert_allclose(got["probabilities"], scaled / scaled.sum(), rtol=1e-5)
+
+
+def test_tensorrt_builds_a_plan_of_it(exported):
+    pytest.importorskip("tensorrt_rtx")
+    from cmamil_sdk.export.tensorrt import aggregator_profiles, build_plan
+
+    def build():
+        return build_plan(
+            exported.path,
+            lambda inputs: aggregator_profiles(inputs, exported.scales),
+            runtime="tensorrt-rtx",
+            compute_capabilities=["89"],
+        )
+
+    if any(node.op_type == "ScatterElements" for node in onnx.load(exported.path).graph.node):
+        with pytest.raises(BundleUnsupported, match="ScatterElements node_scatter_add"):
+            build()
+        return
+    key = build().document.key
+    assert list(key.profiles[0]) == [i.name for i in onnx.load(exported.path).graph.input]
 
 
 def test_every_axis_of_tiles_is_named_and_nothing_else_is(exported):

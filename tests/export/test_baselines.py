@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from cmamil_sdk.engines import load_engine  # noqa: E402
+from cmamil_sdk.errors import BundleUnsupported  # noqa: E402
 from cmamil_sdk.export.aggregator import (  # noqa: E402
     AggregatorGraph,
     eager_outputs,
@@ -22,6 +23,8 @@ from cmamil_sdk.models.names import SINGLE_SCALE  # noqa: E402
 from cmamil_sdk.tiling.recipe import parse_scales  # noqa: E402
 
 SCALES = parse_scales("20x")
+PLANNED = {"abmil": "", "torchmil:DSMIL": r"node_sort\w*: K exceeds the maximum"}
+"""Models of which TensorRT builds a plan, and why not."""
 WITHOUT_ATTENTION = {"mean", "max", "torchmil:TransMIL"}
 
 
@@ -49,3 +52,26 @@ def test_the_graph_is_the_model(kind: str, tmp_path: Path) -> None:
         if told["contribution"]:
             total = got["bias"][0] + got["contribution_20x"].sum(axis=0)
             np.testing.assert_allclose(total, got["logits"][0], atol=1e-5)
+    if kind in PLANNED:
+        check_plan(path, PLANNED[kind])
+
+
+def check_plan(path: Path, refusal: str) -> None:
+    """TensorRT builds a plan of the graph, or refuses it with the reason."""
+    pytest.importorskip("tensorrt_rtx")
+    from cmamil_sdk.export.tensorrt import aggregator_profiles, build_plan
+
+    def build() -> int:
+        plan = build_plan(
+            path,
+            lambda inputs: aggregator_profiles(inputs, SCALES),
+            runtime="tensorrt-rtx",
+            compute_capabilities=["89"],
+        )
+        return len(plan.document.key.profiles)
+
+    if refusal:
+        with pytest.raises(BundleUnsupported, match=refusal):
+            build()
+    else:
+        assert build() == 3

@@ -136,6 +136,21 @@ def one_bag(seed: int) -> Bag:
     )
 
 
+def test_tensorrt_builds_a_plan_of_it(bundle):
+    pytest.importorskip("tensorrt_rtx")
+    from cmamil_sdk.export.tensorrt import aggregator_profiles, build_plan
+
+    plan = build_plan(
+        bundle.root / "aggregator.onnx",
+        lambda inputs: aggregator_profiles(inputs, bundle.manifest.recipe.scales),
+        runtime="tensorrt-rtx",
+        compute_capabilities=["89"],
+    )
+    assert set(plan.document.inputs) == {"features_10x", "features_20x"} | set(
+        bundle.manifest.index_inputs
+    )
+
+
 def test_the_manifest_has_the_hierarchy_and_both_temperatures(bundle):
     assert bundle.manifest.hierarchy == HIERARCHY
     assert (bundle.manifest.temperature, bundle.manifest.coarse_temperature) == TEMPERATURES
