@@ -17,8 +17,13 @@ from pathlib import Path
 from cmamil_sdk.cli.output import note, printable
 from cmamil_sdk.cli.slide_list import ListedSlide
 from cmamil_sdk.cli.slide_runs import Failures, RunProgress, attempt
-from cmamil_sdk.cli.summary import SlideRow, Summary
-from cmamil_sdk.errors import CmamilError, OutputUnwritable, error_from_reason
+from cmamil_sdk.cli.summary import SlideRow, Summary, path_in_summary
+from cmamil_sdk.errors import (
+    CmamilError,
+    OutputUnwritable,
+    SlideIdDuplicate,
+    error_from_reason,
+)
 from cmamil_sdk.locks import HeldLock, Locks, holder_of
 from cmamil_sdk.wording import counted
 
@@ -157,15 +162,23 @@ class _Sharer:
         if lock.taken_over:
             _remove_unfinished(outputs)
         row = self.summary.found_meanwhile(slide.slide_id, recipe)
-        if row is not None and (row.status == "failed" or all(_is_there(o) for o in outputs)):
+        other = None if row is None else _another_slide(slide.path, row)
+        error: CmamilError | None
+        if row is not None and other is not None:
+            error = other
+        elif (
+            row is not None
+            and row.path == path_in_summary(slide.path)
+            and (row.status == "failed" or all(_is_there(o) for o in outputs))
+        ):
             if not known:
                 self.progress.meter.elsewhere()
             self.run.others.add(slide.path)
             error = error_from_reason(row.reason, row.message) if row.status == "failed" else None
-        else:
+            self.run.rows[slide.path] = row
+        else:  # under another path it may be the same slide, which the work itself can tell
             done, error = self._attempted(slide, recipe)
-            row = self.summary.record(done)
-        self.run.rows[slide.path] = row
+            self.run.rows[slide.path] = self.summary.record(done)
         if error is not None:
             self.run.failures.add(slide, error)
 
@@ -183,7 +196,7 @@ class _Sharer:
         (outcome,) = found
         row = SlideRow(
             slide=printable(slide.slide_id),
-            path=printable(str(slide.path)),
+            path=path_in_summary(slide.path),
             status="kept" if outcome.kept else "done",
             recipe=recipe,
             message=outcome.message,
@@ -192,6 +205,19 @@ class _Sharer:
             seconds=outcome.seconds,
         )
         return row, None
+
+
+def _another_slide(path: Path, row: SlideRow) -> SlideIdDuplicate | None:
+    """The error of a slide whose id another process has just given to another file."""
+    try:
+        if path.samefile(row.path):
+            return None
+    except (OSError, ValueError):
+        return None  # one of them is not seen from here
+    return SlideIdDuplicate(
+        f"{path} and {row.path}, which {row.process} has worked on meanwhile, have the same slide id "
+        f"{printable(path.stem)!r}; rename one, or give them folders of their own."
+    )
 
 
 def _is_there(output: Path) -> bool:

@@ -75,8 +75,13 @@ def extract_slides(
         )
 
     def words(slide: ListedSlide) -> str:
-        """The recipe's key, and what is given for this slide beside it."""
-        given = {"mpp": mpp if slide.mpp is None else slide.mpp, "mask": slide.mask or tissue_masks}
+        """The recipe's key, and what is asked for this slide beside it."""
+        given = {
+            "mpp": mpp if slide.mpp is None else slide.mpp,
+            "mask": slide.mask or tissue_masks,
+            "reader": None if reader == "auto" else reader,
+            "empty": "allowed" if allow_empty else None,
+        }
         return " ".join([key, *(f"{n}={v}" for n, v in given.items() if v is not None)])
 
     job = SlideJob(
@@ -105,7 +110,8 @@ def extract_slides(
         )
     else:
         _say_summary(run, len(slides), job.summary, time.perf_counter() - started, memory)
-        say(f"{engine.info.label}: {engine.info.reason}")
+        if run.fresh():
+            say(f"{engine.info.label}: {engine.info.reason}")
     return run.failures.exit_code(len(slides))
 
 

@@ -35,7 +35,7 @@ class SlideRow:
 
     Attributes:
         slide: its id.
-        path: the slide file.
+        path: the slide file, from the root.
         status: ``done`` now, ``kept`` because it was complete, ``failed``.
         reason, message: of a failed slide, its error; ``message`` also tells what is notable otherwise.
         tiles: per scale.
@@ -64,7 +64,7 @@ class SlideRow:
         """The row of a slide that failed with ``error``."""
         return cls(
             slide=printable(slide),
-            path=printable(str(path)),
+            path=path_in_summary(path),
             status="failed",
             recipe=recipe,
             reason=error.reason,
@@ -105,6 +105,11 @@ class SlideRow:
             process=cells["process"],
             finished=cells["finished"],
         )
+
+
+def path_in_summary(slide: Path) -> str:
+    """How the table names a slide file, whatever directory a process works in."""
+    return printable(str(slide.absolute()))
 
 
 class Summary:
@@ -183,4 +188,4 @@ def _same_result(old: SlideRow, new: SlideRow) -> bool:
     return old.status != "failed" and (old.recipe, old.tiles) == (new.recipe, new.tiles)
 
 
-__all__ = ["COLUMNS", "STAGES", "SUMMARY", "SlideRow", "Status", "Summary"]
+__all__ = ["COLUMNS", "STAGES", "SUMMARY", "SlideRow", "Status", "Summary", "path_in_summary"]

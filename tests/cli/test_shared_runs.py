@@ -166,6 +166,30 @@ def test_a_slide_that_fails_elsewhere_meanwhile_is_not_tried_again(tmp_path: Pat
     assert run.failures.exit_code(2) == 1
 
 
+def test_another_slide_of_the_same_name_elsewhere_is_an_error(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.svs").write_text(folder)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    seen = []
+
+    def work(slide: ListedSlide, _progress: RunProgress) -> Outcome:
+        seen.append(slide.path)
+        if slide.slide_id == "a":
+            other = Other(tmp_path, f"{tmp_path}/one/x")
+            other.tell()
+            assert other.end() == 0
+        (tmp_path / f"{slide.slide_id}.h5").touch()
+        return Outcome(tiles={"20x": 1}, tiles_lost=0, kept=slide.slide_id == "x")
+
+    run = run_here(tmp_path, f"a,{tmp_path}/two/x", work)
+    assert [failed["reason"] for failed in run.failures.slides] == ["SLIDE_ID_DUPLICATE"]
+    assert Summary(tmp_path / "summary.csv").rows()["x"].path == str(tmp_path / "one" / "x.svs")
+    run = run_here(tmp_path, f"a,{tmp_path}/link/x", work)
+    assert not run.failures.slides
+    assert seen[-1] == tmp_path / "link" / "x.svs", "whether it is the same, the work finds out"
+
+
 def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
     seen = []
 
