@@ -20,7 +20,7 @@ from cmamil_sdk.cli.options import (
     RunMpp,
     Workers,
 )
-from cmamil_sdk.cli.output import output_folder
+from cmamil_sdk.cli.output import Progress, output_folder
 from cmamil_sdk.cli.patch_features import extract_patches
 from cmamil_sdk.errors import FieldInvalid
 
@@ -150,13 +150,15 @@ def run(
     files = expand_slides(slides or [], mpp=mpp)
     tissue_options.check_masks(tissue_recipe, tissue_masks, files)
     output_folder(out)
-    exported = exported_encoder(
-        encoder or encoder_options.SLIDES_ENCODER,
-        weights,
-        projection=projection == "seeded",
-        tile_px=tile_px,
-        resize_tiles=resize_tiles,
-    )
+    name = encoder_options.SLIDES_ENCODER if encoder is None else encoder
+    with Progress(f"encoder {name}", time_left=False):
+        exported = exported_encoder(
+            name,
+            weights,
+            projection=projection == "seeded",
+            tile_px=tile_px,
+            resize_tiles=resize_tiles,
+        )
     recipe = TilingRecipe(
         scales=parse_scales(scales),
         tile_px=exported.info.tile_px,

@@ -44,7 +44,7 @@ def run(
     A slide that does not say its microns per pixel is described without tiles; --mpp mends that.
     """
     from cmamil_sdk.cli.slide_list import ListedSlide
-    from cmamil_sdk.errors import MppUnknown, MppUnusable
+    from cmamil_sdk.errors import FieldInvalid, MppUnknown, MppUnusable
     from cmamil_sdk.files import sha256_of_file
     from cmamil_sdk.slides import open_slide
     from cmamil_sdk.slides.unchanged import unchanged
@@ -54,6 +54,10 @@ def run(
     from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
     from cmamil_sdk.tiling.tissue import TissueMap, find_tissue
 
+    if thumbnail is not None and thumbnail.suffix.lower() != ".png":
+        raise FieldInvalid(
+            f"--thumbnail {thumbnail}: a PNG is written; give a name that ends in .png."
+        )
     recipe = TilingRecipe(
         scales=parse_scales(scales),
         tile_px=tile_px,

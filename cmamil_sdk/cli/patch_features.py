@@ -46,7 +46,7 @@ def extract_patches(
     slides = {slide.path: slide for slide in find_slides(patch_root)}
     folder = out / patch_root.resolve().name
     output_folder(folder)
-    name = encoder or encoder_options.TILES_ENCODER
+    name = encoder_options.TILES_ENCODER if encoder is None else encoder
     projected = projection == "seeded" if projection else name == encoder_options.TILES_ENCODER
     exported = exported_encoder(
         name,

@@ -74,7 +74,9 @@ def tiff_header(path: Path) -> ImageHeader:
                 warnings=_warnings(pages),
             )
     except UNPARSABLE as problem:
-        raise DamagedImage(f"its directory cannot be read ({problem})") from problem
+        # What tifffile found is for the reader; what Python ran into on the way is not.
+        found = problem if isinstance(problem, tifffile.TiffFileError) else "it is cut short"
+        raise DamagedImage(f"its directory cannot be read ({found})") from problem
 
 
 def tiff_pixels(path: Path) -> UInt8:
