@@ -183,12 +183,16 @@ def _decoder(page: tifffile.TiffPage) -> Callable[[bytes, int, int], UInt8]:
         return lambda data, height, width: decode_tile(data, prefix, width, height)
     channels = page.samplesperpixel if page.planarconfig == _CONTIGUOUS else 1
     unpack = _UNPACKERS[page.compression]
+    # Only the last of several strips may go on beyond the image; others that do are of another width.
+    full_height = page.tilelength if page.is_tiled else page.rowsperstrip
 
     def decode(data: bytes, height: int, width: int) -> UInt8:
         size = height * width * channels
         unpacked = unpack(data, size)
         if len(unpacked) < size:
             raise DamagedImage("a strip or tile is cut short")
+        if len(unpacked) > size and height == full_height:
+            raise DamagedImage("a strip or tile holds more pixels than the image has room for")
         part = np.frombuffer(unpacked, np.uint8, size).reshape(height, width, channels)
         if page.predictor == _HORIZONTAL:
             part = np.cumsum(part, axis=1, dtype=np.uint8)

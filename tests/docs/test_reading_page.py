@@ -24,7 +24,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reading.md").read_text("
 
 
 def blocks(language: str) -> list[str]:
-    return "".join(re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.S | re.M)).splitlines()
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.S | re.M)
 
 
 def run(command: str) -> None:
@@ -50,7 +50,7 @@ def test_the_commands_work_as_they_stand(
     (tmp_path / "demo" / "bundles" / "demo").mkdir(parents=True)
     (tmp_path / "demo" / "bundles" / "demo" / "1").symlink_to(tiny_bundle)
     monkeypatch.chdir(tmp_path)
-    commands = blocks("bash")
+    commands = "".join(blocks("bash")).splitlines()
     assert len(commands) == 7
     for command in commands:
         run(command)
@@ -106,7 +106,7 @@ def test_the_python_example_runs(
 
 
 def test_the_page_says_how_cucim_is_installed() -> None:
-    assert blocks("console") == [HOW_TO_INSTALL]
+    assert blocks("console") == [f"{HOW_TO_INSTALL}\n"]
 
 
 @pytest.mark.realdata

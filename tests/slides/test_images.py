@@ -26,7 +26,7 @@ from cmamil_sdk.slides import image_reader, open_slide
 from cmamil_sdk.slides.image_reader import ImageReader
 from cmamil_sdk.slides.pixels import turned
 
-from .tiffs import close_circle, picture
+from .tiffs import close_circle, picture, set_entry
 
 HEIGHT, WIDTH = 70, 101
 RGB = picture(HEIGHT, WIDTH)
@@ -371,6 +371,19 @@ def test_a_jpeg_strip_cut_short_is_corrupt_not_grey(tmp_path: Path) -> None:
         tag = file.pages.first.tags["StripByteCounts"]
         tag.overwrite([tag.value[0] // 2])
     with pytest.raises(SlideCorrupt):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate", "zstd"])
+@pytest.mark.parametrize("rows", [10, HEIGHT])
+def test_strips_of_another_width_are_corrupt(
+    tmp_path: Path, compression: str | None, rows: int
+) -> None:
+    """Rows would be torn apart."""
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "compression": compression, "rowsperstrip": rows}
+    set_entry(written(path, RGB, metadata=None, **options), "ImageWidth", 0, WIDTH // 2)
+    with pytest.raises(SlideCorrupt, match="copy the file again"):
         open_slide(path)
 
 

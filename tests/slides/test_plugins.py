@@ -341,7 +341,7 @@ def _fails(problem: Exception) -> Callable[..., Any]:
         ({"dimensions": (41, 30)}, "makes no pyramid"),
         ({"properties": None}, "AttributeError"),
         (
-            {"level_dimensions": ((40, 30), (20, 15)), "level_downsamples": (1.0, 0.5)},
+            {"level_dimensions": ((40, 30), (40, 30)), "level_downsamples": (1.0, 1.0)},
             "makes no pyramid",
         ),
     ],
@@ -354,6 +354,15 @@ def test_facts_that_make_no_sense_are_the_plugins(
     with pytest.raises(SlideCorrupt, match=f"plug-in odd.*{says}"):
         PluginReader(odd, plugin("odd", lambda _: changed), mpp=None, reason="")
     assert closed
+
+
+@pytest.mark.usefixtures("libraries")
+def test_a_level_of_another_shape_than_the_library_says_is_left_out(odd: Path) -> None:
+    levels = {"level_dimensions": ((40, 30), (20, 15)), "level_downsamples": (1.0, 0.5)}
+    changed = import_module("odd_library").slide(**levels)
+    with PluginReader(odd, plugin("odd", lambda _: changed), mpp=None, reason="") as reader:
+        assert len(reader.facts.levels) == 1
+        assert any("20 x 15" in warning for warning in reader.facts.warnings)
 
 
 @pytest.mark.usefixtures("libraries")
