@@ -1,7 +1,7 @@
 """Bytes of a TIFF's strip or tile, by decoders that stand damaged data.
 
-imagecodecs' decoders of LZW and PackBits write beyond their memory when the data are damaged; libtiff,
-which Pillow holds, does not.
+imagecodecs' decoder of LZW writes beyond its memory when the data are damaged; libtiff, which Pillow
+holds, does not.
 """
 
 from __future__ import annotations
