@@ -9,7 +9,7 @@ import openslide
 import pytest
 import tifffile
 
-from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.errors import FieldInvalid, OutputUnwritable
 from cmamil_sdk.synthetic import write_svs
 
 HEIGHT_PX, WIDTH_PX = 650, 1001
@@ -101,6 +101,6 @@ def test_nothing_stays_behind_if_the_file_cannot_be_put_in_place(
 ) -> None:
     taken = tmp_path / "slide.svs"
     taken.mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(OutputUnwritable):
         write_svs(pixels, taken, mpp=0.5, objective_power=20)
     assert [path.name for path in tmp_path.iterdir()] == ["slide.svs"]
