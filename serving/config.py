@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cmamil_sdk.credentials import is_loopback
 from cmamil_sdk.engines.base import EngineName, Precision
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
@@ -29,6 +30,17 @@ class ServerConfig(BaseModel):
     )
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
+    tls_certificate: Path | None = Field(
+        None, description="PEM of the server's certificate, then of its intermediates"
+    )
+    tls_key: Path | None = Field(None, description="PEM of its key, unencrypted")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM; clients must show a certificate of one of these authorities"
+    )
+    insecure: bool = Field(False, description="listen beyond this machine without TLS")
+    tokens: Path | None = Field(
+        None, description="file of bearer tokens; without it every caller may predict"
+    )
     reader: ReaderName = "auto"
     engine: Literal["auto", EngineName] = Field("auto", description="of the encoders")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -50,6 +62,9 @@ class ServerConfig(BaseModel):
 
     max_active_slides: int = Field(4, ge=1, le=1024)
     max_queued: int = Field(16, ge=0, le=65536)
+    max_calls_per_client: int = Field(
+        16, ge=1, description="at a time; a client is a token's name, or an address without tokens"
+    )
     max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
     max_attention_mib: int = Field(
         4096,
@@ -89,6 +104,26 @@ class ServerConfig(BaseModel):
             raise ValueError(
                 f"max_request_bytes ({self.max_request_bytes}) is above "
                 f"max_message_bytes ({self.max_message_bytes})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reachable_by_whom_it_should(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs TLS; give tls_certificate and tls_key as well")
+        if self.tls_certificate is not None or is_loopback(self.host):
+            return self
+        if self.tokens is not None:
+            raise ValueError(
+                f"tokens would travel to {self.host} in the clear; give tls_certificate and "
+                "tls_key, or listen on 127.0.0.1"
+            )
+        if not self.insecure:
+            raise ValueError(
+                f"without TLS and tokens whoever reaches {self.host} may predict; give "
+                "tls_certificate and tls_key, listen on 127.0.0.1, or set insecure"
             )
         return self
 
