@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +15,8 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName
+
+_PATHS = {"bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"}
 
 
 class ServerConfig(BaseModel):
@@ -143,4 +146,39 @@ class ServerConfig(BaseModel):
         return config
 
 
-__all__ = ["ServerConfig"]
+def load_config(path: Path | None, given: Mapping[str, Any]) -> ServerConfig:
+    """Settings of a TOML file, if there is one, overridden by those that are ``given``.
+
+    Paths in the file are relative to its folder.
+
+    Raises:
+        ConfigInvalid: the file cannot be read, or as :meth:`ServerConfig.parse`.
+    """
+    if path is None:
+        return ServerConfig.parse(given, where="cmamil serve")
+    settings = _read_toml(path)
+    for name in _PATHS & settings.keys():
+        settings[name] = _from_folder(path.parent, settings[name])
+    return ServerConfig.parse({**settings, **given}, where=f"cmamil serve --config {path}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as problem:
+        raise ConfigInvalid(
+            f"{path} cannot be read ({problem.strerror}); check its name and permissions."
+        ) from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigInvalid(f"{path} is no TOML ({problem}); mend the file.") from problem
+
+
+def _from_folder(folder: Path, value: Any) -> Any:
+    """A path or several, from ``folder`` on; what is neither is left to validation."""
+    if isinstance(value, list):
+        return [_from_folder(folder, each) for each in value]
+    return folder / value if isinstance(value, str) else value
+
+
+__all__ = ["ServerConfig", "load_config"]
