@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from cmamil_sdk.cli.options import AllowFailedParity, Device, EngineName, Precision, Reader
 from cmamil_sdk.cli.output import say
 
