@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,45 +20,25 @@ from cmamil_sdk._client_results import (
     server_from,
 )
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
-from cmamil_sdk.errors import (
-    CmamilError,
-    DeadlineExceeded,
-    DependencyMissing,
-    FieldInvalid,
-    MessageTooLarge,
-    QueueFull,
-    ServerUnreachable,
-    UnexpectedError,
-    error_from_reason,
-)
+from cmamil_sdk.errors import DependencyMissing, UnexpectedError
 from cmamil_sdk.predict import Prediction, ProgressEvent
 
 try:
     import grpc
-    from google.protobuf.message import DecodeError, Message
-    from google.rpc import error_details_pb2, status_pb2
+    from google.protobuf.message import Message
     from grpc_health.v1 import health_pb2
+
+    from cmamil_sdk._client_connection import Connection
+    from cmamil_sdk._client_errors import Refusal, refusal_of
 except ImportError as missing:
     raise DependencyMissing(
         f"The client needs {missing.name}, which is not installed; install cmamil-sdk[client]."
     ) from missing
 
 _T = TypeVar("_T")
-_DOMAIN = "cmamil.dev"
-_DETAILS_KEY = "grpc-status-details-bin"
-_MAX_MESSAGE_BYTES = 16 * 2**20
 _QUICK_TIMEOUT_S = 10.0
 _RETRY_DELAYS_S = (0.2, 0.5, 1.0)
 _LONGEST_RETRY_S = 5.0
-_LOOPBACK = ("127.", "localhost", "[::1]")
-
-
-class _Refusal(Exception):
-    """A call that failed: the typed error, and whether and when it may be tried again."""
-
-    def __init__(self, error: CmamilError, again: bool, delay_s: float | None) -> None:
-        super().__init__(error)
-        self.error, self.again, self.delay_s = error, again, delay_s
 
 
 class Client:
@@ -70,43 +51,49 @@ class Client:
             print(prediction.label, prediction.probabilities)
 
     Every method raises the leaf of :mod:`cmamil_sdk.errors` that the server met, or
-    :class:`ServerUnreachable` when none answers. A server that is starting, draining or away
-    (UNAVAILABLE) is asked up to three times more within about two seconds; nothing else is retried.
+    :class:`ServerUnreachable` when none answers, or :class:`CertificateRefused` when TLS fails. A server
+    that is starting, draining or away (UNAVAILABLE) is asked up to three times more within about two
+    seconds; nothing else is retried.
     """
 
-    def __init__(self, server: str = "127.0.0.1:50051", *, timeout_s: float = 900.0) -> None:
+    def __init__(
+        self,
+        server: str = "127.0.0.1:50051",
+        *,
+        timeout_s: float = 900.0,
+        tls: bool = False,
+        ca: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
+        token: str | None = None,
+    ) -> None:
         """Connect lazily.
 
         Args:
             server: ``HOST:PORT``.
             timeout_s: how long a prediction or an inspection may take in all.
+            tls: speak TLS; ``ca`` or ``certificate`` mean so as well.
+            ca: PEM of the authority that signed the server's certificate; without it those that
+                gRPC brings along.
+            certificate: PEM of this client's own certificate, for servers that want one.
+            key: PEM of its key.
+            token: sent with each call; never in the clear to another machine.
 
         Raises:
-            FieldInvalid: ``server`` is not ``HOST:PORT``.
+            FieldInvalid: ``server`` is not ``HOST:PORT``, a file cannot be used, or the token would
+                travel in the clear.
         """
-        host, colon, port = server.rpartition(":")
-        if not (colon and host and port.isdecimal()):
-            raise FieldInvalid(f"{server!r} is no server address; write HOST:PORT.")
+        self._connection = Connection(server, tls, ca, certificate, key, token)
         self.server = server
         self.timeout_s = timeout_s
-        options: list[tuple[str, int]] = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 200),
-            ("grpc.enable_retries", 0),
-        ]
-        if host.startswith(_LOOPBACK):
-            options.append(("grpc.enable_http_proxy", 0))
-        self._channel = grpc.insecure_channel(server, options=options)
+        self._channel = self._connection.channel()
 
     def health(self) -> str:
         """``SERVING``, ``NOT_SERVING``, ...: whether the server takes work. Not retried.
 
         Raises:
             ServerUnreachable: nothing answers.
+            CertificateRefused: client and server do not trust each other.
         """
         reply = self._unary(
             "/grpc.health.v1.Health/Check",
@@ -237,7 +224,7 @@ class Client:
 
         def attempt(left_s: float) -> Any:
             try:
-                return method(request, timeout=left_s)
+                return method(request, timeout=left_s, metadata=self._connection.metadata)
             except grpc.RpcError as problem:
                 raise self._refusal(problem) from problem
 
@@ -254,7 +241,11 @@ class Client:
             request_serializer=prediction_pb2.StreamPredictSlideRequest.SerializeToString,
             response_deserializer=prediction_pb2.StreamPredictSlideResponse.FromString,
         )
-        call = method(prediction_pb2.StreamPredictSlideRequest(request=request), timeout=timeout_s)
+        call = method(
+            prediction_pb2.StreamPredictSlideRequest(request=request),
+            timeout=timeout_s,
+            metadata=self._connection.metadata,
+        )
         try:
             for event in call:
                 match event.WhichOneof("event"):
@@ -282,7 +273,7 @@ class Client:
         for delay_s in (*delays_s, None):
             try:
                 return attempt(max(0.0, deadline_s - time.monotonic()))
-            except _Refusal as refusal:
+            except Refusal as refusal:
                 if delay_s is None or not refusal.again:
                     raise refusal.error from refusal.__cause__
                 wait_s = min(max(delay_s, refusal.delay_s or 0.0), _LONGEST_RETRY_S)
@@ -291,64 +282,9 @@ class Client:
                 time.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
 
-    def _refusal(self, problem: Any) -> _Refusal:
+    def _refusal(self, problem: Any) -> Refusal:
         """The typed error of a failed call."""
-        code, message = problem.code(), problem.details() or ""
-        again = code is grpc.StatusCode.UNAVAILABLE
-        reason, delay_s = _details(problem)
-        if reason:
-            return _Refusal(error_from_reason(reason, message), again, delay_s)
-        error: CmamilError
-        match code:
-            case grpc.StatusCode.UNAVAILABLE:
-                error = ServerUnreachable(
-                    f"No server answers at {self.server}; start one with `cmamil serve`, "
-                    "or name another address."
-                )
-            case grpc.StatusCode.UNIMPLEMENTED:
-                error = ServerUnreachable(
-                    f"What answers at {self.server} is no cmamil server of this version ({message});"
-                    " name another address."
-                )
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                error = DeadlineExceeded(
-                    f"The server at {self.server} was not done in time; allow more time."
-                )
-            case grpc.StatusCode.RESOURCE_EXHAUSTED if "message" in message.lower():
-                error = MessageTooLarge(
-                    f"A message to or from {self.server} is too long ({message}); ask for less."
-                )
-            case grpc.StatusCode.RESOURCE_EXHAUSTED:
-                error = QueueFull(
-                    f"The server at {self.server} has as many calls as it takes ({message}); "
-                    "try again later."
-                )
-            case _:
-                error = UnexpectedError(
-                    f"The call to {self.server} ended with {code.name} ({message}); "
-                    "see the server's log."
-                )
-        return _Refusal(error, again, delay_s)
-
-
-def _details(problem: Any) -> tuple[str, float | None]:
-    """Reason and retry delay in the status details that our server adds; ``("", None)`` if none."""
-    reason, delay_s = "", None
-    for key, value in problem.trailing_metadata() or ():
-        if key != _DETAILS_KEY:
-            continue
-        try:
-            status = status_pb2.Status.FromString(value)
-            for detail in status.details:
-                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if detail.Unpack(info) and info.domain == _DOMAIN:
-                    reason = info.reason
-                elif detail.Unpack(retry):
-                    delay_s = retry.retry_delay.ToNanoseconds() / 1e9
-        except DecodeError:
-            # Not ours, then: the code alone has to do.
-            return "", None
-    return reason, delay_s
+        return refusal_of(problem, self.server, secure=self._connection.secure)
 
 
 def _model_name(model: str | None) -> str:

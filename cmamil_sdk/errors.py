@@ -43,6 +43,9 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── ModelNotReady             UNAVAILABLE
     │   ├── ServerUnreachable         UNAVAILABLE
     │   ├── ServerDraining            UNAVAILABLE
+    │   ├── CertificateRefused        UNAVAILABLE
+    │   ├── TokenInvalid              UNAUTHENTICATED
+    │   ├── RoleMissing               PERMISSION_DENIED
     │   ├── QueueFull                 RESOURCE_EXHAUSTED
     │   ├── MessageTooLarge           RESOURCE_EXHAUSTED
     │   ├── MemoryTooSmall            RESOURCE_EXHAUSTED
@@ -255,8 +258,26 @@ class ServerDraining(CapabilityError):
     grpc_status = "UNAVAILABLE"
 
 
+class CertificateRefused(CapabilityError):
+    """Client and server do not accept each other's TLS certificate, so no call was made."""
+
+    grpc_status = "UNAVAILABLE"
+
+
+class TokenInvalid(CapabilityError):
+    """The server wants a bearer token and got none, or one that it does not know."""
+
+    grpc_status = "UNAUTHENTICATED"
+
+
+class RoleMissing(CapabilityError):
+    """The server knows the caller, who has none of the roles that the method is for."""
+
+    grpc_status = "PERMISSION_DENIED"
+
+
 class QueueFull(CapabilityError):
-    """The server has as much work as it accepts."""
+    """The server has as much work as it accepts, from all or from this client."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
 

@@ -164,6 +164,8 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
         close = difflib.get_close_matches(field, list(model.model_fields), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "; remove it."
         return f"{field} is no entry known here{hint}"
+    if first["type"] == "missing":
+        return f"{field} is missing; add it."
     said = first["msg"].removeprefix("Value error, ")
     return f"{field or 'document'}: {said}; mend or remove this entry."
 

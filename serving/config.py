@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cmamil_sdk.credentials import is_loopback
 from cmamil_sdk.engines.base import GraphEngineName, Precision
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName
+
+_PATHS = {"bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"}
 
 
 class ServerConfig(BaseModel):
@@ -29,6 +33,17 @@ class ServerConfig(BaseModel):
     )
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
+    tls_certificate: Path | None = Field(
+        None, description="PEM of the server's certificate, then of its intermediates"
+    )
+    tls_key: Path | None = Field(None, description="PEM of its key, unencrypted")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM; clients must show a certificate of one of these authorities"
+    )
+    insecure: bool = Field(False, description="listen beyond this machine without TLS")
+    tokens: Path | None = Field(
+        None, description="file of bearer tokens; without it every caller may predict"
+    )
     reader: ReaderName = "auto"
     engine: Literal["auto", GraphEngineName] = Field("auto", description="of the encoders")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -50,6 +65,9 @@ class ServerConfig(BaseModel):
 
     max_active_slides: int = Field(4, ge=1, le=1024)
     max_queued: int = Field(16, ge=0, le=65536)
+    max_calls_per_client: int = Field(
+        16, ge=1, description="at a time; a client is a token's name, or an address without tokens"
+    )
     max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
     max_attention_mib: int = Field(
         4096,
@@ -92,6 +110,26 @@ class ServerConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reachable_by_whom_it_should(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs TLS; give tls_certificate and tls_key as well")
+        if self.tls_certificate is not None or is_loopback(self.host):
+            return self
+        if self.tokens is not None:
+            raise ValueError(
+                f"tokens would travel to {self.host} in the clear; give tls_certificate and "
+                "tls_key, or listen on 127.0.0.1"
+            )
+        if not self.insecure:
+            raise ValueError(
+                f"without TLS and tokens whoever reaches {self.host} may predict; give "
+                "tls_certificate and tls_key, listen on 127.0.0.1, or set insecure"
+            )
+        return self
+
     @classmethod
     def parse(cls, document: Mapping[str, Any], *, where: str | Path = "server settings") -> Self:
         """Validate ``document``; ``where`` names its origin in errors.
@@ -108,4 +146,39 @@ class ServerConfig(BaseModel):
         return config
 
 
-__all__ = ["ServerConfig"]
+def load_config(path: Path | None, given: Mapping[str, Any]) -> ServerConfig:
+    """Settings of a TOML file, if there is one, overridden by those that are ``given``.
+
+    Paths in the file are relative to its folder.
+
+    Raises:
+        ConfigInvalid: the file cannot be read, or as :meth:`ServerConfig.parse`.
+    """
+    if path is None:
+        return ServerConfig.parse(given, where="cmamil serve")
+    settings = _read_toml(path)
+    for name in _PATHS & settings.keys():
+        settings[name] = _from_folder(path.parent, settings[name])
+    return ServerConfig.parse({**settings, **given}, where=f"cmamil serve --config {path}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as problem:
+        raise ConfigInvalid(
+            f"{path} cannot be read ({problem.strerror}); check its name and permissions."
+        ) from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigInvalid(f"{path} is no TOML ({problem}); mend the file.") from problem
+
+
+def _from_folder(folder: Path, value: Any) -> Any:
+    """A path or several, from ``folder`` on; what is neither is left to validation."""
+    if isinstance(value, list):
+        return [_from_folder(folder, each) for each in value]
+    return folder / value if isinstance(value, str) else value
+
+
+__all__ = ["ServerConfig", "load_config"]

@@ -17,9 +17,11 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
+from cmamil_sdk.credentials import is_loopback, read_authorities, read_key_pair
 from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.wording import counted
 
+from .access import Access
 from .child import WORKER_COMMAND
 from .config import ServerConfig
 from .messages import WorkerSetup
@@ -27,12 +29,14 @@ from .models import LoadedModel, load_models
 from .pool import WorkerPool
 from .predictor import Predictor
 from .service import SERVICE_NAMES, Services
+from .tokens import TokenFile
 
 LOG = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SPARE_CALLS = 64  # health, models, server info beside the slides
+_METADATA_BYTES = 8192  # of the headers of one call
 _LAST_WORDS_S = 1.0  # for statuses on their way when the server stops
 
 
@@ -59,7 +63,8 @@ class Server:
         """Start and wait until ready. On an error nothing is left running.
 
         Raises:
-            ConfigInvalid: the address cannot be used, or two bundles are the same.
+            ConfigInvalid: the address, a certificate, a key or the tokens cannot be used, or two
+                bundles are the same.
             CmamilError: a bundle cannot be loaded, as :meth:`Bundle.load` says.
         """
         try:
@@ -119,19 +124,29 @@ class Server:
         for name in ("", *SERVICE_NAMES):
             await self._health.set(name, _NOT_SERVING)
         config = self.config
+        credentials = _credentials(config)
+        tokens = TokenFile(config.tokens) if config.tokens is not None else None
         self._grpc = grpc.aio.server(
-            options=_channel_options(config), maximum_concurrent_rpcs=_max_calls(config)
+            interceptors=[Access(tokens, config.max_calls_per_client)],
+            options=_channel_options(config),
+            maximum_concurrent_rpcs=_max_calls(config),
         )
         self._grpc.add_generic_rpc_handlers(self._services.handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         host = f"[{config.host}]" if ":" in config.host else config.host
+        address = f"{host}:{config.port}"
         try:
-            port = self._grpc.add_insecure_port(f"{host}:{config.port}")
+            if credentials is not None:
+                port = self._grpc.add_secure_port(address, credentials)
+            else:
+                port = self._grpc.add_insecure_port(address)
         except RuntimeError as problem:
             raise ConfigInvalid(
-                f"The server cannot listen on {host}:{config.port}; choose another port or host, "
+                f"The server cannot listen on {address}; choose another port or host, "
                 "or stop what listens there."
             ) from problem
+        if credentials is None and not is_loopback(config.host):
+            LOG.warning("%s is open to the network, without TLS", address)
         await self._grpc.start()
         self.port = port
 
@@ -250,6 +265,19 @@ async def _first(
     return work.done()
 
 
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    """TLS as configured; None without."""
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    pair = read_key_pair(config.tls_certificate, config.tls_key, error=ConfigInvalid)
+    authorities = None
+    if config.tls_client_ca is not None:
+        authorities = read_authorities(config.tls_client_ca, error=ConfigInvalid)
+    return grpc.ssl_server_credentials(
+        [pair], root_certificates=authorities, require_client_auth=authorities is not None
+    )
+
+
 def _max_calls(config: ServerConfig) -> int:
     return config.max_active_slides + config.max_queued + _SPARE_CALLS
 
@@ -259,6 +287,8 @@ def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_concurrent_streams", _max_calls(config)),
+        ("grpc.max_metadata_size", _METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),

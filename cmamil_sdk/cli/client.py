@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli.connection import ServerOptions, asks_server
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.wording import counted
@@ -15,25 +16,21 @@ app = typer.Typer(
     help="Talk to a server: health, models, info, inspect, predict.", no_args_is_help=True
 )
 
-Server = Annotated[str, typer.Option(help="HOST:PORT of the server.")]
 Uri = Annotated[
     str, typer.Argument(help="file: URI, absolute path, or path relative to the server's roots.")
 ]
 Mpp = Annotated[float | None, typer.Option(help="Microns per pixel of level 0.")]
 Model = Annotated[str | None, typer.Option(help="NAME or NAME/VERSION, where there are several.")]
 
-DEFAULT_SERVER = "127.0.0.1:50051"
-
 
 @app.command()
-def health(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+@asks_server
+def health(options: ServerOptions, json: Json = False) -> None:
     """Exit 0 only when the server is SERVING, else 4."""
-    from cmamil_sdk.client import Client
-
-    with Client(server) as client:
+    with options.client() as client:
         status = client.health()
     if json:
-        say_json({"server": server, "status": status})
+        say_json({"server": options.server, "status": status})
     else:
         say(status)
     if status != "SERVING":
@@ -41,11 +38,10 @@ def health(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
 
 
 @app.command()
-def models(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+@asks_server
+def models(options: ServerOptions, json: Json = False) -> None:
     """The models the server has, with labels and scales."""
-    from cmamil_sdk.client import Client
-
-    with Client(server) as client:
+    with options.client() as client:
         found = client.models()
     if json:
         say_json([vars(model) | {"labels": list(model.labels)} for model in found])
@@ -58,11 +54,10 @@ def models(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
 
 
 @app.command()
-def info(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+@asks_server
+def info(options: ServerOptions, json: Json = False) -> None:
     """Versions, the engines in use, the workers and what they have done."""
-    from cmamil_sdk.client import Client
-
-    with Client(server) as client:
+    with options.client() as client:
         facts = client.server_info()
     document: dict[str, Any] = vars(facts) | {"workers": [vars(w) for w in facts.workers]}
     if json:
@@ -80,18 +75,18 @@ def info(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
 
 
 @app.command()
+@asks_server
 def inspect(
+    options: ServerOptions,
     uri: Uri,
-    server: Server = DEFAULT_SERVER,
     mpp: Mpp = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
     """What a slide is, and how many tiles the model would take of it."""
     from cmamil_sdk.cli.inspect import say_plainly
-    from cmamil_sdk.client import Client
 
-    with Client(server) as client:
+    with options.client() as client:
         document = client.inspect(uri, mpp=mpp, model=model).to_json()
     if json:
         say_json(document)
@@ -100,9 +95,10 @@ def inspect(
 
 
 @app.command()
+@asks_server
 def predict(
+    options: ServerOptions,
     uri: Uri,
-    server: Server = DEFAULT_SERVER,
     mpp: Mpp = None,
     model: Model = None,
     top_k: Annotated[int, typer.Option(min=0, max=1000, help="How many telling tiles.")] = 16,
@@ -111,11 +107,13 @@ def predict(
 ) -> None:
     """Predict one slide, with progress; --json prints the document of `cmamil predict` for it."""
     from cmamil_sdk.cli.predict import predictions_table, say_warnings
-    from cmamil_sdk.client import Client
     from cmamil_sdk.slides.open import check_mpp
 
     check_mpp(mpp)
-    with Client(server, timeout_s=timeout_s) as client, Progress(Path(uri).name) as progress:
+    with (
+        options.client(timeout_s=timeout_s) as client,
+        Progress(Path(uri).name) as progress,
+    ):
         prediction = client.predict(
             uri,
             mpp=mpp,

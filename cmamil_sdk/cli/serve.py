@@ -10,14 +10,40 @@ import typer
 from cmamil_sdk.cli.options import AllowFailedParity, Device, GraphEngineName, Precision, Reader
 from cmamil_sdk.cli.output import say
 
+_SETTINGS = {"slides_root": "slides_roots"}  # options whose setting has another name
+
 
 def run(
-    bundles: Annotated[list[Path], typer.Option(help="Bundle directories, <name>/<version>.")],
+    context: typer.Context,
+    bundles: Annotated[
+        list[Path] | None, typer.Option(help="Bundle directories, <name>/<version>.")
+    ] = None,
     slides_root: Annotated[
-        list[Path], typer.Option(help="Slides are read beneath these folders only.")
-    ],
+        list[Path] | None, typer.Option(help="Slides are read beneath these folders only.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML with any settings of docs/serving.md, in place of options, which override it; "
+            "its paths are relative to the file."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM of the server's certificate, then of intermediates.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM of its key, without password.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM; clients must show a certificate of one of these authorities."),
+    ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Who may call: lines of name, roles, sha256 of a token.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")
+    ] = False,
     reader: Reader = "auto",
     engine: GraphEngineName = "auto",
     device: Device = "auto",
@@ -28,28 +54,26 @@ def run(
     ] = None,
     max_active_slides: Annotated[int, typer.Option(min=1, help="Slides worked on at a time.")] = 4,
     max_queued: Annotated[int, typer.Option(min=0, help="Slides that may wait.")] = 16,
+    max_calls_per_client: Annotated[
+        int, typer.Option(min=1, help="Calls of one client at a time.")
+    ] = 16,
 ) -> None:
     """Serve predictions. SIGTERM finishes the work in flight first; Ctrl-C ends at once."""
     import logging
 
-    from cmamil_sdk.serving.config import ServerConfig
+    from cmamil_sdk.serving.config import load_config
     from cmamil_sdk.serving.server import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = {
-        "bundles": bundles,
-        "slides_roots": slides_root,
-        "host": host,
-        "port": port,
-        "reader": reader,
-        "engine": engine,
-        "device": device,
-        "precision": precision,
-        "allow_failed_parity": allow_failed_parity,
-        "max_active_slides": max_active_slides,
-        "max_queued": max_queued,
+    given = {
+        _SETTINGS.get(name, name): value
+        for name, value in context.params.items()
+        if name != "config" and _was_given(context, name)
     }
-    if workers is not None:
-        settings["workers"] = workers
-    config = ServerConfig.parse(settings, where="cmamil serve")
-    serve(config, on_ready=lambda bound: say(f"serving on {host}:{bound}"))
+    settings = load_config(config, given)
+    serve(settings, on_ready=lambda bound: say(f"serving on {settings.host}:{bound}"))
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
