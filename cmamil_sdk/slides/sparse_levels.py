@@ -73,8 +73,9 @@ def _lacking(
 def _reached(level: Level, image: StoredMap, finer: Level, known: StoredMap) -> Bool:
     """For each tile of ``level``, whether a stored tile of ``finer`` lies in its place."""
     rows, columns = image.stored.shape
-    top, bottom = _span((rows, image.tile_height, level.height), (known.tile_height, finer.height))
-    left, right = _span((columns, image.tile_width, level.width), (known.tile_width, finer.width))
+    scale = level.downsample / finer.downsample
+    top, bottom = _span(rows, image.tile_height * scale, scale, known.tile_height, finer.height)
+    left, right = _span(columns, image.tile_width * scale, scale, known.tile_width, finer.width)
     sums = np.pad(known.stored.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
     within = (
         sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
@@ -82,24 +83,20 @@ def _reached(level: Level, image: StoredMap, finer: Level, known: StoredMap) -> 
     return np.asarray(within > 0)
 
 
-def _span(coarse: tuple[int, int, int], fine: tuple[int, int]) -> tuple[Int64, Int64]:
+def _span(
+    tiles: int, tile_px: float, margin_px: float, finer_tile_px: int, finer_edge_px: int
+) -> tuple[Int64, Int64]:
     """First and last (exclusive) tile of a finer level under each tile of a coarse one, along one axis.
 
-    Without one pixel at each end: by so much levels may be shifted against each other by rounding.
-
-    Args:
-        coarse: number of tiles, and pixels of a tile and of the level.
-        fine: pixels of a tile and of the level.
+    All in pixels of the finer level. The margin, one pixel of the coarse level, is left out at both ends:
+    by so much levels may be shifted against each other by rounding.
     """
-    tiles, tile_px, edge_px = coarse
-    fine_tile_px, fine_edge_px = fine
     starts = np.arange(tiles) * tile_px
-    scale = fine_edge_px / edge_px / fine_tile_px
-    first = np.floor((starts + 1) * scale).astype(np.int64)
-    end = np.ceil((np.minimum(starts + tile_px, edge_px) - 1) * scale).astype(np.int64)
-    last = -(-fine_edge_px // fine_tile_px)
-    first = np.minimum(first, last - 1)
-    return first, np.clip(end, first + 1, last)
+    ends = np.minimum(starts + tile_px, finer_edge_px)
+    last = -(-finer_edge_px // finer_tile_px)
+    first = np.floor((starts + margin_px) / finer_tile_px).astype(np.int64).clip(0, last - 1)
+    end = np.ceil((ends - margin_px) / finer_tile_px).astype(np.int64)
+    return first, end.clip(first + 1, last)
 
 
 __all__ = ["StoredMap", "without_sparse_levels"]
