@@ -56,7 +56,8 @@ def expand_slides(names: Sequence[Path], *, mpp: float | None = None) -> list[Li
 
     Folders give the formats that OpenSlide or a plug-in reads; a PNG or JPEG has to be named, or listed
     in a CSV, which may also have columns ``mpp``, ``mask`` and ``class``, whose cells may be empty. Its
-    paths are relative to it. The order is that of the arguments; folders are sorted.
+    paths are relative to it. Of the files of one DICOM series in a folder only the first by name is a
+    slide. The order is that of the arguments; folders are sorted.
 
     Args:
         names: files, folders, CSV lists.
@@ -85,6 +86,8 @@ def expand_slides(names: Sequence[Path], *, mpp: float | None = None) -> list[Li
 def slides_by_class(root: Path, suffix: str) -> list[ListedSlide]:
     """Slides in ``<root>/<class>/`` or ``<root>/<class>/<folder>/``, sorted, each with its class.
 
+    Of the files of one DICOM series in a folder only the first by name is a slide.
+
     Args:
         root: the folder of classes.
         suffix: of slide files, with or without its dot; upper or lower case.
@@ -93,20 +96,26 @@ def slides_by_class(root: Path, suffix: str) -> list[ListedSlide]:
         SlideNotFound: there is none.
         SlideIdDuplicate: two slides have the same file name without extension.
     """
+    from cmamil_sdk.slides.dicom_series import one_of_each_series
+
     wanted = f".{suffix.removeprefix('.').lower()}"
-    slides = [
-        ListedSlide(path, label=path.relative_to(root).parts[0])
+    found = sorted(
+        path
         for pattern in ("[!.]*/*", "[!.]*/*/*")
         for path in root.glob(pattern)
         if path.suffix.lower() == wanted and not path.name.startswith(".")
-    ]
-    if not slides:
+    )
+    if not found:
         raise SlideNotFound(
             f"There is no slide *{wanted} at {root}/<class>/ or {root}/<class>/<folder>/; name the "
             "folder of classes with --data-root, and the files' extension with --slide-format."
         )
+    slides = [
+        ListedSlide(path, label=path.relative_to(root).parts[0])
+        for path in one_of_each_series(found)
+    ]
     _refuse_doubles(slides)
-    return sorted(slides, key=lambda slide: slide.path)
+    return slides
 
 
 def slides_with_class(names: Sequence[Path], *, mpp: float | None = None) -> list[ListedSlide]:
@@ -148,6 +157,7 @@ def _is_folder(name: Path) -> bool:
 
 
 def _of_folder(folder: Path) -> list[Path]:
+    from cmamil_sdk.slides.dicom_series import one_of_each_series
     from cmamil_sdk.slides.plugin_registry import plugin_suffixes
 
     suffixes = SLIDE_SUFFIXES | plugin_suffixes()
@@ -162,7 +172,7 @@ def _of_folder(folder: Path) -> list[Path]:
             f"The folder {folder} holds no slide ({', '.join(sorted(suffixes))}); subfolders and images "
             "(PNG, JPEG) are not searched: name them, or the files themselves."
         )
-    return found
+    return one_of_each_series(found)
 
 
 def _of_csv(path: Path) -> list[ListedSlide]:

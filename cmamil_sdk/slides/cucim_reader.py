@@ -267,9 +267,12 @@ def _check_predictors(grids: dict[int, TileGrid]) -> None:
 def _check_levels(
     levels: Sequence[Level], seen: Sequence[tuple[int, int, float]], grids: dict[int, TileGrid]
 ) -> None:
-    """Refuse a file in which cuCIM sees other levels than OpenSlide: it drops what it cannot parse."""
+    """Refuse a file in which cuCIM sees other levels than OpenSlide: it drops what it cannot parse.
+
+    It may see more, after those that are read.
+    """
     ours = [(level.width, level.height) for level in levels]
-    theirs = [(width, height) for width, height, _ in seen]
+    theirs = [(width, height) for width, height, _ in seen][: len(ours)]
     if ours != theirs:
         raise LayoutUnknown(f"cuCIM sees levels of {theirs} pixels instead of {ours}")
     for number in grids:

@@ -22,6 +22,7 @@ from cmamil_sdk.errors import (
 from cmamil_sdk.slides.base import undecodable
 from cmamil_sdk.slides.pixels import on_white
 from cmamil_sdk.slides.slide_properties import slide_facts
+from cmamil_sdk.slides.sparse_levels import without_sparse_levels
 from cmamil_sdk.slides.thumbnail import bounds_thumbnail
 from cmamil_sdk.slides.tiff_claims import tiff_claims
 from cmamil_sdk.slides.tiff_grids import UNPARSABLE
@@ -53,7 +54,8 @@ class OpenSlideReader:
             reader="openslide",
             reason=reason,
         )
-        self.facts = replace(facts, warnings=facts.warnings + self._claims.warnings)
+        facts = replace(facts, warnings=facts.warnings + self._claims.warnings)
+        self.facts = without_sparse_levels(facts, self._claims.stored)
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
         """Pixels ``[height, width, 3]`` at ``level``; ``x, y`` in pixels of that level.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tifffile
 
 from cmamil_sdk.errors import SlideCorrupt
+from cmamil_sdk.slides.sparse_levels import StoredMap
 from cmamil_sdk.slides.tiff_grids import UNPARSABLE
 from cmamil_sdk.slides.tiff_pages import tiff_pages
 from cmamil_sdk.wording import counted
@@ -35,11 +36,13 @@ class TiffClaims:
         compression: of level 0 by name, None of what is no TIFF or is only parsed by its vendor's reader.
         oversized: tiles that claim more bytes than they can have, as boxes ``(x, y, width, height)`` in
             pixels of the image of this size ``(width, height)``.
+        stored: which tiles of the image of this size are in the file; empty where no tile is left out.
         warnings: what the user should know: tiles of level 0 that are left out.
     """
 
     compression: str | None = None
     oversized: Mapping[_Size, Sequence[_Box]] = field(default_factory=dict)
+    stored: Mapping[_Size, StoredMap] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def covers_oversized(self, size: _Size, box: _Box) -> bool:
@@ -70,6 +73,7 @@ def tiff_claims(path: Path) -> TiffClaims:
                 for page in pages
                 if page.is_tiled and (boxes := _oversized(page, file_bytes))
             }
+            stored = {} if misfit else _stored(pages)
     except UNPARSABLE:
         return TiffClaims()
     if largest_px > _MAX_TILE_PX:
@@ -79,7 +83,7 @@ def tiff_claims(path: Path) -> TiffClaims:
         )
     if misfit:
         raise SlideCorrupt(f"{path}: {misfit}; copy the file again from its source.")
-    return TiffClaims(compression, oversized, warnings)
+    return TiffClaims(compression, oversized, stored, warnings)
 
 
 def _oversized(page: tifffile.TiffPage, file_bytes: int) -> list[_Box]:
@@ -108,6 +112,19 @@ def _misfit(page: tifffile.TiffPage) -> str | None:
         f"an image of {page.imagewidth} x {page.imagelength} pixels lists {counted(listed, 'tile')} "
         f"instead of {tiles}"
     )
+
+
+def _stored(pages: Sequence[tifffile.TiffPage]) -> dict[_Size, StoredMap]:
+    """Which tiles of each tiled image have bytes; of images of one size, of the first."""
+    found: dict[_Size, StoredMap] = {}
+    for page in pages:
+        counts: npt.NDArray[np.uint64] = np.array(page.databytecounts, dtype=np.uint64)
+        if page.is_tiled and counts.size:
+            grid = (-(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth))
+            whole = np.asarray((counts > 0).reshape(-1, *grid).all(axis=0))
+            size = (page.imagewidth, page.imagelength)
+            found.setdefault(size, StoredMap(page.tilewidth, page.tilelength, whole))
+    return {} if all(image.stored.all() for image in found.values()) else found
 
 
 def _left_out(page: tifffile.TiffPage) -> tuple[str, ...]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import openslide
 import pytest
 
-from cmamil_sdk.cli.slide_list import ListedSlide, expand_slides, slides_with_class
+from cmamil_sdk.cli.slide_list import (
+    ListedSlide,
+    expand_slides,
+    slides_by_class,
+    slides_with_class,
+)
 from cmamil_sdk.errors import FieldInvalid, SlideIdDuplicate, SlideNotFound
 
 
@@ -133,3 +140,59 @@ def test_links_are_slides_of_their_own_name(tmp_path: Path) -> None:
     (tmp_path / "slides" / "a.svs").symlink_to(slide)
     (tmp_path / "slides" / "gone.svs").symlink_to(tmp_path / "nowhere.svs")
     assert [s.slide_id for s in expand_slides([tmp_path / "slides"])] == ["a", "gone"]
+
+
+def write_series(folder: Path, real_slide: Path, *, other: bool = False) -> list[Path]:
+    """A DICOM slide of two files, the second by name with the pixels; or one of another series."""
+    pixels = real_slide.read_bytes()
+    with openslide.OpenSlide(real_slide) as slide:
+        instance, series = (
+            slide.properties[f"dicom.{name}InstanceUID"].encode() for name in ("SOP", "Series")
+        )
+    if other:
+        pixels = pixels.replace(series, series[:-2] + b"99")
+    assert instance[-1:] != b"1"
+    label = pixels.replace(b"VOLUME", b"LABEL ").replace(instance, instance[:-1] + b"1")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("d.dcm", "c.DCM") if other else ("b.dcm", "a.dcm")
+    for name, content in zip(names, (pixels, label), strict=True):
+        (folder / name).write_bytes(content)
+    return sorted(folder / name for name in names)
+
+
+@pytest.mark.realdata
+def test_a_dicom_series_in_a_folder_is_one_slide(real_data: Path, tmp_path: Path) -> None:
+    real_slide = real_data / "slides" / "camelyon-lowpower-jpeg.dcm"
+    label, pixels = write_series(tmp_path / "x" / "one", real_slide)
+    for path in (label, pixels):
+        with openslide.OpenSlide(path) as slide:
+            assert slide.dimensions == (1152, 700)
+    assert paths(expand_slides([label.parent])) == [label]
+    assert paths(expand_slides([label, pixels])) == [label, pixels], "those were named"
+    assert real_slide in paths(expand_slides([real_slide.parent]))
+
+    other, _ = write_series(label.parent, real_slide, other=True)
+    (broken,) = touched(label.parent, "aa.dcm")
+    (tiff,) = touched(label.parent, "z.tiff")
+    assert paths(expand_slides([label.parent])) == [label, broken, other, tiff]
+
+    again, _ = write_series(tmp_path / "y" / "one", real_slide)
+    again = again.rename(again.with_name("a2.dcm"))
+    found = slides_by_class(tmp_path, "dcm")
+    assert [(slide.path, slide.label) for slide in found] == [
+        (label, "x"),
+        (broken, "x"),
+        (other, "x"),
+        (again, "y"),
+    ]
+
+
+def test_dicom_files_that_do_not_open_stay_listed(tmp_path: Path) -> None:
+    empty, text = touched(tmp_path, "a.dcm", "b.dcm")
+    text.write_bytes(bytes(128) + b"DICM and no more")
+    os.mkfifo(tmp_path / "c.dcm")
+    (tmp_path / "d.dcm").mkdir()
+    (tmp_path / "e.dcm").symlink_to(tmp_path / "nowhere.dcm")
+    assert [path.name for path in paths(expand_slides([tmp_path]))] == [
+        *(empty.name, text.name, "c.dcm", "d.dcm", "e.dcm")
+    ]

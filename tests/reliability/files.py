@@ -222,6 +222,20 @@ def _tiff(name: str, what: str, x_per_unit: float, y_per_unit: float, unit: str)
     return Trial(SCALE, name, what, make, same_pixels=False)
 
 
+def _sparse_level(path: Path, _intact: Path) -> None:
+    """The intact picture as a plain TIFF; of the four tiles of level 1, the upper two have no bytes."""
+    pixels = intact_pixels()
+    write_levels(
+        path,
+        [pixels, pixels[::4, ::4]],
+        encode=ycbcr("444"),
+        resolution=(20_000, 20_000),
+        resolutionunit="CENTIMETER",
+    )
+    for number in (0, 1):
+        set_entry(path, "TileByteCounts", number, 0, page=1)
+
+
 def _glass(path: Path, _intact: Path) -> None:
     pixels = np.full((EDGE_PX, EDGE_PX, 3), 244, np.uint8)
     write_svs(pixels, path, mpp=0.5, objective_power=20.0, tile_px=TILE_PX, downsamples=(1, 4))
@@ -266,6 +280,8 @@ SLIDES = (
     Trial(TILES, "tiles-zeroed.svs", "8 of 64 tiles are zeros", _copied(_many_zeroed)),
     Trial(TILES, "overview-zeroed.svs", "a tile of the level in which tissue is looked for is zeros",
           _spoilt(0, _zeroed, page=2)),
+    Trial(TILES, "level-with-holes.tiff", "half of level 1's tiles have 0 bytes, and level 0 is whole",
+          _sparse_level, same_pixels=False),
     Trial(SIZES, "deflate-bomb.tiff", "one tile that unpacks to 800 MB", _deflate_bomb),
     Trial(SIZES, "claims-2e9-px.svs", "claims 2,000,000,000 px along both axes",
           _claims(2 * 10**9, 2 * 10**9)),
