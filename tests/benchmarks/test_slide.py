@@ -92,7 +92,9 @@ def test_environment_names_bundle_and_slide(
     document = measured[0]
     environment, slide = document["environment"], document["slide"]
     assert environment["bundle_sha256"] == read_manifest(tiny_bundle)[1]
-    assert environment["engine"].endswith("-cpu-fp32") or environment["engine"].endswith("-cpu-bf16")
+    assert environment["engine"].endswith("-cpu-fp32") or environment["engine"].endswith(
+        "-cpu-bf16"
+    )
     assert environment["page_cache"] == "warm"
     assert slide["sha256"] == sha256_of_file(synthetic_slide)
     assert (slide["width"], slide["height"]) == (2000, 1500)
