@@ -87,8 +87,8 @@ def extract_slide(
         encoder: identity of the encoder in ``engine``.
         engine: the encoder.
         mpp: microns per pixel of level 0, overriding the file.
-        reader: as :func:`~cmamil_sdk.slides.open_slide`; it changes no feature, but for the rounding of JPEG
-            2000 by cuCIM (docs/reading.md).
+        reader: as :func:`~cmamil_sdk.slides.open_slide`; it changes no feature, but for cuCIM's
+            rounding of JPEG 2000 (docs/reading.md).
         workers: threads, one per core by default.
         resume: keep a complete file of the same slide, microns per pixel, mask, recipe and encoder.
         tissue_masks: for the tissue method ``mask``, the slide's mask or a folder of masks.
