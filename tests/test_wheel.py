@@ -95,7 +95,8 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
     wanted |= {
         f"{name}/{path.relative_to(ROOT / name).as_posix()}"
         for name in WORKSHOPS
-        for path in (ROOT / name).rglob("*.py")
+        for pattern in ("*.py", "requirements/*.txt")
+        for path in (ROOT / name).rglob(pattern)
     }
     held = {name.removeprefix("cmamil_sdk/") for name in names if name.startswith("cmamil_sdk/")}
     assert held == wanted
