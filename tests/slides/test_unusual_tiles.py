@@ -135,7 +135,7 @@ def test_any_layout_is_read_as_openslide_does(tmp_path_factory, layout: Layout, 
     try:
         theirs = open_slide(path, reader="openslide")
     except SlideFormatUnsupported:
-        # OpenSlide knows no classic TIFF of this byte order, nor one whose images it cannot rank by width.
+        # OpenSlide knows no classic TIFF of this byte order, nor images that it cannot rank by width.
         first, *others = (max(1, int(layout.width / d)) for d in layout.downsamples)
         ranked = max(others, default=0) < first and len(set(others)) == len(others)
         assert layout.byteorder == ">" or not ranked
