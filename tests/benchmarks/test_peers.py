@@ -49,7 +49,7 @@ for line in sys.stdin:
     if broken.exists() and name == broken.read_text():
         sys.exit("it broke")
     held = bytearray(30_000_000)
-    until = time.process_time() + 0.02
+    until = time.process_time() + 0.06
     while time.process_time() < until:
         pass
     with counter.open("a") as file:
@@ -152,7 +152,9 @@ def test_a_whole_measurement(fakes: Path) -> None:
     assert all(row["runs"] == 5 for row in document["tools"][1:])
     assert document["tools"][0]["runs"] == 10, "beside each two of three peers"
     assert document["tools"][0]["tiles_per_s"] == 4.0
-    assert all(row["cpu_ms_per_tile"] >= 5 for row in document["tools"]), "20 ms for 4 tiles"
+    assert all(row["cpu_ms_per_tile"] >= 5 for row in document["tools"]), (
+        "60 ms for 4 tiles, counted in steps of 10"
+    )
     assert document["tools"][1]["versions"] == {"fake": "a"}
     assert [row["shared"] for row in document["agreement"]] == [4, 4, 4]
     assert document["agreement"][0]["cosine_mean"] > 0.99
@@ -250,7 +252,7 @@ def test_environments_are_made_from_pinned_files(
     assert any("--no-deps" in c and c[-1] == "tiatoolbox==2.1.3" for c in commands)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_workers_encode_the_same_tiles_alike(
     tmp_path: Path, synthetic_slide: Path, shufflenet_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
