@@ -117,6 +117,6 @@ def test_what_the_page_quotes_is_printed(
         run(f"cmamil inspect {shlex.quote(str(real_data / 'slides' / name))}")
     run(f"cmamil inspect {shlex.quote(str(real_data / 'slides' / 'kidney-48-5.tif'))}")
     printed = capsys.readouterr().out.splitlines()
-    quoted = blocks("text")
+    quoted = "".join(blocks("text")).splitlines()
     assert len(quoted) == 3
     assert set(quoted) <= set(printed)
