@@ -114,7 +114,7 @@ def test_a_picture_that_nothing_draws_is_an_error(tmp_path: Path) -> None:
         redraw(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_seeded_bundle_predicts(
     tmp_path: Path, synthetic_slide: Path, shufflenet_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
