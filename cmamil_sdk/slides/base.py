@@ -93,6 +93,27 @@ class SlideFacts:
         )
 
 
+class Closing:
+    """A context manager that closes itself; for readers, which have a ``close`` of their own."""
+
+    def close(self) -> None:
+        """Release what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """The object itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
 class SlideReader(Protocol):
     """Reads pixels of one slide. Not thread-safe: one reader per thread."""
 
@@ -140,6 +161,7 @@ def undecodable(path: Path, x: int, y: int, level: int, problem: object) -> Slid
 
 __all__ = [
     "PLAUSIBLE_MPP",
+    "Closing",
     "Level",
     "ReaderKind",
     "SlideFacts",

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from cmamil_sdk.errors import EngineMissing, SlideFormatUnsupported
-from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.base import Closing, undecodable
 from cmamil_sdk.slides.cucim_child import named, open_image, read_batches
 from cmamil_sdk.slides.cucim_process import cucim_installed
 from cmamil_sdk.slides.cucim_reader import CucimReader
@@ -43,7 +42,7 @@ def why_no_cuda_decoding() -> str | None:
     return None if devices else "CuPy finds no CUDA device"
 
 
-class CudaRegions:
+class CudaRegions(Closing):
     """The JPEG levels of a slide that a :class:`CucimReader` has open, decoded by nvJPEG.
 
     Attributes:
@@ -109,19 +108,6 @@ class CudaRegions:
     def close(self) -> None:
         """Let go of the file; the reader stays open."""
         self._name.close()
-
-    def __enter__(self) -> Self:
-        """These regions."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
     def _decode(
         self, pixels: Any, numbers: list[int], level: int, corners: Sequence[tuple[int, int]]

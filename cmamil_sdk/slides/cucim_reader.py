@@ -12,15 +12,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.errors import DecoderCrashed, DependencyMissing
 from cmamil_sdk.slides.agreement import LARGEST_DIFFERENCE, places_that_agree
-from cmamil_sdk.slides.base import Level, undecodable
+from cmamil_sdk.slides.base import Closing, Level, undecodable
 from cmamil_sdk.slides.cucim_process import (
     HOW_TO_INSTALL,
     DecoderProcess,
@@ -50,7 +49,7 @@ _MAX_REQUEST_BYTES = 2**26
 _NAMES: dict[Coding, str] = {"jpeg": "JPEG", "jpeg 2000": "JPEG 2000"}
 
 
-class CucimReader:
+class CucimReader(Closing):
     """One open slide; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
 
     Levels whose downsample is a whole number are decoded by cuCIM: there pixel ``p`` of a level lies at
@@ -185,19 +184,6 @@ class CucimReader:
         """End the process and release the file."""
         self._slide.close()
         self._close_own()
-
-    def __enter__(self) -> Self:
-        """The reader itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the reader."""
-        self.close()
 
     def __repr__(self) -> str:
         """How to make this reader again."""

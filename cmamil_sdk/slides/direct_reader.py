@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.slides.agreement import places_that_agree
-from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.base import Closing, undecodable
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, decode_tile
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
 from cmamil_sdk.slides.stored_tiles import StoredTiles
@@ -25,7 +23,7 @@ from cmamil_sdk.slides.tiff_grids import Box, TileGrid, check_vendor, tile_grids
 UInt8 = npt.NDArray[np.uint8]
 
 
-class DirectReader:
+class DirectReader(Closing):
     """One open slide; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
 
     Levels whose downsample is a whole number are decoded here, and may be read by several threads at
@@ -78,19 +76,6 @@ class DirectReader:
         """Release the file."""
         self._slide.close()
         self._tiles.close()
-
-    def __enter__(self) -> Self:
-        """The reader itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the reader."""
-        self.close()
 
     def __repr__(self) -> str:
         """How to make this reader again."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported, SlideTooLarge
-from cmamil_sdk.slides.base import Level, SlideFacts
+from cmamil_sdk.slides.base import Closing, Level, SlideFacts
 from cmamil_sdk.slides.image_header import DamagedImage, ImageHeader, UnknownImage
 from cmamil_sdk.slides.image_jpeg import JPEG_START, jpeg_header, jpeg_pixels
 from cmamil_sdk.slides.image_png import PNG_START, png_header, png_pixels
@@ -41,7 +39,7 @@ _WHOLE_FILES = (
 )
 
 
-class ImageReader:
+class ImageReader(Closing):
     """One open image; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
 
     May be read by several threads at once.
@@ -79,19 +77,6 @@ class ImageReader:
     def close(self) -> None:
         """Let go of the pixels."""
         self._decoded = None
-
-    def __enter__(self) -> Self:
-        """The reader itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the reader."""
-        self.close()
 
     def __repr__(self) -> str:
         """How to make this reader again."""

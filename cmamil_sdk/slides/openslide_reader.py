@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,7 @@ from cmamil_sdk.errors import (
     SlideNotFound,
     SlideUnreadable,
 )
-from cmamil_sdk.slides.base import undecodable
+from cmamil_sdk.slides.base import Closing, undecodable
 from cmamil_sdk.slides.pixels import on_white
 from cmamil_sdk.slides.slide_properties import slide_facts
 from cmamil_sdk.slides.sparse_levels import without_sparse_levels
@@ -33,7 +31,7 @@ UInt8 = npt.NDArray[np.uint8]
 _CACHE_BYTES = 16 * 2**20
 
 
-class OpenSlideReader:
+class OpenSlideReader(Closing):
     """One open slide; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
 
     Raises:
@@ -95,19 +93,6 @@ class OpenSlideReader:
         """Release the file."""
         if self._slide is not None:
             self._slide.close()
-
-    def __enter__(self) -> Self:
-        """The reader itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the reader."""
-        self.close()
 
     def __repr__(self) -> str:
         """How to make this reader again."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.errors import CmamilError, SlideCorrupt, SlideFormatUnsupported
-from cmamil_sdk.slides.base import Level, SlideFacts, undecodable
+from cmamil_sdk.slides.base import Closing, Level, SlideFacts, undecodable
 from cmamil_sdk.slides.isolated_slide import IsolatedSlide, LibraryFailed
 from cmamil_sdk.slides.pixels import rgb_of
 from cmamil_sdk.slides.plugins import SlidePlugin, VendorSlide
@@ -23,7 +22,7 @@ UInt8 = npt.NDArray[np.uint8]
 _T = TypeVar("_T")
 
 
-class PluginReader:
+class PluginReader(Closing):
     """One open slide; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
 
     The library is asked only for what lies within a level, at level-0 coordinates that fall on the
@@ -63,19 +62,6 @@ class PluginReader:
     def close(self) -> None:
         """Release the file."""
         self._slide.close()
-
-    def __enter__(self) -> Self:
-        """The reader itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the reader."""
-        self.close()
 
     def __repr__(self) -> str:
         """How to make this reader again."""
