@@ -2,6 +2,9 @@
 
 ``shufflenet_v2_x1_0`` with drawn weights, whose BatchNorm statistics are those of generated tissue.
 Without them a random network's features shrink from layer to layer until rounding errors weigh as much.
+BatchNorm adds 1 to what it scales, so most units are above ReLU's bend: with 0, as drawn, half are below, and
+each layer makes rounding errors larger, as a trained network's do not (bf16: worst cosine about the mean
+feature .986 with 0, .994 with 1).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torchvision.models import shufflenet_v2_x1_0  # noqa: E402
 ENCODER = "shufflenet_v2_x1_0"
 _TILES_PER_SLIDE = 16
 _SLIDES = 4
+_NORM_BIAS = 1.0
 
 
 def write_seeded_weights(path: Path, *, seed: int = 0) -> Path:
@@ -42,10 +46,11 @@ def write_seeded_weights(path: Path, *, seed: int = 0) -> Path:
 
 
 def _calibrate(network: nn.Module, images: torch.Tensor) -> None:
-    """Take every BatchNorm's mean and variance from ``images`` in one pass."""
+    """Set every BatchNorm's bias, and take its mean and variance from ``images`` in one pass."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
+        nn.init.constant_(norm.bias, _NORM_BIAS)
     network.train()(images)
     network.eval()
 
