@@ -19,6 +19,8 @@ from cmamil_sdk.features.tiles import read_tiles
 from cmamil_sdk.files import write_json
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides.decoded_tiles import DecodedTiles
+from cmamil_sdk.slides.direct_reader import DirectReader
 from cmamil_sdk.tiling.plan import TileBatch, TilePlan, make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
@@ -29,6 +31,8 @@ from .workshop import Workshop
 
 OnPair = Callable[[str, int], None]
 _SCALES = ("5x", "10x", "20x")
+ALONE = "read, apart tile by tile"
+"""Against passes in which each tile is read by itself, as they were when the target was set."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,14 @@ def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict
     engine = open_encoder(exported.graph, exported.parity, engine=bench.engine, device="cpu").engine
     together = [_plan(slide, ",".join(_SCALES))]
     apart = [_plan(slide, scale) for scale in _SCALES]
-    ways: dict[str, Callable[[list[TilePlan]], None]] = {
-        "read": _read,
-        "read and encode": partial(_encode, engine=engine, dim=exported.info.dim),
+    encode = partial(_encode, engine=engine, dim=exported.info.dim)
+    ways = {
+        ALONE: (partial(_read, apart, keep=False), partial(_read, together)),
+        "read": (partial(_read, apart), partial(_read, together)),
+        "read and encode": (partial(encode, apart), partial(encode, together)),
     }
     try:
-        rows = [
-            _row(what, partial(way, apart), partial(way, together), bench.pairs, report)
-            for what, way in ways.items()
-        ]
+        rows = [_row(what, *sides, bench.pairs, report) for what, sides in ways.items()]
     finally:
         engine.close()
     return {
@@ -101,8 +104,11 @@ def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict
 
 
 def judged(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The target this measurement speaks of: reading, for encoding is the same either way."""
-    read = next(row for row in document["rows"] if row["what"] == "read")
+    """The target this measurement speaks of: reading, for encoding is the same either way.
+
+    It was set against passes that read each tile by itself, before passes shared what they decode.
+    """
+    read = next(row for row in document["rows"] if row["what"] == ALONE)
     return [SCALES_IN_ONE_PASS.judge(read["ratio"])]
 
 
@@ -116,19 +122,24 @@ def _plan(slide: Path, scales: str) -> TilePlan:
         return make_plan(reader, TilingRecipe(scales=parse_scales(scales)))
 
 
-def _read(plans: list[TilePlan]) -> None:
-    """Read all tiles of one plan after the other, a thread per core."""
+def _read(plans: list[TilePlan], *, keep: bool = True) -> None:
+    """Read all tiles of one plan after the other, a thread per core.
+
+    Without ``keep`` each tile is read by itself: nothing that was decoded for one serves another.
+    """
     cores = available_cores()
     for plan in plans:
         batches = plan.batches()
         with ThreadPoolExecutor(cores) as pool:
-            parts = [pool.submit(_read_part, plan, batches[i::cores]) for i in range(cores)]
+            parts = [pool.submit(_read_part, plan, batches[i::cores], keep) for i in range(cores)]
             for part in parts:
                 part.result()
 
 
-def _read_part(plan: TilePlan, batches: list[TileBatch]) -> None:
+def _read_part(plan: TilePlan, batches: list[TileBatch], keep: bool) -> None:
     with open_slide(Path(plan.facts.path), reader=plan.facts.reader) as reader:
+        if not keep and isinstance(reader, DirectReader):
+            reader.decoded = DecodedTiles(max_bytes=0)
         for batch in batches:
             read_tiles(reader, batch)
 
@@ -163,4 +174,4 @@ def _row(
     }
 
 
-__all__ = ["ScalesBench", "judged", "measure_scales", "write_scales"]
+__all__ = ["ALONE", "ScalesBench", "judged", "measure_scales", "write_scales"]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,25 @@ def parse_document(
         raise error(f"{where}: {problem}") from problem
 
 
+_WANTED = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+"""What pydantic's kinds of error ask of a value."""
+
+
 def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
     """What is wrong first, in words for a user."""
     first = problem.errors()[0]
@@ -166,6 +186,11 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
         return f"{field} is no entry known here{hint}"
     if first["type"] == "missing":
         return f"{field} is missing; add it."
+    if first["type"] in _WANTED:
+        wanted = _WANTED[first["type"]].format_map(first.get("ctx", {}))
+        return (
+            f"{field} is {reprlib.repr(first['input'])} and must be {wanted}; give another value."
+        )
     said = first["msg"].removeprefix("Value error, ")
     return f"{field or 'document'}: {said}; mend or remove this entry."
 

@@ -18,7 +18,7 @@ from .graph import export_graph
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
-GRAPH_FORM = 2
+GRAPH_FORM = 3
 """Counts up when the graph around a network changes."""
 
 _MAX_BATCH = 4096

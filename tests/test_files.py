@@ -61,7 +61,9 @@ def test_sha256(tmp_path):
 
 
 def test_a_bad_field_is_named_with_its_file():
-    with pytest.raises(RunInvalid, match=r"run\.json: inner\.share: .*greater than or equal to 0"):
+    with pytest.raises(
+        RunInvalid, match=r"run\.json: inner\.share is -1 and must be at least 0; give"
+    ):
         parse_document(Outer, {"inner": {"share": -1}}, where="run.json", error=RunInvalid)
     assert parse_document(Outer, {"inner": {"share": 1}}, where="x", error=RunInvalid).inner
 
@@ -95,6 +97,7 @@ class Checked(BaseModel):
         ({"epoch": 3}, "epoch is no entry known here; did you mean 'epochs'?"),
         ({"colour": 3}, "colour is no entry known here; remove it."),
         ({"epochs": 2}, "epochs is even; give an odd number."),
+        ({"epochs": "many"}, "epochs is 'many' and must be a whole number; give another value."),
     ],
 )
 def test_problems_are_said_in_plain_words(document, sentence):

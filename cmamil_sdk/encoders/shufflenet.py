@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from cmamil_sdk.encoders.channel_shuffle import fold_shuffles
 from cmamil_sdk.encoders.download import fetch_weights
 from cmamil_sdk.encoders.torchvision_ops import import_torchvision
 from cmamil_sdk.encoders.weights import load_into, read_weights
@@ -35,11 +36,12 @@ def build(weights: Path | None = None) -> tuple[nn.Module, str]:
         WeightsMissing: there is no network to download them through.
     """
     path = weights or _published()
-    network: nn.Module = shufflenet_v2_x1_0(weights=None)
+    network = shufflenet_v2_x1_0(weights=None)
     network.fc = nn.Identity()
     state, digest = read_weights(path, _NAME)
     features = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     load_into(network, features, path, _NAME)
+    fold_shuffles(network)
     return network.eval(), digest
 
 

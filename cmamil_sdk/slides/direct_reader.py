@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cmamil_sdk.slides.agreement import places_that_agree
 from cmamil_sdk.slides.base import Closing, undecodable
+from cmamil_sdk.slides.decoded_tiles import DecodedTiles
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile, decode_tile
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
 from cmamil_sdk.slides.stored_tiles import StoredTiles
@@ -27,8 +28,8 @@ class DirectReader(Closing):
     """One open slide; see :class:`~cmamil_sdk.slides.base.SlideReader` for the contract.
 
     Levels whose downsample is a whole number are decoded here, and may be read by several threads at
-    once, which share a file descriptor and nothing else. At the others OpenSlide resamples by fractions
-    of a pixel; they are left to it.
+    once. At the others OpenSlide resamples by fractions of a pixel; they are left to it. The stored tiles
+    that were decoded last are kept in ``decoded``: regions side by side share those along their edges.
     """
 
     def __init__(self, slide: OpenSlideReader) -> None:
@@ -43,12 +44,14 @@ class DirectReader(Closing):
         self._slide = slide
         self._path = Path(facts.path)
         self._tiles = StoredTiles(self._path)
+        self.decoded = DecodedTiles(max_bytes=0)  # what is compared is not kept
         try:
             self._grids = tile_grids(self._path, facts.levels)
             places = places_that_agree(self, slide, self._grids)
         except BaseException:
             self._tiles.close()
             raise
+        self.decoded = DecodedTiles()
         self.facts = replace(facts, reader="direct", reader_reason=self._reason(places))
 
     def read_region(self, level: int, x: int, y: int, width: int, height: int) -> UInt8:
@@ -61,7 +64,7 @@ class DirectReader(Closing):
         if grid is None:
             return self._slide.read_region(level, x, y, width, height)
         try:
-            return self._assemble(grid, (x, y, width, height))
+            return self._assemble(level, grid, (x, y, width, height))
         except DamagedTile as problem:
             downsample = int(self.facts.levels[level].downsample)
             raise undecodable(
@@ -76,12 +79,13 @@ class DirectReader(Closing):
         """Release the file."""
         self._slide.close()
         self._tiles.close()
+        self.decoded = DecodedTiles(max_bytes=0)
 
     def __repr__(self) -> str:
         """How to make this reader again."""
         return f"DirectReader({self._slide!r})"
 
-    def _assemble(self, grid: TileGrid, box: Box) -> UInt8:
+    def _assemble(self, level: int, grid: TileGrid, box: Box) -> UInt8:
         """Pixels of a box ``(x, y, width, height)``; what lies outside the level is white."""
         x, y, width, height = box
         pixels = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -91,11 +95,19 @@ class DirectReader(Closing):
             tile_x, tile_y = column * grid.tile_width, row * grid.tile_height
             x0, x1 = max(left, tile_x), min(right, tile_x + grid.tile_width)
             y0, y1 = max(top, tile_y), min(bottom, tile_y + grid.tile_height)
-            stored = self._tiles.read(grid, row * grid.columns + column)
-            tile = decode_tile(stored, grid.prefix, grid.tile_width, grid.tile_height)
+            tile = self._tile(level, grid, row * grid.columns + column)
             part = tile[y0 - tile_y : y1 - tile_y, x0 - tile_x : x1 - tile_x]
             pixels[y0 - y : y1 - y, x0 - x : x1 - x] = part
         return pixels
+
+    def _tile(self, level: int, grid: TileGrid, number: int) -> UInt8:
+        """Pixels of a stored tile, which is not to be written to."""
+        tile = self.decoded.get((level, number))
+        if tile is None:
+            stored = self._tiles.read(grid, number)
+            tile = decode_tile(stored, grid.prefix, grid.tile_width, grid.tile_height)
+            self.decoded.put((level, number), tile)
+        return tile
 
     def _reason(self, places: int) -> str:
         reason = f"JPEG tiles, the same as OpenSlide's at {places} places"

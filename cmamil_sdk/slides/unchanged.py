@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from cmamil_sdk.errors import CmamilError, SlideCorrupt, SlideNotFound
 
 _Identity = tuple[int, int, int, int]
+_INDEXES = (".vms", ".vmu")
+_MAX_INDEX_CHARS = 100_000
 
 
 @contextmanager
@@ -18,13 +20,14 @@ def unchanged(path: Path) -> Iterator[Callable[[], None]]:
     The check is made at the end of the block, and wherever the function is called that the block gets.
     Told by device, inode, size and time of change. Several threads open a slide one after the other, and
     it is hashed apart from that: without this check, the result could be of two slides, or bear the hash
-    of another. Of a slide in several files (MRXS, VMS, DICOM) only the named one is watched.
+    of another. Of MRXS, VMS and VMU slides the files beside that hold the pixels are watched as well; of
+    a DICOM series only the named one, since a folder may hold other slides that are still being copied.
 
     Raises:
         SlideCorrupt: it was replaced or written to; also in place of an error that followed from that.
         SlideNotFound: it is gone; likewise.
     """
-    before = _identity(path)
+    before = _identities(path)
 
     def check() -> None:
         _check(path, before, None)
@@ -37,17 +40,39 @@ def unchanged(path: Path) -> Iterator[Callable[[], None]]:
     check()
 
 
-def _check(path: Path, before: _Identity | None, problem: Exception | None) -> None:
-    now = _identity(path)
+def _check(path: Path, before: Mapping[Path, _Identity | None], problem: Exception | None) -> None:
+    now = _identities(path)
     if now == before:
         return
-    if now is None:
+    file = next(f for f in (*before, *now) if before.get(f) != now.get(f))
+    if now.get(file) is None:
         raise SlideNotFound(
-            f"{path} vanished while it was being read; bring it back and start again."
+            f"{file} vanished while it was being read; bring it back and start again."
         ) from problem
     raise SlideCorrupt(
-        f"{path} changed while it was being read; start again when it is complete."
+        f"{file} changed while it was being read; start again when it is complete."
     ) from problem
+
+
+def _identities(path: Path) -> dict[Path, _Identity | None]:
+    """Of a slide's file and of those that hold the rest of it."""
+    return {file: _identity(file) for file in (path, *_parts(path))}
+
+
+def _parts(path: Path) -> list[Path]:
+    """Files beside an MRXS, VMS or VMU file that hold its pixels; none of what cannot be looked at."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".mrxs":
+            return sorted(path.with_suffix("").iterdir())
+        if suffix in _INDEXES and path.is_file():  # a pipe would be waited for
+            with path.open(encoding="latin-1") as file:
+                lines = file.read(_MAX_INDEX_CHARS).splitlines()
+            beside = {path.parent / line.partition("=")[2].strip() for line in lines}
+            return sorted(part for part in beside if part.is_file())
+    except (OSError, ValueError):
+        pass  # what reads the slide says what is wrong with it
+    return []
 
 
 def _identity(path: Path) -> _Identity | None:

@@ -13,6 +13,9 @@ from cmamil_sdk.tiling.geometry import ReadGeometry
 
 Int64 = npt.NDArray[np.int64]
 
+_STRIP_TILES = 4
+"""Height of the strips in which blocks are taken, in tiles of the finest scale."""
+
 
 @dataclass(frozen=True)
 class TileBatch:
@@ -82,8 +85,13 @@ class TileBatches(Sequence[TileBatch]):
 
 
 def _tiles_by_block(geometry: ReadGeometry, index: Sequence[Int64]) -> tuple[npt.NDArray[Any], ...]:
-    """Block, scale, place in the block ``[T, 2]`` and row of every tile, in the order of the blocks."""
+    """Block, scale, place in the block ``[T, 2]`` and row of every tile, in the order of the blocks.
+
+    Blocks are taken along strips, column by column: what is stored in tiles is then read of tiles
+    that were decoded just before, as far as possible.
+    """
     columns, ratio = geometry.columns, geometry.block_ratio
+    strip = max(1, _STRIP_TILES // ratio)
     parts = []
     for number, places in enumerate(index):
         per_block = ratio // geometry.ratios[number]
@@ -98,7 +106,8 @@ def _tiles_by_block(geometry: ReadGeometry, index: Sequence[Int64]) -> tuple[npt
             )
         )
     block, scale, place, row = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(block, kind="stable")
+    block_column, block_row = block % columns, block // columns
+    order = np.lexsort((block_row, block_column, block_row // strip))
     return block[order], scale[order], place[order], row[order]
 
 

@@ -10,7 +10,8 @@ import openslide
 import pytest
 
 from cmamil_sdk.features.tiles import read_tiles
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import direct_reader, open_slide
+from cmamil_sdk.slides.decoded_tiles import DecodedTiles
 from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
@@ -211,7 +212,7 @@ def test_a_downsample_that_divides_badly_is_still_cut_not_resampled(synthetic_sl
     recipe = TilingRecipe(scales=parse_scales("20x"), tissue=EVERYWHERE)
     with open_slide(synthetic_slide) as reader:
         plan = make_plan(reader, recipe)
-        batch = plan.batches(1)[9]  # column 0, row 1
+        batch = plan.batches(1)[1]  # column 0, row 1
         geometry = replace(
             batch.geometry, downsample=float(ds), tile_size_level0=224 * float(ds), origin=(1, 1)
         )
@@ -227,6 +228,26 @@ def test_a_downsample_that_divides_badly_is_still_cut_not_resampled(synthetic_sl
 
         read_tiles(Spy(), replace(batch, geometry=geometry))
     assert asked == [(0, math.floor(1 / ds + 0.5), math.floor(224 + 1 / ds + 0.5), 224, 224)]
+
+
+def test_tiles_side_by_side_share_what_is_decoded(synthetic_slide, monkeypatch):
+    """A tile of 224 pixels touches four stored ones of 240; read by itself it decodes each of them."""
+    decoded = []
+    real = direct_reader.decode_tile
+    monkeypatch.setattr(
+        direct_reader, "decode_tile", lambda *args: decoded.append(args) or real(*args)
+    )
+    recipe = TilingRecipe(scales=parse_scales("20x"), tissue=EVERYWHERE)
+    with open_slide(synthetic_slide, reader="direct") as reader:
+        plan = make_plan(reader, recipe)
+        decoded.clear()
+        shared = [read_tiles(reader, batch) for batch in plan.batches()]
+        once = len(decoded)
+        reader.decoded = DecodedTiles(max_bytes=0)
+        alone = [read_tiles(reader, batch) for batch in plan.batches()]
+    assert once < 1.5 * plan.total_tiles() < 3 * plan.total_tiles() < len(decoded) - once
+    for one, other in zip(shared, alone, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.46])

@@ -119,6 +119,29 @@ def test_an_error_that_follows_from_it_is_told_as_what_it_is(tmp_path: Path) -> 
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("slide.mrxs", "", "slide/Data0001.dat"),
+        ("slide.vms", "[Virtual Microscope Specimen]\nImageFile=pixels.jpg\nPath=\n", "pixels.jpg"),
+    ],
+)
+def test_the_files_that_hold_the_pixels_are_watched_as_well(
+    tmp_path: Path, name: str, text: str, part: str
+) -> None:
+    path, pixels = tmp_path / name, tmp_path / part
+    path.write_text(text)
+    pixels.parent.mkdir(exist_ok=True)
+    pixels.write_text("x")
+    (tmp_path / "other.jpg").write_text("x")
+    with unchanged(path):
+        (tmp_path / "other.jpg").write_text("another")
+    with pytest.raises(SlideCorrupt, match=pixels.name), unchanged(path):
+        pixels.write_text("other pixels")
+    with pytest.raises(SlideNotFound, match=pixels.name), unchanged(path):
+        pixels.unlink()
+
+
 def test_openslide_names_a_file_that_is_gone_when_it_has_to_open_it_again(tmp_path: Path) -> None:
     """After an error a handle of OpenSlide is useless and the file is opened anew."""
     slide = write_intact(tmp_path / "slide.svs")
