@@ -45,7 +45,7 @@ def export_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _quiet():
+        with _quiet(), torch.no_grad():
             torch.onnx.export(
                 module,
                 example,
