@@ -22,7 +22,7 @@ import onnx
 
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
 from cmamil_sdk.bundle.verify import read_manifest, verify_files
-from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, OutputExists
+from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, OutputExists, OutputUnwritable
 from cmamil_sdk.files import write_json
 
 ENCODER_MAX_BATCH = 64
@@ -69,6 +69,7 @@ def export_triton(bundle: Path, repository: Path) -> tuple[Path, Path]:
         BundleCorrupt, BundleUnsupported: as :func:`~cmamil_sdk.bundle.verify.read_manifest`.
         FieldInvalid: the bundle's version is no whole number above 0.
         OutputExists: the version is there already, or one of another configuration.
+        OutputUnwritable: the models cannot be put in place.
     """
     manifest, sha256 = read_manifest(bundle)
     verify_files(bundle, manifest)
@@ -185,10 +186,10 @@ def _put_in_place(staged: Sequence[tuple[Path, Path]]) -> None:
             temporary.rename(target)
             done.append(target)
     except OSError as problem:
-        for target in done:
-            shutil.rmtree(target)
-        raise OutputExists(
-            f"{target} cannot be put in place ({problem.strerror}); name another --model-repository."
+        for placed in done:
+            shutil.rmtree(placed)
+        raise OutputUnwritable(
+            f"{target} cannot be put in place ({problem.strerror}); free space, or change permissions."
         ) from problem
 
 

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from cmamil_sdk.bundle.load import read_manifest
-from cmamil_sdk.errors import BundleCorrupt, FieldInvalid, OutputExists
+from cmamil_sdk.errors import BundleCorrupt, FieldInvalid, OutputExists, OutputUnwritable
 from cmamil_sdk.export.triton import ENCODER_MAX_BATCH, export_triton
 from cmamil_sdk.files import write_json
 from cmamil_sdk.runs import read_json
@@ -177,11 +177,11 @@ def test_both_models_get_the_version_or_neither(own_repository, tiny_bundle, tmp
 
     monkeypatch.setattr(Path, "rename", fail_for_the_aggregator)
     bundle = changed(tiny_bundle, tmp_path / "second", version="2")
-    with pytest.raises(OutputExists, match="tiny_aggregator/2 cannot be put in place"):
+    with pytest.raises(OutputUnwritable, match="tiny_aggregator/2 cannot be put in place"):
         export_triton(bundle, own_repository)
     assert contents(own_repository) == before
     new = tmp_path / "new"
-    with pytest.raises(OutputExists, match="tiny_aggregator cannot be put in place"):
+    with pytest.raises(OutputUnwritable, match="tiny_aggregator cannot be put in place"):
         export_triton(bundle, new)
     assert list(new.iterdir()) == []
 
