@@ -172,6 +172,7 @@ class LocalPredictor:
             seconds["open"] = time.perf_counter() - started
             mask = None if tissue_masks is None else mask_file(tissue_masks, slide.facts.slide_id)
             plan = make_plan(slide, self.bundle.manifest.recipe, mask=mask)
+            self.bundle.check_size(plan.counts(), plan.facts.path)
             report(ProgressEvent("tissue", 1, 1))
             seconds["tissue"] = time.perf_counter() - started - seconds["open"]
             # While it is open, workers share what it has decoded, if it is a plain image.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cmamil_sdk.bundle.bags import MAX_TILES
 from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.errors import ParityFailed
@@ -26,43 +27,59 @@ from .parity import aggregator_parity, missed_gates
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-MAX_TILES = 2**20
-PARITY_FINEST_TILES = (1, 7, 513, 4096)
+EXAMPLE_FINEST_TILES = 37
+PARITY_FINEST_TILES = (1, 2, 7, 513, 4_096, 16_384)
+"""Bags on which a graph is compared with its model."""
 
 
 class AggregatorGraph(nn.Module):
-    """A model with positional tensors: features per scale, then the index arrays it reads.
+    """Models with positional tensors: features per scale, then the index arrays they read.
 
-    ``coarse_temperature`` is that of the coarse logits; without it they are left out.
+    Args:
+        models: one, or several of one form that answer together: the outputs are the means of theirs,
+            and the probabilities those of the mean logits.
+        temperature: of the logits.
+        coarse_temperature: of the coarse logits; without it they are left out.
     """
 
     def __init__(
-        self, model: MILModel, temperature: float, coarse_temperature: float | None = None
+        self,
+        models: MILModel | Sequence[MILModel],
+        temperature: float,
+        coarse_temperature: float | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        members = [models] if isinstance(models, MILModel) else list(models)
+        self.models = nn.ModuleList(members)
+        self.scales = members[0].scales
+        self.feature_dim = members[0].feature_dim
+        self.index_names = members[0].index_names
+        self.explanations = explanations_of(members[0])
         self.temperature = temperature
         self.coarse_temperature = coarse_temperature
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in order."""
+        return [*(f"features_{scale}" for scale in self.scales), *self.index_names]
 
     @property
     def output_names(self) -> list[str]:
         """Names of the outputs, in order."""
         return aggregator_outputs(
-            self.model.scales,
-            explanations_of(self.model),
-            coarse=self.coarse_temperature is not None,
+            self.scales, self.explanations, coarse=self.coarse_temperature is not None
         )
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of :attr:`output_names`."""
-        scales, names = self.model.scales, self.model.index_names
-        features = dict(zip(scales, tensors, strict=False))
-        index = dict(zip(names, tensors[len(scales) :], strict=False))
-        answer = self.model(features, index)
-        outputs = _level(answer, self.temperature)
-        if answer.coarse is not None and self.coarse_temperature is not None:
-            coarse = _level(answer.coarse, self.coarse_temperature)
-            outputs |= {f"coarse_{name}": tensor for name, tensor in coarse.items()}
+        features = dict(zip(self.scales, tensors, strict=False))
+        index = dict(zip(self.index_names, tensors[len(self.scales) :], strict=False))
+        answers: list[MILOutput] = [model(features, index) for model in self.models]
+        outputs = _mean_level(answers, self.temperature)
+        coarse = [answer.coarse for answer in answers if answer.coarse is not None]
+        if coarse and self.coarse_temperature is not None:
+            level = _mean_level(coarse, self.coarse_temperature)
+            outputs |= {f"coarse_{name}": tensor for name, tensor in level.items()}
         return tuple(outputs[name] for name in self.output_names)
 
 
@@ -76,7 +93,7 @@ def explanations_of(model: MILModel) -> tuple[Explanation, ...]:
 
 
 def export_aggregator(
-    model: MILModel,
+    models: MILModel | Sequence[MILModel],
     scales: Sequence[Scale],
     temperature: float,
     path: Path,
@@ -86,33 +103,31 @@ def export_aggregator(
 ) -> dict[str, float]:
     """Write the graph and compare it with the model; returns the worst differences.
 
-    Bags of 1, 7, 513 and 4,096 finest tiles are compared, on onnxruntime in float32, which is what runs
-    aggregators.
+    Bags of :data:`PARITY_FINEST_TILES` are compared, on onnxruntime in float32, which is what runs
+    aggregators. Several models become one graph, as :class:`AggregatorGraph` says.
 
     Raises:
         ParityFailed: the graph does not reproduce the model (``force``: in shape, or with NaN), or a bag
             size was baked in.
     """
-    module = AggregatorGraph(model, temperature, coarse_temperature).eval()
-    example = probe_bag(scales, model.feature_dim, finest_tiles=37, seed=1)
-    names = [*(f"features_{s}" for s in model.scales), *model.index_names]
+    module = AggregatorGraph(models, temperature, coarse_temperature).eval()
+    example = probe_inputs(module, scales, finest_tiles=EXAMPLE_FINEST_TILES, seed=1)
     dims = {
         s.name: torch.export.Dim(f"n_{s.name.replace('.', '_')}", min=1, max=MAX_TILES)
         for s in scales
     }
     export_graph(
         module,
-        tuple(torch.from_numpy(example[name]) for name in names),
+        tuple(torch.from_numpy(array) for array in example.values()),
         path,
-        inputs={name: {0: dims[name.partition("_")[2]]} for name in names},
+        inputs={name: {0: dims[name.partition("_")[2]]} for name in example},
         outputs=module.output_names,
         argument="tensors",
     )
     engine = load_engine(path, engine="onnxruntime", device="cpu")
     report: dict[str, float] = {}
     for finest_tiles in PARITY_FINEST_TILES:
-        bag = probe_bag(scales, model.feature_dim, finest_tiles=finest_tiles, seed=finest_tiles)
-        inputs = {name: bag[name] for name in names}
+        inputs = probe_inputs(module, scales, finest_tiles=finest_tiles, seed=finest_tiles)
         found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
         report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
     missed = missed_gates(report)
@@ -132,15 +147,36 @@ def eager_outputs(module: AggregatorGraph, inputs: Mapping[str, npt.NDArray[Any]
     return {name: tensor.detach().numpy() for name, tensor in named}
 
 
-def _level(answer: MILOutput | CoarseOutput, temperature: float) -> dict[str, Tensor]:
-    outputs = {
-        "logits": answer.logits,
-        "probabilities": torch.softmax(answer.logits / temperature, dim=-1),
-    }
+def _mean_level(
+    answers: Sequence[MILOutput | CoarseOutput], temperature: float
+) -> dict[str, Tensor]:
+    """The named outputs of one level of labels, averaged over the models' answers."""
+    members = [_additive_outputs(answer) for answer in answers]
+    outputs = {name: _mean([member[name] for member in members]) for name in members[0]}
+    return outputs | {"probabilities": torch.softmax(outputs["logits"] / temperature, dim=-1)}
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total / len(tensors) if len(tensors) > 1 else total
+
+
+def _additive_outputs(answer: MILOutput | CoarseOutput) -> dict[str, Tensor]:
+    outputs = {"logits": answer.logits}
     if answer.bias is not None:
         outputs["bias"] = answer.bias
     outputs |= {f"attention_{s}": rows for s, rows in (answer.attention or {}).items()}
     return outputs | {f"contribution_{s}": rows for s, rows in (answer.contribution or {}).items()}
+
+
+def probe_inputs(
+    module: AggregatorGraph, scales: Sequence[Scale], *, finest_tiles: int, seed: int
+) -> Arrays:
+    """Those arrays of :func:`probe_bag` that ``module`` reads, in the order of its inputs."""
+    bag = probe_bag(scales, module.feature_dim, finest_tiles=finest_tiles, seed=seed)
+    return {name: bag[name] for name in module.input_names}
 
 
 def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int) -> Arrays:
@@ -161,7 +197,7 @@ def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int
         rows[rng.random(counts[position]) < 0.05] = -1
         parent[fine.name] = rows
     bag: Arrays = {
-        f"features_{scale.name}": rng.normal(0.3, 0.6, (n, dim)).astype(np.float32)
+        f"features_{scale.name}": 0.6 * rng.standard_normal((n, dim), dtype=np.float32) + 0.3
         for scale, n in zip(scales, counts, strict=True)
     }
     bag.update(nesting_arrays(scales, parent))
@@ -174,4 +210,5 @@ __all__ = [
     "explanations_of",
     "export_aggregator",
     "probe_bag",
+    "probe_inputs",
 ]

@@ -45,7 +45,8 @@ def export_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _quiet():
+        # without gradients, which would go through scans as well
+        with _quiet(), torch.no_grad():
             torch.onnx.export(
                 module,
                 example,
@@ -78,6 +79,15 @@ def _check_dynamic(path: Path, inputs: Mapping[str, Mapping[int, Any]]) -> None:
             )
 
 
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph, and of the bodies of its loops."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from all_nodes(attribute.g)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter prints its progress and warns of its own internals; neither helps a user."""
@@ -94,4 +104,4 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["OPSET", "export_graph"]
+__all__ = ["OPSET", "all_nodes", "export_graph"]

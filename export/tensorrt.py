@@ -25,6 +25,8 @@ from cmamil_sdk.errors import BundleUnsupported, FieldInvalid
 from cmamil_sdk.files import sha256_of_file, write_atomic
 from cmamil_sdk.tiling.recipe import Scale
 
+from .graph import all_nodes
+
 ENCODER_BATCHES = (8, 32, 64, 128)
 """Each has a profile of its own, of that very size: an engine fills batches up to the next."""
 AGGREGATOR_FINEST_TILES = (2_048, 16_384, 65_536)
@@ -228,7 +230,7 @@ def _parser_error(error: Any, model: onnx.ModelProto) -> str:
     if not name:
         # Some importers do not say which node they were at, but have the operator in their name.
         operator = error.func().removeprefix("import")
-        name = ", ".join(node.name for node in model.graph.node if node.op_type == operator)
+        name = ", ".join(node.name for node in all_nodes(model.graph) if node.op_type == operator)
     return f"{operator} {name}: {error.desc()}"
 
 

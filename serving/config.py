@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cmamil_sdk.bundle.bags import MAX_ATTENTION_MIB
 from cmamil_sdk.credentials import is_loopback
 from cmamil_sdk.engines.base import GraphEngineName, Precision
 from cmamil_sdk.errors import ConfigInvalid
@@ -70,7 +71,7 @@ class ServerConfig(BaseModel):
     )
     max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
     max_attention_mib: int = Field(
-        4096,
+        MAX_ATTENTION_MIB,
         ge=1,
         description="memory of attention between all tiles of two scales, or of the only one, MiB",
     )

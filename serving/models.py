@@ -110,6 +110,7 @@ def load_models(config: ServerConfig) -> list[LoadedModel]:
             device=config.device,
             precision=config.precision,
             allow_failed_parity=config.allow_failed_parity,
+            max_attention_mib=config.max_attention_mib,
         )
         if bundle.manifest.recipe.tissue.method == "mask":
             raise BundleUnsupported(

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cmamil_sdk.bundle import Manifest
 from cmamil_sdk.errors import (
     MppUnknown,
     MppUnusable,
@@ -32,7 +31,6 @@ from .paths import SlideRef, resolve
 from .pool import Job, WorkerPool
 
 _T = TypeVar("_T")
-_TRANSFORMER_HEADS = 8
 _UNTILEABLE = (MppUnknown, MppUnusable, NoTissue, SlideTooLarge, TooManyTiles)
 
 
@@ -79,7 +77,6 @@ class Predictor:
 
     def __init__(self, config: ServerConfig, pool: WorkerPool) -> None:
         self._roots = config.slides_roots
-        self._max_attention_mib = config.max_attention_mib
         self._pool = pool
         self._hasher = SlideHasher()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="aggregate")
@@ -164,7 +161,7 @@ class Predictor:
         planned = await job.run(MakePlan(ref, request.mpp, number))
         assert isinstance(planned, Planned)
         plan = planned.plan
-        check_attention(plan, bundle.manifest, self._max_attention_mib)
+        bundle.check_size(plan.counts(), plan.facts.path)
         batches = await self.in_thread(plan.batches)
         builder = BagBuilder(plan, bundle.manifest.encoder.dim)
         report(Stage("tiles", 0, plan.total_tiles()))
@@ -200,33 +197,4 @@ class Predictor:
         return await self.in_thread(finish)
 
 
-def check_attention(plan: TilePlan, manifest: Manifest, max_mib: int) -> None:
-    """Refuse a slide on which global attention would exhaust the server's memory (TooManyTiles).
-
-    Running it takes about 2.5 times the memory of the scores that it holds.
-    """
-    needed_mib = round(2.5 * 4 * _scores_held(list(plan.counts().values()), manifest) / 2**20)
-    if needed_mib > max_mib:
-        raise TooManyTiles(
-            f"{plan.facts.path} has {plan.total_tiles()} tiles, global attention between them needs "
-            f"{needed_mib} MiB, the limit is {max_mib}; use a model with nested attention (on one "
-            "scale, without attention between tiles), or raise the server's max_attention_mib."
-        )
-
-
-def _scores_held(counts: list[int], manifest: Manifest) -> int:
-    """Attention scores that a graph holds at once for a slide with so many tiles at each scale.
-
-    Global attention, with or without a nested bias, has one for each pair of tiles of two scales, or
-    of the only one, a transformer one for each pair of tiles and head. Nested attention is linear and
-    counts as 0.
-    """
-    if manifest.model_kind == "torchmil:TransformerABMIL":
-        return _TRANSFORMER_HEADS * counts[0] ** 2
-    kind = manifest.hyperparameters.get("cross_attention")
-    if kind != "global" and (kind != "nested-bias" or len(counts) < 2):
-        return 0
-    return max(n * m for n, m in zip(counts, counts[1:] + counts[:1], strict=True))
-
-
-__all__ = ["Answer", "Inspection", "Predictor", "SlideRequest", "Stage", "check_attention"]
+__all__ = ["Answer", "Inspection", "Predictor", "SlideRequest", "Stage"]

@@ -43,43 +43,61 @@ def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make a run of the real encoder and an untrained, seeded model ``kind`` over ``scales``."""
+    """Make a run of the real encoder and untrained, seeded models ``kind`` over ``scales``."""
 
-    def make(kind: str, scales: str) -> Path:
-        import torch
-
-        from cmamil_sdk.export.encoder import load_encoder
+    def make(kind: str, scales: str, folds: int = 1) -> Path:
         from cmamil_sdk.files import write_json
-        from cmamil_sdk.models.build import build_model
-        from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
-        from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
         run = tmp_path_factory.mktemp("bundle") / "run"
-        torch.manual_seed(0)
-        model = build_model(
-            kind, {"scales": scales.split(","), "feature_dim": 1280, "n_classes": 3}
-        )
-        with torch.no_grad():
-            # Away from the initial values: zeros among them would hide a wrong index or bias.
-            for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-        meta = CheckpointMeta(
-            model_kind=kind,
-            hyperparameters=model.hyperparameters,
-            labels=LABELS,
-            recipe=TilingRecipe(scales=parse_scales(scales)),
-            encoder=load_encoder("efficientnet_lite0").info,
-            fold=0,
-            seed=0,
-            temperature=1.5,
-            metrics={"val_auc": 0.5},
-        )
-        state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-        save_checkpoint(fold_directory(run, 0), meta, state)
-        write_json(run / "metrics.json", {"folds": [{"fold": 0}]})
+        for fold in range(folds):
+            _write_fold(run, fold, kind, scales)
+        write_predictions(run, folds)
+        write_json(run / "metrics.json", {"folds": [{"fold": fold} for fold in range(folds)]})
         return run
 
     return make
+
+
+def _write_fold(run: Path, fold: int, kind: str, scales: str) -> None:
+    import torch
+
+    from cmamil_sdk.export.encoder import load_encoder
+    from cmamil_sdk.models.build import build_model
+    from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
+    from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+
+    torch.manual_seed(fold)
+    model = build_model(kind, {"scales": scales.split(","), "feature_dim": 1280, "n_classes": 3})
+    with torch.no_grad():
+        # Away from the initial values: zeros among them would hide a wrong index or bias.
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    meta = CheckpointMeta(
+        model_kind=kind,
+        hyperparameters=model.hyperparameters,
+        labels=LABELS,
+        recipe=TilingRecipe(scales=parse_scales(scales)),
+        encoder=load_encoder("efficientnet_lite0").info,
+        fold=fold,
+        seed=fold,
+        temperature=1.5,
+        metrics={"val_auc": 0.5},
+    )
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    save_checkpoint(fold_directory(run, fold), meta, state)
+
+
+def write_predictions(run: Path, folds: int) -> None:
+    """``predictions.csv`` of twelve slides: each tests one fold and validates the next."""
+    rng = np.random.default_rng(0)
+    lines = ["slide,fold,split,label," + ",".join(f"probability_{n}" for n in LABELS)]
+    for number in range(12):
+        for step, split in enumerate(("test", "val")):
+            powers = np.exp(rng.normal(0, 1, 3) + 2.0 * (np.arange(3) == number % 3))
+            shares = ",".join(map(repr, (powers / powers.sum()).tolist()))
+            fold = (number + step) % folds
+            lines.append(f"s{number},{fold},{split},{LABELS[number % 3]},{shares}")
+    (run / "predictions.csv").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -90,13 +108,16 @@ def small_run(make_run: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def make_bundle(make_run: Callable[..., Path]) -> Callable[..., Path]:
-    """Make a bundle of such a run."""
+    """Make a bundle of such a run: of its one fold, or of all together."""
 
-    def make(name: str, kind: str, scales: str) -> Path:
+    def make(name: str, kind: str, scales: str, folds: int = 1) -> Path:
+        from cmamil_sdk.export import aggregator
         from cmamil_sdk.export.bundle import export_bundle
 
-        run = make_run(kind, scales)
-        return export_bundle(run, run.parent / "bundles", name=name)
+        run = make_run(kind, scales, folds)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(aggregator, "PARITY_FINEST_TILES", (1, 2, 7, 513))  # quickly
+            return export_bundle(run, run.parent / "bundles", name=name, fold="all")
 
     return make
 

@@ -29,16 +29,6 @@ def softmax(logits: Float64, temperature: float = 1.0) -> Float64:
     return probabilities
 
 
-def log_loss(logits: Float64, labels: Int64, temperature: float = 1.0) -> float:
-    """Mean negative log-likelihood; NaN without slides."""
-    if not len(labels):
-        return math.nan
-    scaled = logits / temperature
-    top = scaled.max(axis=1)
-    log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-    return float(np.mean(log_sum - scaled[np.arange(len(labels)), labels]))
-
-
 def class_auc(probabilities: Float64, labels: Int64) -> Float64:
     """One-vs-rest area under the ROC curve per class ``[C]``, NaN without it or without the rest."""
     n_classes = probabilities.shape[1]
@@ -175,7 +165,6 @@ __all__ = [
     "class_auc",
     "class_average_precision",
     "finite_or_none",
-    "log_loss",
     "macro_auc",
     "score",
     "softmax",

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmamil_sdk.calibration import log_loss
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import MILOutput
 
 from .config import TrainConfig
 from .data import TrainingBag
 from .lightning_import import L, OptimizerLRScheduler
-from .metrics import log_loss, macro_auc, softmax
+from .metrics import macro_auc, softmax
 from .objective import Objective
 from .steps import StepBag, StepLoss
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cmamil_sdk.calibration import fit_temperature
 from cmamil_sdk.files import csv_text, write_atomic, write_json
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.models.base import MILModel
@@ -25,7 +26,6 @@ from cmamil_sdk.runs import (
 )
 
 from .bootstrap import Int64
-from .calibration import fit_temperature
 from .config import TrainConfig
 from .evaluation import answers_of, answers_of_fold, data_facts, open_store
 from .fit import FitResult, ProgressCallback, fit

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,21 +12,17 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.bundle.bags import MAX_ATTENTION_MIB, check_finite, check_size
 from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
-from cmamil_sdk.bundle.manifest import (
-    AGGREGATOR_GRAPH,
-    ENCODER_GRAPH,
-    MANIFEST,
-    SCHEMA_VERSION,
-    Manifest,
-)
+from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
+from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.engines.base import TENSORRT
 from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
-    BundleCorrupt,
     BundleUnsupported,
+    FieldInvalid,
     NonFiniteOutput,
     NoTissue,
     ParityFailed,
@@ -37,7 +31,6 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file, recipe_key
-from cmamil_sdk.files import parse_document, sha256_of_file
 
 Float32 = npt.NDArray[np.float32]
 
@@ -89,6 +82,7 @@ class Bundle:
         encoder: GatedEncoder,
         aggregator: Engine,
         engine_cache: Path | None,
+        max_attention_mib: int,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
@@ -100,6 +94,7 @@ class Bundle:
         self._encoder_parity = encoder.parity
         self._aggregator = aggregator
         self._engine_cache = engine_cache
+        self._max_attention_mib = max_attention_mib
 
     @classmethod
     def load(
@@ -111,6 +106,7 @@ class Bundle:
         engine_cache: Path | None = None,
         precision: str = "auto",
         allow_failed_parity: bool = False,
+        max_attention_mib: int = MAX_ATTENTION_MIB,
     ) -> Self:
         """Load a bundle, or refuse it with the reason.
 
@@ -122,6 +118,7 @@ class Bundle:
             precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
             allow_failed_parity: take a bundle, or a precision, that misses its gate; every answer then
                 carries a warning.
+            max_attention_mib: most memory that attention between all tiles of a bag may take.
 
         Raises:
             BundleCorrupt: a file is missing or changed.
@@ -147,7 +144,7 @@ class Bundle:
             device=info.device,
             engine_cache=engine_cache,
         )
-        bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache)
+        bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache, max_attention_mib)
         encoder.engine.close()
         bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
@@ -179,6 +176,14 @@ class Bundle:
             reason=info.reason,
         )
 
+    def check_size(self, counts: Mapping[str, int], slide: str) -> None:
+        """Refuse a bag too large for the aggregator; ``counts`` are tiles per scale, coarse to fine.
+
+        Raises:
+            TooManyTiles: see :func:`~cmamil_sdk.bundle.bags.check_size`.
+        """
+        check_size(counts, self.manifest, slide=slide, max_attention_mib=self._max_attention_mib)
+
     def aggregate_file(self, path: Path) -> Aggregated:
         """Run the aggregator on a feature file.
 
@@ -200,8 +205,9 @@ class Bundle:
         Raises:
             NoTissue: the bag has no tiles.
             ScaleMismatch: the bag lacks a scale.
-            FieldInvalid: features of another width.
-            NonFiniteOutput: a logit is NaN or infinite.
+            TooManyTiles: it is too large.
+            FieldInvalid: features of another width or type.
+            NonFiniteOutput: a feature or a logit is NaN or infinite.
         """
         if bag.is_empty:
             raise NoTissue(
@@ -211,6 +217,8 @@ class Bundle:
         started = time.perf_counter()
         names = self.manifest.recipe.names
         bag = bag.select(names)
+        self.check_size(bag.counts(), f"Slide {bag.slide_id}")
+        check_finite(bag)
         inputs: dict[str, npt.NDArray[Any]] = {f"features_{n}": bag.features[n] for n in names}
         if self.manifest.index_inputs:
             arrays = bag.index_arrays()
@@ -241,19 +249,23 @@ class Bundle:
         """
         golden = read_golden(self.root, self.manifest)
         encoder = self.open_encoder(callers=1)
-        self._encoder_parity = measure_encoder(encoder, golden.encoder)
+        self._encoder_parity = _measure(encoder, self.root, golden)
         encoder.close()
         return self._check_parity(golden, allow_failed=bool(self.warnings))
 
     def parity_table(self) -> list[ParityRow]:
         """The encoder on every engine and precision of this machine."""
         golden = read_golden(self.root, self.manifest)
-        measure = partial(measure_encoder, reference=golden.encoder)
+        measure = partial(_measure, root=self.root, golden=golden)
         return parity_table(self.root / ENCODER_GRAPH, measure, engine_cache=self._engine_cache)
 
     def _check_parity(self, golden: Golden, *, allow_failed: bool) -> dict[str, float]:
         parity = self._encoder_parity
-        difference = golden.aggregator_difference(self._aggregator.infer(golden.inputs))
+        try:
+            outputs = self._aggregator.infer(golden.inputs)
+        except FieldInvalid as problem:
+            raise _foreign(self.root / AGGREGATOR_GRAPH, problem) from problem
+        difference = golden.aggregator_difference(outputs)
         accepted = allow_failed and (self.manifest.parity_failed or parity.precision != "fp32")
         if not accepted and parity.precision != "fp32":
             refuse_encoder(parity, f"{self.root / ENCODER_GRAPH}")
@@ -302,13 +314,26 @@ def _open_encoder(
         )
     return open_encoder(
         root / ENCODER_GRAPH,
-        partial(measure_encoder, reference=golden.encoder),
+        partial(_measure, root=root, golden=golden),
         engine=engine,
         device=device,
         engine_cache=engine_cache,
         precision=precision,
         callers=1,
         allow_failed=True,
+    )
+
+
+def _measure(encoder: Engine, root: Path, golden: Golden) -> EncoderParity:
+    try:
+        return measure_encoder(encoder, golden.encoder)
+    except (FieldInvalid, KeyError) as problem:  # another input, or no output of that name
+        raise _foreign(root / ENCODER_GRAPH, problem) from problem
+
+
+def _foreign(graph: Path, problem: Exception) -> BundleUnsupported:
+    return BundleUnsupported(
+        f"{graph} is no graph of this bundle ({str(problem).partition(';')[0]}); export the model again."
     )
 
 
@@ -319,55 +344,6 @@ def _warnings(manifest: Manifest, parity: EncoderParity) -> list[str]:
     if not parity.passed:
         warnings.append(f"The encoder on {parity.label} misses its gate: {parity.missed}.")
     return warnings
-
-
-def read_manifest(path: Path) -> tuple[Manifest, str]:
-    """The manifest of a bundle and its sha256.
-
-    Raises:
-        BundleCorrupt: missing or damaged.
-        BundleUnsupported: written by a newer version.
-    """
-    file = path / MANIFEST
-    try:
-        data = file.read_bytes()
-        document = json.loads(data)
-    except OSError as problem:
-        raise BundleCorrupt(
-            f"{path} is no bundle, it has no readable {MANIFEST}; name the directory "
-            "<name>/<version> that `cmamil export` wrote."
-        ) from problem
-    except (ValueError, RecursionError) as problem:
-        raise BundleCorrupt(f"{file} is not JSON ({problem}); export the model again.") from problem
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise BundleUnsupported(
-            f"{file} has schema version {version}, this version reads up to {SCHEMA_VERSION}; "
-            "update cmamil-sdk."
-        )
-    manifest = parse_document(Manifest, document, where=file, error=BundleCorrupt)
-    return manifest, hashlib.sha256(data).hexdigest()
-
-
-def verify_files(path: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        BundleCorrupt: missing, or size or hash differ.
-    """
-    for name, entry in manifest.files.items():
-        file = path / name
-        try:
-            size, digest = file.stat().st_size, sha256_of_file(file)
-        except OSError as problem:
-            raise BundleCorrupt(
-                f"{file} is missing or unreadable; copy the whole bundle again."
-            ) from problem
-        if (size, digest) != (entry.size, entry.sha256):
-            raise BundleCorrupt(
-                f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
-                f"{entry.sha256[:12]}…); copy the bundle again."
-            )
 
 
 __all__ = ["Aggregated", "Bundle", "read_manifest", "verify_files"]

@@ -16,7 +16,7 @@ from cmamil_sdk.files import FileEntry
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 ENCODER_GRAPH = "encoder.onnx"
 AGGREGATOR_GRAPH = "aggregator.onnx"
@@ -51,6 +51,11 @@ class Manifest(BaseModel):
     opset: int
     precision: str
     index_inputs: tuple[str, ...] = Field(description="index arrays the aggregator reads")
+    attention_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of scores that attention between all tiles holds at once; None: all",
+    )
     explanations: tuple[Explanation, ...] = Field(
         ("attention", "contribution"), description="what the aggregator says of each tile"
     )
@@ -64,7 +69,7 @@ class Manifest(BaseModel):
         "", description="what missed its gate, of a bundle exported with --force all the same"
     )
     training: dict[str, Any] = Field(
-        description="fold, seed, metrics and slides_seen of the training run"
+        description="fold, seed, metrics and slides_seen of the training run; of several folds each"
     )
 
     @field_validator("files")

@@ -1,15 +1,19 @@
-"""``cmamil export``: a trained fold and its encoder become a model bundle."""
+"""``cmamil export``: trained folds and their encoder become a model bundle."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cmamil_sdk.cli.output import Progress, output_folder, say
 from cmamil_sdk.cli.parity_tables import parity_text
 from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
+
+if TYPE_CHECKING:
+    from cmamil_sdk.export.folds import FoldChoice
 
 
 def run(
@@ -18,7 +22,10 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder that holds bundles.")],
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     fold: Annotated[
-        str, typer.Option(help="Which fold: its number, or best by validation AUC.")
+        str,
+        typer.Option(
+            help="Which fold: its number, best by validation AUC, or all as one model that averages."
+        ),
     ] = "best",
     weights: Annotated[
         Path | None, typer.Option(help="Encoder weights, if features were made with a file.")
@@ -40,16 +47,13 @@ def run(
     ] = False,
 ) -> None:
     """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
-    from cmamil_sdk.bundle.load import read_manifest
+    from cmamil_sdk.bundle.verify import read_manifest
     from cmamil_sdk.engines.plans import listed_plans
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.export.bundle import export_bundle
-    from cmamil_sdk.export.triton import export_triton, new_models
+    from cmamil_sdk.export.triton import export_triton, new_versions
 
-    if fold != "best" and not fold.isdecimal():
-        raise FieldInvalid(
-            f"--fold {fold} is neither 'best' nor a fold's number; give one of them."
-        )
+    choice = _fold_choice(fold)
     asked = names_in(targets, "--targets")
     plan_targets = plan_targets_of(
         asked, compute_capability, option="--targets", others=("onnx", "triton")
@@ -59,7 +63,7 @@ def run(
             "The target triton and --model-repository belong together; give both or neither."
         )
     if model_repository is not None:
-        new_models(model_repository, name, version)
+        new_versions(model_repository, name, version)
         output_folder(model_repository)
     with Progress("export") as progress:
         path = export_bundle(
@@ -67,7 +71,7 @@ def run(
             out,
             name=name,
             version=version,
-            fold=None if fold == "best" else int(fold),
+            fold=choice,
             encoder_weights=weights,
             force=force,
             plan_targets=plan_targets,
@@ -79,7 +83,28 @@ def run(
         say(f"\n{plan_table(listed_plans(path))}")
     if manifest.parity_failed:
         say(f"FAILED: {manifest.parity_failed}; predict and serve refuse this bundle unless told")
-    say(f"{path} (fold {manifest.training['fold']}, manifest sha256 {digest})")
+    say(f"{path} ({_folds_text(manifest.training)}, manifest sha256 {digest})")
     if model_repository is not None:
         for model in export_triton(path, model_repository):
             say(f"{model} (for Triton)")
+
+
+def _fold_choice(text: str) -> FoldChoice:
+    from cmamil_sdk.errors import FieldInvalid
+
+    words: tuple[Literal["best", "all"], ...] = ("best", "all")
+    for word in words:
+        if text == word:
+            return word
+    if text.isdecimal():
+        return int(text)
+    raise FieldInvalid(
+        f"--fold {text} is neither 'best', 'all' nor a fold's number; give one of them."
+    )
+
+
+def _folds_text(training: Mapping[str, Any]) -> str:
+    """Which folds a bundle holds."""
+    if "folds" in training:
+        return f"folds {', '.join(str(entry['fold']) for entry in training['folds'])} together"
+    return f"fold {training['fold']}"

@@ -29,7 +29,7 @@ def run(
     compute_capability: ComputeCapability = "",
 ) -> None:
     """Build plans of a bundle's graphs into an engine cache; the bundle itself never changes."""
-    from cmamil_sdk.bundle.load import read_manifest, verify_files
+    from cmamil_sdk.bundle.verify import read_manifest, verify_files
     from cmamil_sdk.export.plans import cache_plans
 
     plan_targets = plan_targets_of([target], compute_capability, option="--target")

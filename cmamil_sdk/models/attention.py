@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cmamil_sdk.models.blocks import attend, in_blocks
+
 _MASKED_SCORE = -1e9
 _FIRST_BIAS = 3.0
 MAX_SCORES = 2**24
@@ -90,11 +92,17 @@ class GlobalCrossAttention(_CrossAttention):
     """Every asking tile attends to every answering tile (CMA-MIL as published)."""
 
     def forward(self, asking: Tensor, answering: Tensor) -> Tensor:
-        """``[n, dim]`` and ``[m, dim]`` -> ``[n, dim]``; memory grows with n + m when fused."""
+        """``[n, dim]`` and ``[m, dim]`` -> ``[n, dim]``; memory grows with n + m when fused.
+
+        An exported graph holds scores of some asking tiles at a time.
+        """
         query, key, value = self.query(asking), self.key(answering), self.value(answering)
-        attended = F.scaled_dot_product_attention(
-            query[None, None], key[None, None], value[None, None]
-        )[0, 0]
+        if torch.compiler.is_exporting():
+            attended = in_blocks(lambda block: attend(block, key, value), query)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query[None, None], key[None, None], value[None, None]
+            )[0, 0]
         normed: Tensor = self.norm(asking + attended)
         return normed
 
@@ -138,8 +146,7 @@ class NestedBiasCrossAttention(_CrossAttention):
     """Every asking tile attends to every tile of the other scale, and more to its own relatives.
 
     A learned number, 3 at first, is added to the scores of relatives. Time grows with n * m. Memory
-    grows with n + m: asking tiles come in blocks, whose scores are made again for the gradient. An
-    exported graph holds all n * m scores, as that of global attention does.
+    grows with n + m: asking tiles come in blocks, whose scores are made again for the gradient.
     """
 
     def __init__(self, dim: int, norm: str) -> None:
@@ -154,7 +161,11 @@ class NestedBiasCrossAttention(_CrossAttention):
         return normed
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, relatives: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() or len(query) * len(key) <= MAX_SCORES:
+        if torch.compiler.is_exporting():
+            return in_blocks(
+                lambda block, own: self._attend_block(block, key, value, own), query, relatives
+            )
+        if len(query) * len(key) <= MAX_SCORES:
             return self._attend_block(query, key, value, relatives)
         rows = max(1, MAX_SCORES // len(key))
         blocks = zip(torch.split(query, rows), torch.split(relatives, rows), strict=True)

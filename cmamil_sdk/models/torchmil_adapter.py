@@ -7,13 +7,16 @@ its last layers give one logit, here C. Its training losses are for two classes 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmil.models import ABMIL, CLAM_SB, DSMIL, TransformerABMIL, TransMIL
+from torchmil.nn import MultiheadSelfAttention
 
 from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.models.blocks import SCORE_ROWS, attend, in_blocks
 from cmamil_sdk.models.names import TORCHMIL
 from cmamil_sdk.models.output import MILOutput
 from cmamil_sdk.models.single_scale import SingleScaleMIL, only_largest
@@ -67,7 +70,8 @@ class TorchmilCLAM(TorchmilABMIL):
 class TorchmilTransformerABMIL(TorchmilABMIL):
     """One transformer layer over the tiles, then ABMIL (Castro-Macias et al. 2024).
 
-    Memory grows with n where the attention of the layer is fused, else with n * n.
+    Memory grows with n where the attention of the layer is fused and in an exported graph, else with
+    n * n.
     """
 
     kind = f"{TORCHMIL}TransformerABMIL"
@@ -82,6 +86,8 @@ class TorchmilTransformerABMIL(TorchmilABMIL):
             transf_att_dim=self.dim,
             transf_n_heads=_TRANSFORMER_HEADS,
         )
+        for layer in self.net.transformer_encoder.layers:
+            layer.att_module.__class__ = _SelfAttention
         self.net.last_layer = nn.Linear(self.dim, self.n_classes)
 
     @property
@@ -154,6 +160,28 @@ class TorchmilTransMIL(SingleScaleMIL):
         exporting = torch.compiler.is_exporting()
         logits = transmil_logits(self.net, tiles) if exporting else self.net(tiles[None])
         return MILOutput(logits=logits, embedding={self.scales[0]: tiles})
+
+
+class _SelfAttention(MultiheadSelfAttention):  # type: ignore[misc]
+    """The library's attention, in blocks of asking tiles where a graph is made of it."""
+
+    def _scaled_dot_product_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *options: Any, **named: Any
+    ) -> Tensor:
+        if not torch.compiler.is_exporting():
+            attended: Tensor = super()._scaled_dot_product_attention(
+                query, key, value, *options, **named
+            )
+            return attended
+
+        # of their own memory: a scan takes no two views of one tensor
+        keys, values, tiles = key[0].clone(), value[0].clone(), query[0].transpose(0, 1)
+
+        def answer(block: Tensor) -> Tensor:
+            return attend(block.transpose(0, 1), keys, values).transpose(0, 1).contiguous()
+
+        found = in_blocks(answer, tiles, rows=SCORE_ROWS // self.n_heads)
+        return found.transpose(0, 1)[None]
 
 
 class _BagsHead(nn.Module):

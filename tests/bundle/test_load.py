@@ -108,7 +108,7 @@ def test_a_bundle_without_explanations(silent_bundle):
 def test_a_manifest_of_version_1_still_loads(copy_of_bundle):
     def before(document) -> None:
         document["schema_version"] = 1
-        for later in ("explanations", "encoder_parity", "parity_failed"):
+        for later in ("explanations", "encoder_parity", "parity_failed", "attention_rows"):
             del document[later]
 
     change_manifest(copy_of_bundle, before)
@@ -192,7 +192,7 @@ def test_a_manifest_of_garbage(copy_of_bundle, replace_file, text):
         Bundle.load(copy_of_bundle)
 
 
-@pytest.mark.parametrize("version", [4, 99, None, "1", 1.5])
+@pytest.mark.parametrize("version", [5, 99, None, "1", 1.5])
 def test_a_schema_that_is_not_known(copy_of_bundle, version):
     change_manifest(copy_of_bundle, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleUnsupported, match="schema version"):

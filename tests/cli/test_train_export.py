@@ -304,6 +304,13 @@ def test_train_evaluate_export_verify_predict(
     answer = cmamil("predict", small_slide, "--bundle", bundles / "tiny" / "1", "--json")
     assert set(answer.document["predictions"][0]["probabilities"]) == set(LABELS)
 
+    exported = cmamil(*export[:-1], "all", "--version", "2")
+    assert exported.code == 0, exported.err
+    assert "tiny/2 (folds 0, 1 together, manifest" in exported.out
+    assert cmamil("verify", bundles / "tiny" / "2").code == 0
+    scores = cmamil("evaluate", "--bundle", bundles / "tiny" / "2", *data, "--json")
+    assert "12 of 12 slides had, by their names, a part in the training" in scores.err
+
     twice = cmamil(*export)
     assert twice.code == 2
     assert "OUTPUT_EXISTS" in twice.err

@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx")
 from cmamil_sdk.engines import Engine, load_engine  # noqa: E402
 from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, ParityFailed  # noqa: E402
 from cmamil_sdk.export.aggregator import AggregatorGraph, export_aggregator  # noqa: E402
-from cmamil_sdk.export.graph import OPSET, export_graph  # noqa: E402
+from cmamil_sdk.export.graph import OPSET, all_nodes, export_graph  # noqa: E402
 from cmamil_sdk.models.base import MILModel  # noqa: E402
 from cmamil_sdk.models.build import build_model  # noqa: E402
 from cmamil_sdk.tiling.nesting import nesting_arrays  # noqa: E402
@@ -161,12 +161,24 @@ def test_tensorrt_builds_a_plan_of_it(exported):
             compute_capabilities=["89"],
         )
 
-    if any(node.op_type == "ScatterElements" for node in onnx.load(exported.path).graph.node):
+    graph = onnx.load(exported.path).graph
+    if any(node.op_type == "ScatterElements" for node in all_nodes(graph)):
         with pytest.raises(BundleUnsupported, match="ScatterElements node_scatter_add"):
             build()
         return
     key = build().document.key
-    assert list(key.profiles[0]) == [i.name for i in onnx.load(exported.path).graph.input]
+    assert list(key.profiles[0]) == [i.name for i in graph.input]
+
+
+def test_scores_of_attention_between_all_tiles_are_in_blocks(exported):
+    """One scan per asking scale, with every softmax over all tiles inside; none where it is nested."""
+    graph = onnx.load(exported.path).graph
+    scans = [node for node in graph.node if node.op_type == "Scan"]
+    to_all = exported.model.cross_attention in ("global", "nested-bias")
+    assert len(scans) == (len(exported.scales) if to_all else 0)
+    for scan in scans:
+        (body,) = (attribute.g for attribute in scan.attribute if attribute.name == "body")
+        assert [node.op_type for node in body.node].count("Softmax") == 1
 
 
 def test_every_axis_of_tiles_is_named_and_nothing_else_is(exported):

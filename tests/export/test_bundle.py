@@ -18,7 +18,8 @@ from cmamil_sdk.errors import (
     RecipeMismatch,
     RunInvalid,
 )
-from cmamil_sdk.export.bundle import best_fold, export_bundle
+from cmamil_sdk.export.bundle import export_bundle
+from cmamil_sdk.export.folds import best_fold
 from cmamil_sdk.files import write_json
 from cmamil_sdk.runs import fold_directory, load_checkpoint, save_checkpoint
 

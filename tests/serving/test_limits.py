@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,7 +15,6 @@ from cmamil_sdk.client import Client
 from cmamil_sdk.errors import DeadlineExceeded, MessageTooLarge, SlideTooLarge, TooManyTiles
 from cmamil_sdk.serving import service
 from cmamil_sdk.serving.config import ServerConfig
-from cmamil_sdk.serving.predictor import check_attention
 from cmamil_sdk.serving.server import background_server
 
 
@@ -82,33 +80,12 @@ def test_an_unforeseen_error_is_typed_and_tells_nothing(
     assert "a secret of the server" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("kind", "counts", "refused"),
-    [
-        ("global", (1_000, 4_000, 16_000), False),
-        ("global", (10_000, 40_000, 160_000), True),
-        ("nested-bias", (1_000, 4_000, 16_000), False),
-        ("nested-bias", (10_000, 40_000, 160_000), True),
-        ("nested", (10_000, 40_000, 160_000), False),
-        ("global", (16_000,), False),
-        ("global", (160_000,), True),
-        ("nested-bias", (160_000,), False),
-        ("torchmil:TransformerABMIL", (7_000,), False),
-        ("torchmil:TransformerABMIL", (8_000,), True),
-    ],
-)
-def test_global_attention_is_bounded(kind: str, counts: tuple[int, ...], refused: bool) -> None:
-    plan: Any = SimpleNamespace(
-        counts=lambda: dict(enumerate(counts)),
-        total_tiles=lambda: sum(counts),
-        facts=SimpleNamespace(path="a.svs"),
-    )
-    manifest: Any = SimpleNamespace(model_kind=kind, hyperparameters={"cross_attention": kind})
-    if refused:
-        with pytest.raises(TooManyTiles, match="nested attention"):
-            check_attention(plan, manifest, 4096)
-    else:
-        check_attention(plan, manifest, 4096)
+def test_global_attention_is_bounded(config: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the bundle's graph held all scores at once, which older ones do."""
+    monkeypatch.setattr("cmamil_sdk.bundle.bags.scores_held", lambda _counts, _manifest: 2**20)
+    refusal = pytest.raises(TooManyTiles, match="needs 10 MiB, the limit is 9")
+    with limited(config, max_attention_mib=9) as client, refusal:
+        client.predict("a.svs")
 
 
 def test_no_slide_name_is_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from cmamil_sdk.calibration import fit_temperature, log_loss
 from cmamil_sdk.training.bootstrap import bootstrap_intervals, weighted_metrics, weighted_share
-from cmamil_sdk.training.calibration import fit_temperature
 from cmamil_sdk.training.metrics import (
     Scored,
     across_folds,
     class_auc,
-    log_loss,
     macro_auc,
     score,
     softmax,

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import log_loss
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
 
 _BOUNDS = (0.05, 20.0)
 _GRID = 200
@@ -16,7 +17,17 @@ _PRIOR_STD = 0.5
 otherwise ask for infinite confidence; with hundreds of slides it has no weight."""
 
 
-def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
+def log_loss(logits: Float64, labels: Int64, temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood of ``labels [n]`` under ``logits [n, C]``; NaN without slides."""
+    if not len(labels):
+        return math.nan
+    scaled = logits / temperature
+    top = scaled.max(axis=1)
+    log_sum = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
+    return float(np.mean(log_sum - scaled[np.arange(len(labels)), labels]))
+
+
+def fit_temperature(logits: Float64, labels: Int64) -> float:
     """Temperature that maximises the likelihood of ``labels [n]`` under ``logits [n, C]``.
 
     The likelihood is weighted by a normal prior on the logarithm. Without slides: 1.
@@ -36,4 +47,4 @@ def fit_temperature(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
     return float(math.exp(grid[best]))
 
 
-__all__ = ["fit_temperature"]
+__all__ = ["Float64", "Int64", "fit_temperature", "log_loss"]

@@ -1,0 +1,98 @@
+"""What is checked of a bundle's files before anything in them is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from pathlib import Path
+
+from cmamil_sdk.bundle.manifest import (
+    AGGREGATOR_GRAPH,
+    ENCODER_GRAPH,
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+)
+from cmamil_sdk.errors import BundleCorrupt, BundleUnsupported
+from cmamil_sdk.files import parse_document, sha256_of_file
+
+_ELSEWHERE = re.compile(rb"\x6a[\x00-\xff]{1,2}\x0a\x08location\x12", re.DOTALL)
+"""How the field of a tensor starts that names the file of its values (``external_data`` of onnx.proto).
+
+Found in the bytes, because a machine that serves has no package to parse them with.
+"""
+
+
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """The manifest of a bundle and its sha256.
+
+    Raises:
+        BundleCorrupt: missing or damaged.
+        BundleUnsupported: written by a newer version.
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+        document = json.loads(data)
+    except OSError as problem:
+        raise BundleCorrupt(
+            f"{path} is no bundle, it has no readable {MANIFEST}; name the directory "
+            "<name>/<version> that `cmamil export` wrote."
+        ) from problem
+    except (ValueError, RecursionError) as problem:
+        raise BundleCorrupt(f"{file} is not JSON ({problem}); export the model again.") from problem
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise BundleUnsupported(
+            f"{file} has schema version {version}, this version reads up to {SCHEMA_VERSION}; "
+            "update cmamil-sdk."
+        )
+    manifest = parse_document(Manifest, document, where=file, error=BundleCorrupt)
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def verify_files(path: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        BundleCorrupt: missing, or size or hash differ.
+        BundleUnsupported: a graph keeps weights in a file of its own.
+    """
+    for name, entry in manifest.files.items():
+        file = path / name
+        try:
+            size, digest = file.stat().st_size, sha256_of_file(file)
+        except OSError as problem:
+            raise BundleCorrupt(
+                f"{file} is missing or unreadable; copy the whole bundle again."
+            ) from problem
+        if (size, digest) != (entry.size, entry.sha256):
+            raise BundleCorrupt(
+                f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
+                f"{entry.sha256[:12]}…); copy the bundle again."
+            )
+    for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH):
+        _refuse_external_data(path / name)
+
+
+def _refuse_external_data(graph: Path) -> None:
+    """Refuse a graph whose weights lie in another file, wherever that is: no manifest lists it.
+
+    Raises:
+        BundleUnsupported: it names one.
+    """
+    with graph.open("rb") as file:
+        if not graph.stat().st_size:  # an empty file cannot be mapped; the runtime refuses it
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            elsewhere = _ELSEWHERE.search(data) is not None
+    if elsewhere:
+        raise BundleUnsupported(
+            f"{graph} keeps weights in another file, which the bundle's manifest does not list; export "
+            "the model again."
+        )
+
+
+__all__ = ["read_manifest", "verify_files"]

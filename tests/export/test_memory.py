@@ -1,0 +1,45 @@
+"""What an exported aggregator needs for a bag of 64,000, 16,000 and 4,000 tiles, in a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from cmamil_sdk.export import aggregator  # noqa: E402
+from cmamil_sdk.models.build import build_model  # noqa: E402
+from cmamil_sdk.tiling.recipe import parse_scales  # noqa: E402
+
+FEATURE_DIM, FINEST_TILES = 1024, 64_000
+PROGRAM = Path(__file__).with_name("aggregator_memory.py")
+FORMS = {
+    "nested": ("cma-mil", "5x,10x,20x", {}, 1, 1024),
+    "nested, five folds": ("cma-mil", "5x,10x,20x", {}, 5, 3072),
+    "hmil": ("hmil", "5x,10x,20x", {"parents": [0, 1, 1]}, 1, 3072),
+    "global": ("cma-mil", "5x,10x,20x", {"cross_attention": "global"}, 1, 3072),
+    "nested-bias": ("cma-mil", "5x,10x,20x", {"cross_attention": "nested-bias"}, 1, 3072),
+    "self-attention": ("cma-mil", "20x", {"cross_attention": "global"}, 1, 3072),
+    "TransformerABMIL": ("torchmil:TransformerABMIL", "20x", {}, 1, 3072),
+    "TransMIL": ("torchmil:TransMIL", "20x", {}, 1, 3072),
+}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("form", FORMS)
+def test_the_largest_bags_fit(form, tmp_path, monkeypatch):
+    kind, text, options, folds, most_mib = FORMS[form]
+    monkeypatch.setattr(aggregator, "PARITY_FINEST_TILES", (1, 513))
+    settings = {"scales": text.split(","), "feature_dim": FEATURE_DIM, "n_classes": 3}
+    models = [build_model(kind, settings | options).eval() for _ in range(folds)]
+    graph = tmp_path / "aggregator.onnx"
+    aggregator.export_aggregator(models, parse_scales(text), 1.0, graph)
+    command = [sys.executable, str(PROGRAM), str(graph), str(FEATURE_DIM), str(FINEST_TILES)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
+    sys.stdout.write(f"{form}: {told.stdout} MiB\n")
+    assert int(told.stdout) < most_mib
