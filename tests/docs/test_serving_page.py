@@ -153,7 +153,7 @@ def test_no_token_stands_in_the_servers_log(site: Site) -> None:
     with Client(site.address, ca=ca, token="guessed-token") as client, pytest.raises(TokenInvalid):
         client.models()
     log = "".join(site.log)
-    assert "refused: TOKEN_INVALID" in log
+    assert "reason=TOKEN_INVALID" in log
     for token in ("guessed-token", (site.folder / "clinic.token").read_text().strip()):
         assert token not in log
 
