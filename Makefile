@@ -39,12 +39,14 @@ lint: setup
 
 protos: $(PROTOC_VENV)/installed
 	cd protos && ../$(PROTOC_VENV)/bin/buf lint
+	cd protos && ../$(PROTOC_VENV)/bin/buf breaking --against published.binpb
 	rm -rf cmamil_sdk/_proto/cmamil
 	$(PROTOC_VENV)/bin/python -m grpc_tools.protoc -I protos --python_out=cmamil_sdk/_proto --pyi_out=cmamil_sdk/_proto $(PROTOS)
 	sed -i.bak 's/^from cmamil\.v1 import/from cmamil_sdk._proto.cmamil.v1 import/' cmamil_sdk/_proto/cmamil/v1/*_pb2.py cmamil_sdk/_proto/cmamil/v1/*_pb2.pyi
 	rm cmamil_sdk/_proto/cmamil/v1/*.bak
 	touch cmamil_sdk/_proto/cmamil/__init__.py cmamil_sdk/_proto/cmamil/v1/__init__.py
 	cd protos && sha256sum $(PROTOS:protos/%=%) > ../cmamil_sdk/_proto/sources.sha256
+	cd protos && ../$(PROTOC_VENV)/bin/buf build --exclude-source-info -o published.binpb
 
 # Code for protobuf 6 runs under protobuf 6 and 7, so the compiler is that of grpcio-tools 1.81.
 $(PROTOC_VENV)/installed:

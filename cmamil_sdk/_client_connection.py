@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import grpc.aio
 
 from cmamil_sdk.credentials import is_loopback, read_authorities, read_key_pair
 from cmamil_sdk.errors import FieldInvalid
@@ -58,8 +59,36 @@ class Connection:
         """What goes with each call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
-    def channel(self) -> grpc.Channel:
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For TLS, read from the files; None without TLS.
+
+        Raises:
+            FieldInvalid: a file cannot be used.
+        """
+        if not self.secure:
+            return None
+        authorities: bytes | None = None
+        pair: tuple[bytes | None, bytes | None] = (None, None)
+        if self.ca is not None:
+            authorities = read_authorities(Path(self.ca), error=FieldInvalid)
+        if self.certificate is not None and self.key is not None:
+            certificate, key = Path(self.certificate), Path(self.key)
+            pair = read_key_pair(certificate, key, error=FieldInvalid)
+        return grpc.ssl_channel_credentials(authorities, *pair)
+
+    def channel(self, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
         """A channel, which connects at the first call."""
+        if credentials is None:
+            return grpc.insecure_channel(self.server, options=self._options())
+        return grpc.secure_channel(self.server, credentials, options=self._options())
+
+    def aio_channel(self, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        """The same for the event loop that runs."""
+        if credentials is None:
+            return grpc.aio.insecure_channel(self.server, options=self._options())
+        return grpc.aio.secure_channel(self.server, credentials, options=self._options())
+
+    def _options(self) -> list[tuple[str, int]]:
         options = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -71,19 +100,7 @@ class Connection:
         ]
         if is_loopback(self.server.rpartition(":")[0]):
             options.append(("grpc.enable_http_proxy", 0))
-        if not self.secure:
-            return grpc.insecure_channel(self.server, options=options)
-        return grpc.secure_channel(self.server, self._credentials(), options=options)
-
-    def _credentials(self) -> grpc.ChannelCredentials:
-        authorities: bytes | None = None
-        pair: tuple[bytes | None, bytes | None] = (None, None)
-        if self.ca is not None:
-            authorities = read_authorities(Path(self.ca), error=FieldInvalid)
-        if self.certificate is not None and self.key is not None:
-            certificate, key = Path(self.certificate), Path(self.key)
-            pair = read_key_pair(certificate, key, error=FieldInvalid)
-        return grpc.ssl_channel_credentials(authorities, *pair)
+        return options
 
 
 __all__ = ["Connection"]

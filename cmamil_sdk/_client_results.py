@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,59 @@ class ServerFacts:
     uptime_s: float
 
 
+@dataclass(frozen=True)
+class CallCount:
+    """How many calls of ``rpc`` (``SERVICE/METHOD``) about ``model`` ended with the status ``code``.
+
+    ``model`` is ``NAME/VERSION``, empty for calls about none, or refused before it was known.
+    """
+
+    rpc: str
+    model: str
+    code: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How often something was done, and the seconds that it took in all."""
+
+    count: int
+    total_s: float
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What a server has done since its start.
+
+    Attributes:
+        uptime_s: seconds since its start.
+        calls: counts of calls that ended.
+        rpcs: durations of calls, by ``SERVICE/METHOD``.
+        stages: durations of the stages of predictions: ``queued`` and those of
+            :attr:`Prediction.seconds`.
+        cancelled: predictions that were cancelled or ran out of time, by the stage that they were in.
+        tiles_ok, tiles_failed: tiles read and encoded, and tiles that could not be decoded.
+        batches: of tiles.
+        worker_restarts: worker processes that died and were started again.
+        active_slides, queued_slides: requests at work and waiting, now.
+        queued_batches: batches of tiles that wait for a worker, now.
+    """
+
+    uptime_s: float
+    calls: tuple[CallCount, ...]
+    rpcs: dict[str, Durations]
+    stages: dict[str, Durations]
+    cancelled: dict[str, int]
+    tiles_ok: int
+    tiles_failed: int
+    batches: int
+    worker_restarts: int
+    active_slides: int
+    queued_slides: int
+    queued_batches: int
+
+
 def prediction_from(message: prediction_pb2.PredictSlideResponse) -> Prediction:
     """A prediction; its maps are empty unless the answer has attention."""
     timings = message.timings
@@ -209,6 +263,28 @@ def server_from(message: server_pb2.GetServerInfoResponse) -> ServerFacts:
     )
 
 
+def stats_from(message: server_pb2.GetServerStatsResponse) -> ServerStats:
+    """What a server has done."""
+    return ServerStats(
+        uptime_s=message.uptime.ToNanoseconds() / 1e9,
+        calls=tuple(CallCount(c.rpc, c.model, c.code, c.count) for c in message.calls),
+        rpcs=_durations_from(message.rpcs),
+        stages=_durations_from(message.stages),
+        cancelled={stage.name: stage.count for stage in message.cancelled},
+        tiles_ok=message.tiles_ok,
+        tiles_failed=message.tiles_failed,
+        batches=message.batches,
+        worker_restarts=message.worker_restarts,
+        active_slides=message.active_slides,
+        queued_slides=message.queued_slides,
+        queued_batches=message.queued_batches,
+    )
+
+
+def _durations_from(messages: Iterable[server_pb2.Durations]) -> dict[str, Durations]:
+    return {m.name: Durations(m.count, m.total.ToNanoseconds() / 1e9) for m in messages}
+
+
 def _engine_label(engine: server_pb2.EngineInfo) -> str:
     return f"{engine.name}-{engine.device}-{engine.precision}"
 
@@ -226,8 +302,11 @@ def _map_from(message: prediction_pb2.ScaleAttention, classes: int) -> ScaleMap:
 
 
 __all__ = [
+    "CallCount",
+    "Durations",
     "ModelFacts",
     "ServerFacts",
+    "ServerStats",
     "SlideInspection",
     "WorkerFacts",
     "inspection_from",
@@ -235,4 +314,5 @@ __all__ = [
     "prediction_from",
     "progress_from",
     "server_from",
+    "stats_from",
 ]

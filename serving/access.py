@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,10 +12,10 @@ import grpc.aio
 from cmamil_sdk.errors import CmamilError, QueueFull, RoleMissing, TokenInvalid
 from cmamil_sdk.wording import counted
 
+from .calls import current_call
+from .handlers import Behaviour, wrapped
 from .status import status_of
 from .tokens import Caller, TokenFile
-
-LOG = logging.getLogger(__name__)
 
 _OPEN = "grpc.health.v1.Health"
 _ROLES = {
@@ -24,22 +23,17 @@ _ROLES = {
     "cmamil.v1.SlideService": ("predict",),
     "cmamil.v1.ModelService": ("predict", "admin"),
     "cmamil.v1.ServerService": ("predict", "admin", "metrics"),
+    "grpc.reflection.v1alpha.ServerReflection": ("predict", "admin", "metrics"),
 }
 """Roles of which a caller needs one. A service that is not named here is for administrators."""
 _ANYBODY = frozenset({"predict", "metrics"})
 _SCHEME = "bearer "
-_BUILDERS = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
 
 Continuation = Callable[[Any], Awaitable[grpc.RpcMethodHandler | None]]
 
 
 class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Refuses calls without token, role or free place; handlers must be coroutines.
+    """Refuses calls without token, role or free place.
 
     A client is the name of its token, or its address where there are no tokens: then everybody may
     do everything but administer.
@@ -54,10 +48,10 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler | None:
         """The method's handler, or one that refuses before a message is received."""
-        method = handler_call_details.method
-        service = method.strip("/").partition("/")[0]
+        service = handler_call_details.method.strip("/").partition("/")[0]
         if service == _OPEN:
             return await continuation(handler_call_details)
+        caller = None
         try:
             caller = self._caller(handler_call_details.invocation_metadata)
             handler = await continuation(handler_call_details)
@@ -65,8 +59,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
                 return None
             _check_role(caller, service)
         except (TokenInvalid, RoleMissing) as problem:
-            return _refusing(problem, method)
-        return self._bounded(handler, caller, method)
+            return _refusing(problem, caller)
+        return wrapped(handler, lambda behaviour: self._bounded(behaviour, caller))
 
     def _caller(self, metadata: Any) -> Caller:
         if self._tokens is None:
@@ -81,28 +75,25 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
                 return caller
         raise TokenInvalid("The server does not know this token; ask its administrator for one.")
 
-    def _bounded(
-        self, handler: grpc.RpcMethodHandler, caller: Caller, method: str
-    ) -> grpc.RpcMethodHandler:
-        """The same handler, for at most so many calls of a client at a time."""
-        name, build = _BUILDERS[handler.request_streaming, handler.response_streaming]
-        answer = getattr(handler, name)
+    def _bounded(self, behaviour: Behaviour, caller: Caller) -> Behaviour:
+        """The same, for at most so many calls of a client at a time."""
 
         async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            current_call().client = caller.name
             client = caller.name or context.peer().rpartition(":")[0]
             if self._calls[client] >= self._max_calls:
                 calls = counted(self._max_calls, "call")
                 problem = QueueFull(f"This client has {calls} at work, its limit; wait for one.")
-                await _refuse(problem, context, method)
+                await _refuse(problem, context)
             self._calls[client] += 1
             try:
-                return await answer(request, context)
+                return await behaviour(request, context)
             finally:
                 self._calls[client] -= 1
                 if not self._calls[client]:
                     del self._calls[client]  # or each address that ever called would stay
 
-        return build(handle, handler.request_deserializer, handler.response_serializer)
+        return handle
 
 
 def _check_role(caller: Caller, service: str) -> None:
@@ -117,17 +108,18 @@ def _check_role(caller: Caller, service: str) -> None:
     )
 
 
-def _refusing(problem: CmamilError, method: str) -> grpc.RpcMethodHandler:
+def _refusing(problem: CmamilError, caller: Caller | None) -> grpc.RpcMethodHandler:
     """A handler that refuses. It takes a stream, so that gRPC does not wait for a message."""
 
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
-        await _refuse(problem, context, method)
+        if caller is not None:
+            current_call().client = caller.name
+        await _refuse(problem, context)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-async def _refuse(problem: CmamilError, context: grpc.aio.ServicerContext, method: str) -> None:
-    LOG.info("%r from %s refused: %s", method, context.peer(), problem.reason)
+async def _refuse(problem: CmamilError, context: grpc.aio.ServicerContext) -> None:
     status = status_of(problem)
     await context.abort(status.code, status.message, status.trailers)
 

@@ -65,7 +65,7 @@ class Admission:
         self.waiting: deque[Ticket] = deque()
         self.active = 0
         self.draining = False
-        self._present = 0  # waiting, at work, or being answered
+        self.present = 0  # waiting, at work, or being answered
         self._mean_s = 1.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,7 +86,7 @@ class Admission:
             )
         ticket = Ticket(self)
         self.waiting.append(ticket)
-        self._present += 1
+        self.present += 1
         self._idle.clear()
         self._advance()
         return ticket
@@ -103,8 +103,8 @@ class Admission:
 
     def gone(self) -> None:
         """Called once by the end of a ticket's block."""
-        self._present -= 1
-        if not self._present:
+        self.present -= 1
+        if not self.present:
             self._idle.set()
 
     def retry_after_s(self) -> float:

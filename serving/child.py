@@ -73,11 +73,10 @@ class ChildProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def ended(self) -> None:
-        """Wait until the process is gone and reaped."""
+    async def ended(self) -> int | None:
+        """Wait until the process is gone and reaped; its exit status, or less than 0 for a signal."""
         await asyncio.shield(self._ended)
-        if self._process is not None:
-            await asyncio.to_thread(self._process.wait)
+        return None if self._process is None else await asyncio.to_thread(self._process.wait)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""

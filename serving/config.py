@@ -17,6 +17,9 @@ from cmamil_sdk.files import parse_document
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName
 
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
 _PATHS = {"bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"}
 
 
@@ -45,6 +48,15 @@ class ServerConfig(BaseModel):
     tokens: Path | None = Field(
         None, description="file of bearer tokens; without it every caller may predict"
     )
+    health_host: str = Field("127.0.0.1", min_length=1)
+    health_port: int | None = Field(
+        None, ge=0, le=65535, description="also answers health, without TLS, and nothing else"
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1)
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="serves GET /metrics for Prometheus; off without"
+    )
+    reflection: bool = Field(False, description="tell callers which methods there are")
     reader: ReaderName = "auto"
     engine: Literal["auto", GraphEngineName] = Field("auto", description="of the encoders")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -87,8 +99,20 @@ class ServerConfig(BaseModel):
 
     default_deadline_s: float = Field(900.0, gt=0, description="for requests that set none")
     max_deadline_s: float = Field(3600.0, gt=0)
-    grace_s: float = Field(30.0, ge=0, description="for work in flight after SIGTERM")
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="after SIGTERM new work is still taken for so long, health has fallen",
+    )
+    grace_s: float = Field(30.0, ge=0, description="then, for work in flight")
     heartbeat_s: float = Field(10.0, gt=0, description="longest silence on a progress stream")
+
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    log_slides: bool = Field(False, description="write slides' addresses into the log")
+    otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://[^/]+", description="send traces there, OTLP over gRPC"
+    )
 
     @field_validator("reader")
     @classmethod
@@ -117,18 +141,20 @@ class ServerConfig(BaseModel):
             raise ValueError("tls_certificate and tls_key go together; give both or neither")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs TLS; give tls_certificate and tls_key as well")
-        if self.tls_certificate is not None or is_loopback(self.host):
-            return self
-        if self.tokens is not None:
-            raise ValueError(
-                f"tokens would travel to {self.host} in the clear; give tls_certificate and "
-                "tls_key, or listen on 127.0.0.1"
-            )
-        if not self.insecure:
-            raise ValueError(
-                f"without TLS and tokens whoever reaches {self.host} may predict; give "
-                "tls_certificate and tls_key, listen on 127.0.0.1, or set insecure"
-            )
+        hosts = [self.host] if self.metrics_port is None else [self.host, self.metrics_host]
+        for host in hosts:
+            if self.tls_certificate is not None or is_loopback(host):
+                continue
+            if self.tokens is not None:
+                raise ValueError(
+                    f"tokens would travel to {host} in the clear; give tls_certificate and "
+                    "tls_key, or listen on 127.0.0.1"
+                )
+            if not self.insecure:
+                raise ValueError(
+                    f"without TLS and tokens whoever reaches {host} may predict or read metrics; "
+                    "give tls_certificate and tls_key, listen on 127.0.0.1, or set insecure"
+                )
         return self
 
     @classmethod
@@ -182,4 +208,4 @@ def _from_folder(folder: Path, value: Any) -> Any:
     return folder / value if isinstance(value, str) else value
 
 
-__all__ = ["ServerConfig", "load_config"]
+__all__ = ["LogFormat", "LogLevel", "ServerConfig", "load_config"]

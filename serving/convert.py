@@ -10,6 +10,7 @@ from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, s
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.predict import Prediction, ScaleMap
 
+from .metrics import Metrics
 from .models import LoadedModel
 from .pool import WorkerState
 from .predictor import Answer, Inspection, Stage
@@ -134,6 +135,30 @@ def engine_message(info: EngineInfo) -> server_pb2.EngineInfo:
     )
 
 
+def stats_message(metrics: Metrics, uptime_s: float) -> server_pb2.GetServerStatsResponse:
+    """What the server has done, and what waits."""
+    now = metrics.now()
+    message = server_pb2.GetServerStatsResponse(
+        uptime=duration(uptime_s),
+        tiles_ok=metrics.tiles("ok"),
+        tiles_failed=metrics.tiles("failed"),
+        batches=metrics.batches(),
+        worker_restarts=now.worker_restarts,
+        active_slides=now.active_slides,
+        queued_slides=now.queued_slides,
+        queued_batches=now.queued_batches,
+    )
+    for rpc, model, code, count in metrics.calls():
+        message.calls.add(rpc=rpc, model=model, code=code, count=count)
+    for name, count, seconds in metrics.durations():
+        message.rpcs.add(name=name, count=count, total=duration(seconds))
+    for name, count, seconds in metrics.stages():
+        message.stages.add(name=name, count=count, total=duration(seconds))
+    for name, count in metrics.cancelled():
+        message.cancelled.add(name=name, count=count)
+    return message
+
+
 def _timings(found: Prediction, seconds_queued: float) -> prediction_pb2.StageTimings:
     stages = {stage: duration(value) for stage, value in found.seconds.items()}
     return prediction_pb2.StageTimings(queued=duration(seconds_queued), **stages)
@@ -161,4 +186,5 @@ __all__ = [
     "model_message",
     "prediction_message",
     "progress_message",
+    "stats_message",
 ]

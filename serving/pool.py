@@ -27,6 +27,7 @@ from cmamil_sdk.errors import (
 from cmamil_sdk.features.extract import EncodedBatch
 
 from .child import WORKER_COMMAND, ChildProcess
+from .logs import Event
 from .messages import Failed, Ready, Reply, Task, WorkerSetup
 
 LOG = logging.getLogger(__name__)
@@ -106,8 +107,9 @@ class Job:
 class _Slot:
     """A place for one worker, which outlives the processes that fill it."""
 
-    def __init__(self, pool: WorkerPool) -> None:
+    def __init__(self, pool: WorkerPool, number: int) -> None:
         self.pool = pool
+        self.number = number
         self.state = WorkerState.STARTING
         self.restarts = 0
         self.tiles = 0
@@ -142,7 +144,7 @@ class _Slot:
             self._watchdog = None
 
     def _on_hang(self, seconds: float) -> None:
-        LOG.error("a worker was silent for %g s and is ended", seconds)
+        LOG.error(Event("worker_hung", worker=self.number, silent_s=seconds))
         if self.child is not None:
             self.child.kill()
 
@@ -156,6 +158,7 @@ class _Slot:
         self.state = WorkerState.IDLE
         if isinstance(reply, EncodedBatch):
             self.tiles += len(reply.batch)
+            self.pool.on_batch(reply)
         if not job.closed:
             item.results.put_nowait(_outcome(reply))
         self.pool.dispatch()
@@ -164,6 +167,7 @@ class _Slot:
         if isinstance(reply, Ready):
             self.failures = 0
             self.state = WorkerState.IDLE
+            LOG.info(Event("worker_ready", worker=self.number, restarts=self.restarts))
             if not self.ready.done():
                 self.ready.set_result(reply)
             self.pool.changed()
@@ -182,7 +186,7 @@ class _Slot:
                 current[1].results.put_nowait(_stopped())
             return
         if self.child is not None:
-            self.pool.spawn(self.pool.reap(self.child))
+            self.pool.spawn(self.pool.reap(self.child, self.number))
         if current:
             self._retry(*current)
         self.failures = self.failures + 1 if was_starting else 0
@@ -191,7 +195,6 @@ class _Slot:
                 UnexpectedError("A worker process died while it started; see standard error.")
             )
             return
-        LOG.warning("a worker process died and is started again")
         self.restarts += 1
         self.pool.changed()
         self.pool.spawn(self._restart())
@@ -205,7 +208,7 @@ class _Slot:
                 await self.start()
                 return
             except OSError as problem:
-                LOG.error("a worker cannot be started: %s", problem)
+                LOG.error(Event("worker_not_started", worker=self.number, problem=str(problem)))
                 self.failures += 1
 
     def _retry(self, job: Job, item: _Item) -> None:
@@ -235,17 +238,19 @@ class WorkerPool:
         task_timeout_s: float,
         command: Sequence[str] = WORKER_COMMAND,
         on_change: Callable[[], None] = lambda: None,
+        on_batch: Callable[[EncodedBatch], None] = lambda _batch: None,
     ) -> None:
-        """``on_change`` is called when a worker becomes ready or dies."""
+        """``on_change`` is called when a worker becomes ready or dies, ``on_batch`` for each batch."""
         self.setup = setup
         self.task_timeout_s = task_timeout_s
         self.command = command
         self.changed = on_change
+        self.on_batch = on_batch
         self.stopping = False
         self._rotation: deque[Job] = deque()
         self.children: set[ChildProcess] = set()
         self._background: set[asyncio.Task[None]] = set()
-        self.slots = [_Slot(self) for _ in range(workers)]
+        self.slots = [_Slot(self, number) for number in range(workers)]
 
     async def start(self) -> Ready:
         """Start all workers and wait until they are ready; returns the engines in use.
@@ -292,6 +297,16 @@ class WorkerPool:
         return sum(slot.tiles for slot in self.slots)
 
     @property
+    def restarts(self) -> int:
+        """Workers that died and were started again, since the start."""
+        return sum(slot.restarts for slot in self.slots)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a worker."""
+        return sum(len(job.pending) for job in self._rotation)
+
+    @property
     def ready_workers(self) -> int:
         """Workers that can take or are doing a task."""
         return sum(slot.state is not WorkerState.STARTING for slot in self.slots)
@@ -321,9 +336,10 @@ class WorkerPool:
                 self._rotation.append(job)
             slot.assign(job, item)
 
-    async def reap(self, child: ChildProcess) -> None:
-        """Wait for a dead process, so that none is left as a zombie."""
-        await child.ended()
+    async def reap(self, child: ChildProcess, number: int) -> None:
+        """Wait for a dead process, so that none is left as a zombie, and say how it ended."""
+        status = await child.ended()
+        LOG.warning(Event("worker_died", worker=number, pid=child.pid, exit_status=status))
         self.children.discard(child)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,18 +15,22 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
+from grpc_reflection.v1alpha.reflection import enable_server_reflection
 
+from cmamil_sdk import __version__
 from cmamil_sdk.credentials import is_loopback, read_authorities, read_key_pair
 from cmamil_sdk.errors import ConfigInvalid
-from cmamil_sdk.wording import counted
 
 from .access import Access
+from .calls import HEALTH
 from .child import WORKER_COMMAND
 from .config import ServerConfig
+from .health import Health
+from .logs import Event
 from .messages import WorkerSetup
 from .models import LoadedModel, load_models
+from .observation import Observation
 from .pool import WorkerPool
 from .predictor import Predictor
 from .service import SERVICE_NAMES, Services
@@ -33,8 +38,6 @@ from .tokens import TokenFile
 
 LOG = logging.getLogger(__name__)
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SPARE_CALLS = 64  # health, models, server info beside the slides
 _METADATA_BYTES = 8192  # of the headers of one call
 _LAST_WORDS_S = 1.0  # for statuses on their way when the server stops
@@ -55,8 +58,11 @@ class Server:
         self.port: int | None = None
         self._worker_command = worker_command
         self._services = Services(config)
-        self._health = health_aio.HealthServicer()
+        self._health = Health(SERVICE_NAMES)
+        self._observation = Observation(config, self._services.metrics)
         self._grpc: grpc.aio.Server | None = None
+        self._health_grpc: grpc.aio.Server | None = None
+        self.health_port: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -67,6 +73,8 @@ class Server:
                 bundles are the same.
             CmamilError: a bundle cannot be loaded, as :meth:`Bundle.load` says.
         """
+        started_s = time.monotonic()
+        LOG.info(Event("starting", version=__version__, bundles=len(self.config.bundles)))
         try:
             await self._listen()
             models = await asyncio.to_thread(load_models, self.config)
@@ -76,31 +84,39 @@ class Server:
         except BaseException:
             await self.stop(grace_s=0.0)
             raise
-        LOG.info(
-            "serving %s with %s",
-            counted(len(models), "model"),
-            counted(self.config.workers, "worker"),
-        )
+        for model, version, part, provider in self._services.now().runtimes:
+            LOG.info(Event("model", model=f"{model}/{version}", part=part, provider=provider))
+        took_s = round(time.monotonic() - started_s, 2)
+        LOG.info(Event("serving", models=len(models), workers=self.config.workers, took_s=took_s))
 
     async def stop(
         self, *, grace_s: float | None = None, hurry: asyncio.Event | None = None
     ) -> None:
         """Drain and stop; returns when the last process is gone.
 
-        Health falls first, new work is refused, work in flight has ``grace_s`` (default: the
-        configuration's) to finish, or until ``hurry`` is set.
+        Health falls first; after ``drain_delay_s`` new work is refused, and work in flight has
+        ``grace_s`` to finish, or until ``hurry`` is set. With ``grace_s`` given there is no delay.
         """
-        await self._health.enter_graceful_shutdown()
+        await self._health.drain()
         predictor, pool = self._services.predictor, self._services.pool
         if predictor is not None:
-            predictor.admission.draining = True
-            grace = self.config.grace_s if grace_s is None else grace_s
-            idle = asyncio.create_task(predictor.admission.idle())
-            await _first(idle, hurry, grace)
+            admission, draining_s = predictor.admission, time.monotonic()
+            now = self._services.now()
+            LOG.info(Event("draining", active=now.active_slides, queued=now.queued_slides))
+            if grace_s is None:
+                await _pause(self.config.drain_delay_s, hurry)
+                grace_s = self.config.grace_s
+            admission.draining = True
+            idle = asyncio.create_task(admission.idle())
+            done = await _first(idle, hurry, grace_s)
             idle.cancel()
+            took_s = round(time.monotonic() - draining_s, 2)
+            LOG.info(Event("drained", took_s=took_s, dropped=0 if done else admission.present))
             predictor.deadlines.stop_all()
-        if self._grpc is not None:
-            await self._grpc.stop(_LAST_WORDS_S)
+        for server in (self._grpc, self._health_grpc):
+            if server is not None:
+                await server.stop(_LAST_WORDS_S)
+        await self._observation.close()
         if pool is not None:
             await pool.stop()
         if predictor is not None:
@@ -121,34 +137,42 @@ class Server:
         await self.stop()
 
     async def _listen(self) -> None:
-        for name in ("", *SERVICE_NAMES):
-            await self._health.set(name, _NOT_SERVING)
+        await self._health.begin()
         config = self.config
         credentials = _credentials(config)
         tokens = TokenFile(config.tokens) if config.tokens is not None else None
+        observer = await self._observation.open(tokens)
         self._grpc = grpc.aio.server(
-            interceptors=[Access(tokens, config.max_calls_per_client)],
+            interceptors=[observer, Access(tokens, config.max_calls_per_client)],
             options=_channel_options(config),
             maximum_concurrent_rpcs=_max_calls(config),
         )
         self._grpc.add_generic_rpc_handlers(self._services.handlers())
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        address = f"{host}:{config.port}"
-        try:
-            if credentials is not None:
-                port = self._grpc.add_secure_port(address, credentials)
-            else:
-                port = self._grpc.add_insecure_port(address)
-        except RuntimeError as problem:
-            raise ConfigInvalid(
-                f"The server cannot listen on {address}; choose another port or host, "
-                "or stop what listens there."
-            ) from problem
-        if credentials is None and not is_loopback(config.host):
-            LOG.warning("%s is open to the network, without TLS", address)
+        self._health.add_to(self._grpc)
+        if config.reflection:
+            enable_server_reflection((*SERVICE_NAMES, HEALTH, REFLECTION), self._grpc)
+        port = _add_port(self._grpc, config.host, config.port, credentials)
+        if config.health_port is not None:
+            self._health_grpc = grpc.aio.server(options=_channel_options(config))
+            self._health.add_to(self._health_grpc)
+            self.health_port = _add_port(
+                self._health_grpc, config.health_host, config.health_port, None
+            )
+            await self._health_grpc.start()
         await self._grpc.start()
         self.port = port
+        LOG.info(
+            Event(
+                "listening",
+                address=_address(config.host, port),
+                tls=credentials is not None,
+                tokens=tokens is not None,
+                health_port=self.health_port,
+                metrics_port=self._observation.metrics_port,
+            )
+        )
+        if credentials is None and not is_loopback(config.host):
+            LOG.warning("%s is open to the network, without TLS", _address(config.host, port))
 
     async def _start_workers(self, models: list[LoadedModel]) -> None:
         config = self.config
@@ -169,6 +193,7 @@ class Server:
             task_timeout_s=config.task_timeout_s,
             command=self._worker_command,
             on_change=self._on_workers_change,
+            on_batch=self._services.metrics.count_batch,
         )
         self._services.engines = await pool.start()
         self._services.pool = pool
@@ -182,8 +207,7 @@ class Server:
     async def _update_health(self) -> None:
         pool = self._services.pool
         ready = pool is not None and pool.ready_workers and self._services.models.loaded()
-        for name in ("", *SERVICE_NAMES):
-            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+        await self._health.tell(ready=bool(ready))
 
 
 def serve(config: ServerConfig, *, on_ready: Callable[[int], None] = lambda _port: None) -> None:
@@ -223,8 +247,8 @@ async def _serve(config: ServerConfig, on_ready: Callable[[int], None]) -> None:
     assert server.port is not None
     on_ready(server.port)
     await stopping.wait()
-    LOG.info("stopping")
     await server.stop(hurry=hurry)
+    LOG.info(Event("stopped"))
 
 
 @contextmanager
@@ -263,6 +287,33 @@ async def _first(
     for waiter in waiters[1:]:
         waiter.cancel()
     return work.done()
+
+
+async def _pause(seconds: float, hurry: asyncio.Event | None) -> None:
+    """Wait so long, or until ``hurry`` is set."""
+    wait = asyncio.create_task(asyncio.sleep(seconds))
+    await _first(wait, hurry, None)
+    wait.cancel()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _add_port(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> int:
+    """Bind; returns the port, which is another one where ``port`` is 0."""
+    address = _address(host, port)
+    try:
+        if credentials is not None:
+            return int(server.add_secure_port(address, credentials))
+        return int(server.add_insecure_port(address))
+    except RuntimeError as problem:
+        raise ConfigInvalid(
+            f"The server cannot listen on {address}; choose another port or host, "
+            "or stop what listens there."
+        ) from problem
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:

@@ -6,8 +6,6 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import Message
@@ -16,6 +14,7 @@ from cmamil_sdk import __version__
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
 from cmamil_sdk.errors import CmamilError, MessageTooLarge, QueueFull, UnexpectedError
 
+from .calls import current_call
 from .config import ServerConfig
 from .convert import (
     WORKER_STATES,
@@ -24,11 +23,13 @@ from .convert import (
     inspection_message,
     model_message,
     prediction_message,
+    stats_message,
 )
 from .messages import Ready
+from .metrics import Metrics, Now
 from .models import LoadedModel, ModelTable
 from .pool import WorkerPool
-from .predictor import Answer, Predictor, Stage
+from .predictor import Answer, Predictor, SlideRequest, Stage
 from .requests import inspection_request, parse, prediction_request, request_id
 from .status import RequestInvalid, status_of
 from .streaming import CallContext, stream_prediction
@@ -36,6 +37,7 @@ from .streaming import CallContext, stream_prediction
 LOG = logging.getLogger(__name__)
 
 _ENVELOPE_BYTES = 256  # what a stream adds to a result
+_ID_CHARACTERS, _URI_CHARACTERS = 36, 200  # of what a client may write into the log
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
 
 
@@ -55,6 +57,7 @@ class Services:
         self.predictor: Predictor | None = None
         self.pool: WorkerPool | None = None
         self.engines: Ready | None = None
+        self.metrics = Metrics(self.now)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
@@ -62,7 +65,10 @@ class Services:
             "SlidePredictionService": {"PredictSlide": self._predict_slide},
             "SlideService": {"InspectSlide": self._inspect_slide},
             "ModelService": {"ListModels": self._list_models, "GetModel": self._get_model},
-            "ServerService": {"GetServerInfo": self._get_server_info},
+            "ServerService": {
+                "GetServerInfo": self._get_server_info,
+                "GetServerStats": self._get_server_stats,
+            },
         }
         handlers = {
             service: {
@@ -102,7 +108,6 @@ class Services:
             if isinstance(error, QueueFull) and self.predictor is not None:
                 retry_s = self.predictor.admission.retry_after_s()
             status = status_of(error, retry_after_s=retry_s)
-            LOG.info("%s answered %s", name, status.code.name)
             await context.abort(status.code, status.message, status.trailers)
             return None
 
@@ -116,30 +121,33 @@ class Services:
     async def _predict_slide(self, data: bytes, context: CallContext) -> Message:
         kind = prediction_pb2.PredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes)
-        request, identity = prediction_request(message, self.models), request_id(message)
+        identity, request = self._checked(message)
         predictor = self._ready_predictor()
-        with _logged(identity, request.model), predictor.admission.enter() as ticket:
-            answer = await predictor.predict(request, ticket, remaining_s=context.time_remaining())
-            return await predictor.in_thread(self._answer, answer, request.model, message, identity)
+        with predictor.admission.enter() as ticket:
+            answer = await predictor.predict(
+                request, ticket, remaining_s=context.time_remaining(), report=_entering
+            )
+            return await self._written(predictor, answer, request.model, message, identity)
 
     async def _stream_predict_slide(self, data: bytes, context: CallContext) -> None:
         kind = prediction_pb2.StreamPredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes).request
-        request, identity = prediction_request(message, self.models), request_id(message)
+        identity, request = self._checked(message)
         predictor = self._ready_predictor()
-        with _logged(identity, request.model) as log, predictor.admission.enter() as ticket:
+        with predictor.admission.enter() as ticket:
 
             async def predict(
                 report: Callable[[Stage], None],
             ) -> prediction_pb2.PredictSlideResponse:
+                def enter(stage: Stage) -> None:
+                    _entering(stage)
+                    report(stage)
+
                 answer = await predictor.predict(
-                    request, ticket, remaining_s=context.time_remaining(), report=report
+                    request, ticket, remaining_s=context.time_remaining(), report=enter
                 )
-                written = await predictor.in_thread(
-                    self._answer, answer, request.model, message, identity
-                )
+                written = await self._written(predictor, answer, request.model, message, identity)
                 ticket.release()  # a client that takes its answer slowly keeps no place
-                log.outcome = "done"  # it may hang up on the answer, before the stream's end
                 return written
 
             accepted = prediction_pb2.Accepted(
@@ -149,6 +157,30 @@ class Services:
                 await stream_prediction(
                     predict, context, accepted, identity, heartbeat_s=self._config.heartbeat_s
                 )
+
+    def _checked(self, message: prediction_pb2.PredictSlideRequest) -> tuple[str, SlideRequest]:
+        """The id of a prediction request, and what it asks for."""
+        call, identity = current_call(), request_id(message)
+        call.request_id, call.slide = identity[:_ID_CHARACTERS], message.slide.uri[:_URI_CHARACTERS]
+        request = prediction_request(message, self.models)
+        call.model = request.model.bundle.label
+        return identity, request
+
+    async def _written(
+        self,
+        predictor: Predictor,
+        answer: Answer,
+        model: LoadedModel,
+        message: prediction_pb2.PredictSlideRequest,
+        identity: str,
+    ) -> prediction_pb2.PredictSlideResponse:
+        """The answer to a prediction request, made in a thread."""
+        call = current_call()
+        call.enter("answering")
+        call.seconds = {"queued": answer.seconds_queued, **answer.prediction.seconds}
+        written = await predictor.in_thread(self._answer, answer, model, message, identity)
+        call.answered = True  # the client may hang up on the answer, before the call's end
+        return written
 
     def _answer(
         self,
@@ -169,7 +201,10 @@ class Services:
 
     async def _inspect_slide(self, data: bytes, context: CallContext) -> Message:
         message = parse(slide_pb2.InspectSlideRequest, data, self._config.max_request_bytes)
+        call = current_call()
+        call.slide = message.slide.uri[:_URI_CHARACTERS]
         request = inspection_request(message, self.models)
+        call.model = request.model.bundle.label
         predictor = self._ready_predictor()
         with predictor.admission.enter() as ticket:
             found = await predictor.inspect(request, ticket, remaining_s=context.time_remaining())
@@ -207,6 +242,30 @@ class Services:
             info.queued_slides = len(self.predictor.admission.waiting)
         return info
 
+    async def _get_server_stats(self, data: bytes, _context: CallContext) -> Message:
+        parse(server_pb2.GetServerStatsRequest, data, self._config.max_request_bytes)
+        return stats_message(self.metrics, time.monotonic() - self._started_s)
+
+    def now(self) -> Now:
+        """What waits and works."""
+        admission = None if self.predictor is None else self.predictor.admission
+        return Now(
+            active_slides=0 if admission is None else admission.active,
+            queued_slides=0 if admission is None else len(admission.waiting),
+            queued_batches=0 if self.pool is None else self.pool.waiting,
+            worker_restarts=0 if self.pool is None else self.pool.restarts,
+            runtimes=tuple(self._runtimes()),
+        )
+
+    def _runtimes(self) -> Iterator[tuple[str, str, str, str]]:
+        if self.engines is None:
+            return
+        for model in self.models.loaded():
+            manifest = model.bundle.manifest
+            encoder = self.engines.engines[model.number].label
+            yield manifest.name, manifest.version, "encoder", encoder
+            yield manifest.name, manifest.version, "aggregator", model.bundle.aggregator_info.label
+
     def _limits(self) -> server_pb2.Limits:
         config = self._config
         return server_pb2.Limits(
@@ -220,31 +279,8 @@ class Services:
         )
 
 
-@dataclass
-class _Request:
-    """How a request ended, as the log says it."""
-
-    outcome: str = "cancelled"
-
-
-@contextmanager
-def _logged(identity: str, model: LoadedModel) -> Iterator[_Request]:
-    """Log how a request ended, without the slide's name: it may be a patient's."""
-    started_s = time.monotonic()
-    request = _Request()
-    try:
-        yield request
-        request.outcome = "done"
-    except CmamilError as problem:
-        request.outcome = problem.reason
-        raise
-    except Exception:
-        request.outcome = "failed"
-        raise
-    finally:
-        took_s = time.monotonic() - started_s
-        name = model.resource
-        LOG.info("request %s to %s: %s after %.2f s", identity, name, request.outcome, took_s)
+def _entering(stage: Stage) -> None:
+    current_call().enter(stage.name)
 
 
 def _packages() -> list[server_pb2.PackageVersion]:

@@ -13,7 +13,7 @@ from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.wording import counted
 
 app = typer.Typer(
-    help="Talk to a server: health, models, info, inspect, predict.", no_args_is_help=True
+    help="Talk to a server: health, models, info, stats, inspect, predict.", no_args_is_help=True
 )
 
 Uri = Annotated[
@@ -72,6 +72,28 @@ def info(options: ServerOptions, json: Json = False) -> None:
         say(f"{name}: encoder on {encoder}, aggregator on {aggregator}")
     rows = [[n, w.state, w.restarts, w.tiles] for n, w in enumerate(facts.workers)]
     say(table(["worker", "state", "restarts", "tiles"], rows))
+
+
+@app.command()
+@asks_server
+def stats(options: ServerOptions, json: Json = False) -> None:
+    """Calls, stages and tiles since the server started."""
+    from dataclasses import asdict
+
+    with options.client() as client:
+        found = client.server_stats()
+    if json:
+        say_json(asdict(found))
+        return
+    calls = [[c.rpc, c.model, c.code, c.count] for c in found.calls]
+    say(table(["method", "model", "status", "calls"], calls))
+    means = [[n, s.count, f"{s.total_s / max(1, s.count):.3f}"] for n, s in found.stages.items()]
+    say(table(["stage", "predictions", "mean seconds"], means))
+    say(
+        f"{counted(found.tiles_ok, 'tile')} in batches of about "
+        f"{found.tiles_ok / max(1, found.batches):.0f}, {found.tiles_failed} failed; "
+        f"{counted(found.worker_restarts, 'worker restart')}"
+    )
 
 
 @app.command()

@@ -44,6 +44,25 @@ def run(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")
     ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve GET /metrics for Prometheus there.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
+    health_port: Annotated[
+        int | None, typer.Option(help="Answer health there as well, without TLS, for probes.")
+    ] = None,
+    health_host: Annotated[str, typer.Option(help="Address of that port.")] = "127.0.0.1",
+    reflection: Annotated[
+        bool, typer.Option("--reflection", help="Tell callers which methods there are.")
+    ] = False,
+    log_format: Annotated[str, typer.Option(help="text or json, a line each.")] = "text",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_slides: Annotated[
+        bool, typer.Option("--log-slides", help="Write slides' addresses into the log.")
+    ] = False,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="Send traces there, OTLP over gRPC: http://HOST:4317.")
+    ] = None,
     reader: Reader = "auto",
     engine: GraphEngineName = "auto",
     device: Device = "auto",
@@ -57,20 +76,22 @@ def run(
     max_calls_per_client: Annotated[
         int, typer.Option(min=1, help="Calls of one client at a time.")
     ] = 16,
+    drain_delay_s: Annotated[
+        float, typer.Option(min=0, help="Take new work for so long after SIGTERM.")
+    ] = 0.0,
 ) -> None:
     """Serve predictions. SIGTERM finishes the work in flight first; Ctrl-C ends at once."""
-    import logging
-
     from cmamil_sdk.serving.config import load_config
+    from cmamil_sdk.serving.logs import set_up_logging
     from cmamil_sdk.serving.server import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     given = {
         _SETTINGS.get(name, name): value
         for name, value in context.params.items()
         if name != "config" and _was_given(context, name)
     }
     settings = load_config(config, given)
+    set_up_logging(settings.log_format, settings.log_level)
     serve(settings, on_ready=lambda bound: say(f"serving on {settings.host}:{bound}"))
 
 

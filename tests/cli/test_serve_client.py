@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 READY_WITHIN_S = 60
 NOBODY = "127.0.0.1:1"
+EVENTS = ["starting", "listening", "worker_ready", "model", "model", "serving"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def address(
         [
             *(sys.executable, "-m", "cmamil_sdk.cli", "serve", "--port", "0", "--workers", "1"),
             *("--bundles", str(tiny_bundle), "--slides_root", str(root)),
+            *("--log-format", "json", "--log-level", "debug", "--reflection"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -54,6 +57,10 @@ def address(
         assert program.wait(timeout=30) == 0
         reader.join(timeout=5)
         assert "Traceback" not in "".join(log)
+        events = [json.loads(line)["event"] for line in log]
+        end = ["draining", "drained", "stopped"]
+        assert [event for event in events if event in (*EVENTS, *end)] == [*EVENTS, *end]
+        assert events.count("call") > 10
     finally:
         program.kill()
 
@@ -76,6 +83,19 @@ def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
     ((encoder, aggregator),) = facts["engines"].values()
     assert f"models/tiny/versions/1: encoder on {encoder}, aggregator on {aggregator}" in shown
     assert "0 slides at work, 0 waiting" in shown
+
+
+def test_stats_say_what_was_done(cmamil: Callable[..., Any], address: str) -> None:
+    assert cmamil("client", "predict", "small.svs", "--server", address).code == 0
+    found = cmamil("client", "stats", "--server", address, "--json").document
+    done = {
+        (call["rpc"].rpartition("/")[2], call["model"], call["code"]) for call in found["calls"]
+    }
+    assert ("StreamPredictSlide", "tiny/1", "OK") in done
+    assert found["stages"]["encode"]["count"] >= 1
+    assert found["tiles_ok"] > 0 and found["worker_restarts"] == 0
+    shown = cmamil("client", "stats", "--server", address).out
+    assert "StreamPredictSlide" in shown and "0 worker restarts" in shown
 
 
 def test_prediction_is_the_local_one(

@@ -39,8 +39,8 @@ def on_a_loop(
 
 
 @contextmanager
-def listening(config: ServerConfig) -> Iterator[str]:
-    """A server that has opened its port and loads nothing; health and server info answer."""
+def listening_server(config: ServerConfig) -> Iterator[Server]:
+    """A server that has opened its ports and loads nothing; health and server info answer."""
     server = Server(config)
 
     async def start() -> int:
@@ -48,5 +48,12 @@ def listening(config: ServerConfig) -> Iterator[str]:
         assert server.port is not None
         return server.port
 
-    with on_a_loop(start, server.stop) as port:
-        yield f"127.0.0.1:{port}"
+    with on_a_loop(start, server.stop):
+        yield server
+
+
+@contextmanager
+def listening(config: ServerConfig) -> Iterator[str]:
+    """The address of such a server."""
+    with listening_server(config) as server:
+        yield f"127.0.0.1:{server.port}"

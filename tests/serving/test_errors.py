@@ -26,6 +26,7 @@ _METHODS = (
     "/cmamil.v1.ModelService/ListModels",
     "/cmamil.v1.ModelService/GetModel",
     "/cmamil.v1.ServerService/GetServerInfo",
+    "/cmamil.v1.ServerService/GetServerStats",
 )
 RawCall = Callable[..., Any]
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,8 @@ from cmamil_sdk.client import Client
 from cmamil_sdk.errors import DecoderCrashed, QueueFull, SlideTooLarge, UnexpectedError
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import Server, background_server
+
+from .waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,6 @@ def is_on_a_first_try(server: Server, number: int) -> bool:
     assert pool is not None
     current = pool.slots[number].current
     return current is not None and current[1].crashes == 0
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        time.sleep(0.02)
 
 
 def test_killed_workers_lose_no_request(config: ServerConfig) -> None:

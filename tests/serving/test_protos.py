@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,54 @@ def drop_json_names(message: DescriptorProto) -> None:
         field.ClearField("json_name")
     for nested in message.nested_type:
         drop_json_names(nested)
+
+
+def test_the_image_is_of_these_protos() -> None:
+    """``make protos`` compares with it, then writes it anew: it holds what clients may rely on."""
+    image = FileDescriptorSet.FromString((_PROTOS / "published.binpb").read_bytes())
+    modules = (model_pb2, prediction_pb2, server_pb2, slide_pb2)
+    ours = {module.DESCRIPTOR.name: module.DESCRIPTOR for module in modules}
+    published = {file.name: file for file in image.file if not file.name.startswith("google/")}
+    assert set(published) == set(ours)
+    for name, file in published.items():
+        file.DiscardUnknownFields()  # buf's own notes
+        for message in file.message_type:
+            drop_json_names(message)
+        assert file == FileDescriptorProto.FromString(ours[name].serialized_pb), "run `make protos`"
+
+
+def buf(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("buf")
+    if not program.exists():
+        pytest.skip("buf is not installed; it is in the extra dev, as buf-bin")
+    command = [str(program), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_buf_finds_nothing_to_say() -> None:
+    for arguments in (("lint",), ("breaking", "--against", "published.binpb")):
+        done = buf(_PROTOS, *arguments)
+        assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  string label = 6;\n", ""),
+        ("string label = 6;", "string label = 60;"),
+        ("int64 tiles_failed = 10;", "int32 tiles_failed = 10;"),
+        ("rpc PredictSlide(", "rpc PredictOneSlide("),
+    ],
+)
+def test_a_change_that_breaks_clients_is_found(tmp_path: Path, old: str, new: str) -> None:
+    protos = tmp_path / "protos"
+    shutil.copytree(_PROTOS, protos)
+    changed = protos / "cmamil" / "v1" / "prediction.proto"
+    text = changed.read_text("utf-8")
+    assert old in text
+    changed.write_text(text.replace(old, new))
+    done = buf(protos, "breaking", "--against", "published.binpb")
+    assert done.returncode != 0 and "prediction.proto" in done.stdout
 
 
 def test_a_protobuf_6_runtime_may_read_the_generated_code() -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from cmamil_sdk.errors import (
 from cmamil_sdk.serving import server as server_module
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import Server, background_server
+
+from .waiting import wait_until
 
 _PROGRAM = """
 import sys
@@ -65,13 +66,6 @@ def running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        time.sleep(0.02)
 
 
 def test_health_is_not_serving_until_the_models_are_there(

@@ -18,6 +18,7 @@ from cmamil_sdk.serving.server import background_server
 from cmamil_sdk.serving.streaming import ProgressFilter
 
 _STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
+STREAMED = "call rpc=cmamil.v1.SlidePredictionService/StreamPredictSlide "
 
 
 def stream(channel: grpc.Channel, uri: str, timeout: float = 60.0) -> grpc.Call:
@@ -72,8 +73,8 @@ def test_who_hangs_up_on_the_answer_has_been_answered(
                     break
         with Client(address) as client:
             wait_until_idle(client)
-    ends = [record.getMessage() for record in caplog.records if "request " in record.getMessage()]
-    assert len(ends) == 5 and all(": done after" in end for end in ends)
+    ends = [text for record in caplog.records if STREAMED in (text := record.getMessage())]
+    assert len(ends) == 5 and all(" code=OK " in end for end in ends)
 
 
 @pytest.fixture(scope="module")

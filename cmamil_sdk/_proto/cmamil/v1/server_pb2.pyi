@@ -105,3 +105,65 @@ class GetServerInfoResponse(_message.Message):
     queued_slides: int
     tiles_decoded: int
     def __init__(self, version: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageVersion, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelRuntime, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_slides: _Optional[int] = ..., queued_slides: _Optional[int] = ..., tiles_decoded: _Optional[int] = ...) -> None: ...
+
+class GetServerStatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CallCount(_message.Message):
+    __slots__ = ("rpc", "model", "code", "count")
+    RPC_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    rpc: str
+    model: str
+    code: str
+    count: int
+    def __init__(self, rpc: _Optional[str] = ..., model: _Optional[str] = ..., code: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Durations(_message.Message):
+    __slots__ = ("name", "count", "total")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    count: int
+    total: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., count: _Optional[int] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class StageCount(_message.Message):
+    __slots__ = ("name", "count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    count: int
+    def __init__(self, name: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class GetServerStatsResponse(_message.Message):
+    __slots__ = ("uptime", "calls", "rpcs", "stages", "cancelled", "tiles_ok", "tiles_failed", "batches", "worker_restarts", "active_slides", "queued_slides", "queued_batches")
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    RPCS_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    TILES_OK_FIELD_NUMBER: _ClassVar[int]
+    TILES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    WORKER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SLIDES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_SLIDES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    uptime: _duration_pb2.Duration
+    calls: _containers.RepeatedCompositeFieldContainer[CallCount]
+    rpcs: _containers.RepeatedCompositeFieldContainer[Durations]
+    stages: _containers.RepeatedCompositeFieldContainer[Durations]
+    cancelled: _containers.RepeatedCompositeFieldContainer[StageCount]
+    tiles_ok: int
+    tiles_failed: int
+    batches: int
+    worker_restarts: int
+    active_slides: int
+    queued_slides: int
+    queued_batches: int
+    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[CallCount, _Mapping]]] = ..., rpcs: _Optional[_Iterable[_Union[Durations, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[Durations, _Mapping]]] = ..., cancelled: _Optional[_Iterable[_Union[StageCount, _Mapping]]] = ..., tiles_ok: _Optional[int] = ..., tiles_failed: _Optional[int] = ..., batches: _Optional[int] = ..., worker_restarts: _Optional[int] = ..., active_slides: _Optional[int] = ..., queued_slides: _Optional[int] = ..., queued_batches: _Optional[int] = ...) -> None: ...

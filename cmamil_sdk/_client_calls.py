@@ -1,0 +1,168 @@
+"""What the clients ask a server, and how the answers are read; nothing here waits or connects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from cmamil_sdk._client_results import (
+    ModelFacts,
+    ServerFacts,
+    ServerStats,
+    SlideInspection,
+    inspection_from,
+    model_from,
+    prediction_from,
+    progress_from,
+    server_from,
+    stats_from,
+)
+from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
+from cmamil_sdk.errors import UnexpectedError
+from cmamil_sdk.predict import Prediction, ProgressEvent
+
+_T = TypeVar("_T")
+_QUICK_TIMEOUT_S = 10.0
+
+OnProgress = Callable[[ProgressEvent], None]
+PREDICTION_STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
+
+
+@dataclass(frozen=True)
+class Question(Generic[_T]):
+    """A call with one answer: its method, its message, and how the answer is read.
+
+    ``timeout_s``: None means the client's own.
+    """
+
+    method: str
+    message: Message
+    answer: type[Any]
+    read: Callable[[Any], _T]
+    timeout_s: float | None = _QUICK_TIMEOUT_S
+    retried: bool = True
+
+
+def ask_health() -> Question[str]:
+    """Whether the server takes work; not retried, because the answer would be another one."""
+    return Question(
+        "/grpc.health.v1.Health/Check",
+        health_pb2.HealthCheckRequest(),
+        health_pb2.HealthCheckResponse,
+        lambda reply: health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status),
+        retried=False,
+    )
+
+
+def ask_models() -> Question[tuple[ModelFacts, ...]]:
+    """The models that the server has."""
+    return Question(
+        "/cmamil.v1.ModelService/ListModels",
+        model_pb2.ListModelsRequest(),
+        model_pb2.ListModelsResponse,
+        lambda reply: tuple(model_from(model) for model in reply.models),
+    )
+
+
+def ask_server_info() -> Question[ServerFacts]:
+    """What the server is and does."""
+    return Question(
+        "/cmamil.v1.ServerService/GetServerInfo",
+        server_pb2.GetServerInfoRequest(),
+        server_pb2.GetServerInfoResponse,
+        server_from,
+    )
+
+
+def ask_server_stats() -> Question[ServerStats]:
+    """What the server has done."""
+    return Question(
+        "/cmamil.v1.ServerService/GetServerStats",
+        server_pb2.GetServerStatsRequest(),
+        server_pb2.GetServerStatsResponse,
+        stats_from,
+    )
+
+
+def ask_inspection(uri: str, *, mpp: float | None, model: str | None) -> Question[SlideInspection]:
+    """What a slide is."""
+    return Question(
+        "/cmamil.v1.SlideService/InspectSlide",
+        slide_pb2.InspectSlideRequest(
+            slide=slide_pb2.SlideSource(uri=uri),
+            tiling=slide_pb2.TilingOptions(mpp_override=mpp),
+            model=_model_name(model),
+        ),
+        slide_pb2.InspectSlideResponse,
+        inspection_from,
+        timeout_s=None,
+    )
+
+
+def prediction_request(
+    uri: str,
+    *,
+    mpp: float | None,
+    top_k: int,
+    attention: bool,
+    model: str | None,
+    expected_sha256: str,
+    request_id: str,
+) -> prediction_pb2.StreamPredictSlideRequest:
+    """A prediction with progress, the message of :data:`PREDICTION_STREAM`."""
+    request = prediction_pb2.PredictSlideRequest(
+        model=_model_name(model),
+        slide=slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256),
+        tiling=slide_pb2.TilingOptions(mpp_override=mpp),
+        output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
+        request_id=request_id,
+    )
+    return prediction_pb2.StreamPredictSlideRequest(request=request)
+
+
+def result_of(
+    event: prediction_pb2.StreamPredictSlideResponse, on_progress: OnProgress | None
+) -> Prediction | None:
+    """The prediction if ``event`` of a stream is its result; tells progress on the way."""
+    report = on_progress or (lambda _event: None)
+    match event.WhichOneof("event"):
+        case "progress":
+            report(progress_from(event.progress))
+        case "result":
+            report(ProgressEvent("aggregate", 1, 1))
+            return prediction_from(event.result)
+    return None
+
+
+def no_result(server: str) -> UnexpectedError:
+    """The error of a stream that ended without its result."""
+    return UnexpectedError(
+        f"The server at {server} ended the stream without a result; see its log."
+    )
+
+
+def _model_name(model: str | None) -> str:
+    """A resource name; ``NAME`` and ``NAME/VERSION`` are spelled out."""
+    if not model or model.startswith("models/"):
+        return model or ""
+    name, slash, version = model.partition("/")
+    return f"models/{name}/versions/{version}" if slash else f"models/{name}"
+
+
+__all__ = [
+    "PREDICTION_STREAM",
+    "OnProgress",
+    "Question",
+    "ask_health",
+    "ask_inspection",
+    "ask_models",
+    "ask_server_info",
+    "ask_server_stats",
+    "no_result",
+    "prediction_request",
+    "result_of",
+]

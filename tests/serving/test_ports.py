@@ -1,0 +1,116 @@
+"""Health on a port of its own, reflection on demand, and new work taken while a drain begins."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from cmamil_sdk.client import AsyncClient, Client
+from cmamil_sdk.errors import ConfigInvalid, ServerDraining, ServerUnreachable
+from cmamil_sdk.serving.config import ServerConfig
+from cmamil_sdk.serving.health import LIVENESS
+from cmamil_sdk.serving.server import Server
+from cmamil_sdk.serving.service import SERVICE_NAMES
+
+from .certificates import issue
+from .listening import listening, listening_server
+
+INFO = "/cmamil.v1.ServerService/GetServerInfo"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+def health_of(channel: grpc.Channel, service: str) -> str:
+    request = health_pb2.HealthCheckRequest(service=service).SerializeToString()
+    data = channel.unary_unary("/grpc.health.v1.Health/Check")(request, timeout=10)
+    status = health_pb2.HealthCheckResponse.FromString(data).status
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+
+
+def test_probes_ask_health_without_certificate_and_nothing_else(
+    config: ServerConfig, tmp_path: Path
+) -> None:
+    authority = issue(tmp_path, "authority", authority=True)
+    server = issue(tmp_path, "server", authority)
+    settings = config.model_copy(
+        update={
+            "health_port": 0,
+            "tls_certificate": server.certificate,
+            "tls_key": server.key,
+            "tls_client_ca": authority.certificate,
+        }
+    )
+    with listening_server(settings) as running:
+        with grpc.insecure_channel(f"127.0.0.1:{running.health_port}") as channel:
+            assert health_of(channel, "") == health_of(channel, SERVICE_NAMES[0]) == "NOT_SERVING"
+            assert health_of(channel, LIVENESS) == "SERVING"
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(INFO)(b"", timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with Client(f"127.0.0.1:{running.port}") as client, pytest.raises(ServerUnreachable):
+            client.health()
+        taken = settings.model_copy(update={"health_port": running.health_port})
+        with pytest.raises(ConfigInvalid, match="cannot listen"), listening(taken):
+            pass
+
+
+def listed(address: str) -> set[str]:
+    """The services that reflection names."""
+    with grpc.insecure_channel(address) as channel:
+        method: Any = channel.stream_stream(
+            REFLECTION,
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        asked = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(
+                file_containing_symbol="cmamil.v1.PredictSlideRequest"
+            ),
+        ]
+        services, file = method(iter(asked), timeout=10)
+    assert b"cmamil/v1/slide.proto" in file.file_descriptor_response.file_descriptor_proto[0]
+    return {service.name for service in services.list_services_response.service}
+
+
+def test_reflection_is_off_unless_asked_for(config: ServerConfig) -> None:
+    with listening(config) as address:
+        with pytest.raises(grpc.RpcError) as caught:
+            listed(address)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with listening(config.model_copy(update={"reflection": True})) as address:
+        assert set(SERVICE_NAMES) | {"grpc.health.v1.Health"} < listed(address)
+
+
+def test_new_work_is_taken_for_a_moment_after_health_has_fallen(config: ServerConfig) -> None:
+    async def scenario() -> None:
+        server = Server(config.model_copy(update={"workers": 1, "drain_delay_s": 1.0}))
+        await server.start()
+        async with AsyncClient(f"127.0.0.1:{server.port}", timeout_s=60.0) as client:
+            stopping = asyncio.create_task(server.stop())
+            while await client.health() == "SERVING":
+                await asyncio.sleep(0.01)
+            late = asyncio.create_task(client.predict("a.svs"))
+            await asyncio.sleep(1.2)
+            assert (await late).label
+            with pytest.raises((ServerDraining, ServerUnreachable)):
+                await client.predict("a.svs", timeout_s=0.1)
+            await stopping
+
+    asyncio.run(scenario())
+
+
+def test_a_hurried_stop_does_not_wait(config: ServerConfig) -> None:
+    async def scenario() -> None:
+        server = Server(config.model_copy(update={"workers": 1, "drain_delay_s": 60.0}))
+        await server.start()
+        hurry = asyncio.Event()
+        hurry.set()
+        await asyncio.wait_for(server.stop(hurry=hurry), 10)
+
+    asyncio.run(scenario())
