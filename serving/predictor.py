@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from cmamil_sdk.bundle import Manifest
 from cmamil_sdk.errors import (
@@ -26,12 +29,13 @@ from cmamil_sdk.tiling.plan import TilePlan
 from .admission import Admission, Deadlines, Ticket
 from .config import ServerConfig
 from .hashing import SlideHasher
-from .messages import EncodeTiles, MakePlan, Planned, ReadFacts
+from .messages import EncodeTiles, GraphOutputs, MakePlan, Planned, ReadFacts, RunGraph
 from .models import LoadedModel
 from .paths import SlideRef, resolve
 from .pool import Job, WorkerPool
 
 _T = TypeVar("_T")
+Float32 = npt.NDArray[np.float32]
 _TRANSFORMER_HEADS = 8
 _UNTILEABLE = (MppUnknown, MppUnusable, NoTissue, SlideTooLarge, TooManyTiles)
 
@@ -130,6 +134,25 @@ class Predictor:
             assert isinstance(planned, Planned)
             return Inspection(facts, sha256, planned.plan, "")
 
+    async def run_graph(
+        self, tasks: Sequence[RunGraph], ticket: Ticket, *, remaining_s: float | None
+    ) -> list[dict[str, Float32]]:
+        """The outputs of a graph for each task of one request, in their order.
+
+        Raises:
+            FieldInvalid: the graph refuses its inputs.
+            NonFiniteOutput: an output is NaN or infinite.
+            DeadlineExceeded, ServerDraining, DecoderCrashed: as :meth:`predict`.
+        """
+        parts: dict[int, dict[str, Float32]] = {}
+        async with self.deadlines.limit(remaining_s):
+            await ticket.wait()
+            with self._pool.job() as job:
+                async for reply in job.run_all(tasks):
+                    assert isinstance(reply, GraphOutputs)
+                    parts[reply.part] = reply.outputs
+        return [parts[task.part] for task in tasks]
+
     def close(self) -> None:
         """Drop what has not begun in the threads."""
         self._hasher.close()
@@ -201,17 +224,22 @@ class Predictor:
 
 
 def check_attention(plan: TilePlan, manifest: Manifest, max_mib: int) -> None:
-    """Refuse a slide on which global attention would exhaust the server's memory (TooManyTiles).
-
-    Running it takes about 2.5 times the memory of the scores that it holds.
-    """
-    needed_mib = round(2.5 * 4 * _scores_held(list(plan.counts().values()), manifest) / 2**20)
+    """Refuse a slide on which global attention would exhaust the server's memory (TooManyTiles)."""
+    needed_mib = attention_mib(list(plan.counts().values()), manifest)
     if needed_mib > max_mib:
         raise TooManyTiles(
             f"{plan.facts.path} has {plan.total_tiles()} tiles, global attention between them needs "
             f"{needed_mib} MiB, the limit is {max_mib}; use a model with nested attention (on one "
             "scale, without attention between tiles), or raise the server's max_attention_mib."
         )
+
+
+def attention_mib(counts: list[int], manifest: Manifest) -> int:
+    """Memory that a model's attention needs for so many tiles at each scale, MiB.
+
+    Running it takes about 2.5 times the memory of the scores that it holds.
+    """
+    return round(2.5 * 4 * _scores_held(counts, manifest) / 2**20)
 
 
 def _scores_held(counts: list[int], manifest: Manifest) -> int:
@@ -229,4 +257,12 @@ def _scores_held(counts: list[int], manifest: Manifest) -> int:
     return max(n * m for n, m in zip(counts, counts[1:] + counts[:1], strict=True))
 
 
-__all__ = ["Answer", "Inspection", "Predictor", "SlideRequest", "Stage", "check_attention"]
+__all__ = [
+    "Answer",
+    "Inspection",
+    "Predictor",
+    "SlideRequest",
+    "Stage",
+    "attention_mib",
+    "check_attention",
+]

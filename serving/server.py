@@ -155,6 +155,7 @@ class Server:
         setup = WorkerSetup(
             parent_pid=os.getpid(),
             encoders=tuple(model.encoder_spec() for model in models),
+            aggregators=tuple(model.aggregator_spec() for model in models),
             reader=config.reader,
             memory_mib=config.worker_memory_mib,
             open_slides=config.open_slides,
@@ -180,8 +181,7 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
     async def _update_health(self) -> None:
-        pool = self._services.pool
-        ready = pool is not None and pool.ready_workers and self._services.models.loaded()
+        ready = self._services.is_ready()
         for name in ("", *SERVICE_NAMES):
             await self._health.set(name, _SERVING if ready else _NOT_SERVING)
 

@@ -1,4 +1,4 @@
-"""The handlers of ``cmamil.v1``: bytes in, bytes out, every error a typed status."""
+"""The handlers of all services: bytes in, bytes out, every error a typed status."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from .convert import (
 )
 from .messages import Ready
 from .models import LoadedModel, ModelTable
+from .open_inference.service import OPEN_INFERENCE, OpenInference
 from .pool import WorkerPool
 from .predictor import Answer, Predictor, Stage
 from .requests import inspection_request, parse, prediction_request, request_id
@@ -39,9 +40,12 @@ _ENVELOPE_BYTES = 256  # what a stream adds to a result
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
 
 
-SERVICE_NAMES = tuple(
-    f"cmamil.v1.{name}"
-    for name in ("SlidePredictionService", "SlideService", "ModelService", "ServerService")
+SERVICE_NAMES = (
+    "cmamil.v1.SlidePredictionService",
+    "cmamil.v1.SlideService",
+    "cmamil.v1.ModelService",
+    "cmamil.v1.ServerService",
+    OPEN_INFERENCE,
 )
 
 
@@ -55,14 +59,27 @@ class Services:
         self.predictor: Predictor | None = None
         self.pool: WorkerPool | None = None
         self.engines: Ready | None = None
+        self._open_inference = OpenInference(
+            config, self.models, self._ready_predictor, self.is_ready
+        )
+
+    def is_ready(self) -> bool:
+        """Whether the models are loaded, a worker can take work, and new work is taken."""
+        if self.pool is None or self.predictor is None or self.predictor.admission.draining:
+            return False
+        return bool(self.pool.ready_workers and self.models.loaded())
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
         unary: dict[str, dict[str, Callable[[bytes, CallContext], Awaitable[Message]]]] = {
-            "SlidePredictionService": {"PredictSlide": self._predict_slide},
-            "SlideService": {"InspectSlide": self._inspect_slide},
-            "ModelService": {"ListModels": self._list_models, "GetModel": self._get_model},
-            "ServerService": {"GetServerInfo": self._get_server_info},
+            "cmamil.v1.SlidePredictionService": {"PredictSlide": self._predict_slide},
+            "cmamil.v1.SlideService": {"InspectSlide": self._inspect_slide},
+            "cmamil.v1.ModelService": {
+                "ListModels": self._list_models,
+                "GetModel": self._get_model,
+            },
+            "cmamil.v1.ServerService": {"GetServerInfo": self._get_server_info},
+            OPEN_INFERENCE: self._open_inference.methods(),
         }
         handlers = {
             service: {
@@ -71,13 +88,13 @@ class Services:
             }
             for service, methods in unary.items()
         }
-        handlers["SlidePredictionService"]["StreamPredictSlide"] = (
+        handlers["cmamil.v1.SlidePredictionService"]["StreamPredictSlide"] = (
             grpc.unary_stream_rpc_method_handler(
                 self._guarded("StreamPredictSlide", self._stream_predict_slide)
             )
         )
         return [
-            grpc.method_handlers_generic_handler(f"cmamil.v1.{service}", methods)
+            grpc.method_handlers_generic_handler(service, methods)
             for service, methods in handlers.items()
         ]
 
