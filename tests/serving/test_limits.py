@@ -44,7 +44,7 @@ def test_too_many_pixels(config: ServerConfig) -> None:
 
 
 def test_a_long_answer_and_the_default_deadline(config: ServerConfig) -> None:
-    with limited(config, max_request_bytes=2048, max_message_bytes=2048) as client:
+    with limited(config, max_request_bytes=1536, max_message_bytes=1536) as client:
         assert client.predict("a.svs").label
         with pytest.raises(MessageTooLarge, match="without attention"):
             client.predict("a.svs", attention=True)
