@@ -16,7 +16,7 @@ from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.messages import RunGraph
 from cmamil_sdk.serving.models import LoadedModel, ModelTable
 from cmamil_sdk.serving.open_inference.calls import read_call
-from cmamil_sdk.serving.open_inference.signatures import Signature, Tensor
+from cmamil_sdk.serving.open_inference.signatures import Signature, Tensor, aggregator_signature
 from cmamil_sdk.serving.status import RequestInvalid
 
 from .asking import DATATYPES, request, tiles
@@ -66,6 +66,33 @@ def bag(n_coarse: int = 3, n_fine: int = 5) -> dict[str, Any]:
 
 def tasks(message: ModelInferRequest, models: ModelTable, config: ServerConfig) -> Any:
     return read_call(message.SerializeToString(), models, config).work
+
+
+def test_the_axis_of_the_tiles_is_open_and_all_others_are_as_exported() -> None:
+    """A model of two levels, whose every class has its own attention."""
+    outputs = {
+        "logits": (1, 3),
+        "attention_5x": (3, 7),
+        "contribution_5x": (7, 3),
+        "coarse_attention_5x": (2, 7),
+        "coarse_contribution_5x": (7, 2),
+    }
+    manifest: Any = SimpleNamespace(
+        recipe=SimpleNamespace(names=("5x",)), index_inputs=(), aggregator_outputs=list(outputs)
+    )
+    golden: Any = SimpleNamespace(
+        inputs={"features_5x": np.zeros((7, 4), np.float32)},
+        outputs={name: np.zeros(shape, np.float32) for name, shape in outputs.items()},
+    )
+    found = aggregator_signature(manifest, golden)
+    assert found.inputs == (Tensor("features_5x", "FP32", (-1, 4)),)
+    assert {tensor.name: tensor.shape for tensor in found.outputs} == {
+        "logits": (1, 3),
+        "attention_5x": (3, -1),
+        "contribution_5x": (-1, 3),
+        "coarse_attention_5x": (2, -1),
+        "coarse_contribution_5x": (-1, 2),
+    }
 
 
 def test_tiles_become_tasks_of_a_few_each(small: ServerConfig) -> None:
