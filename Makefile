@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # cuCIM decodes on CPUs without the CUDA packages that it asks for; there are wheels for these systems only.
 CUCIM_HERE := $(filter Linux-x86_64 Linux-aarch64,$(shell uname -sm | tr ' ' -))
 PROTOC_VENV := .venv-protoc
-PROTOS := $(sort $(wildcard protos/cmamil/v1/*.proto))
+PROTOS := $(sort $(wildcard protos/cmamil/v1/*.proto protos/inference/*.proto))
 
 .PHONY: setup demo test test-long soak lint protos reliability-tables docs-figures gpu-check clean
 
@@ -40,11 +40,13 @@ lint: setup
 protos: $(PROTOC_VENV)/installed
 	cd protos && ../$(PROTOC_VENV)/bin/buf lint
 	cd protos && ../$(PROTOC_VENV)/bin/buf breaking --against published.binpb
-	rm -rf cmamil_sdk/_proto/cmamil
+	rm -rf cmamil_sdk/_proto/cmamil cmamil_sdk/_proto/inference
 	$(PROTOC_VENV)/bin/python -m grpc_tools.protoc -I protos --python_out=cmamil_sdk/_proto --pyi_out=cmamil_sdk/_proto $(PROTOS)
 	sed -i.bak 's/^from cmamil\.v1 import/from cmamil_sdk._proto.cmamil.v1 import/' cmamil_sdk/_proto/cmamil/v1/*_pb2.py cmamil_sdk/_proto/cmamil/v1/*_pb2.pyi
-	rm cmamil_sdk/_proto/cmamil/v1/*.bak
-	touch cmamil_sdk/_proto/cmamil/__init__.py cmamil_sdk/_proto/cmamil/v1/__init__.py
+# In a pool of its own: clients of the protocol register the same names in the common one.
+	sed -i.bak 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' cmamil_sdk/_proto/inference/*_pb2.py
+	rm cmamil_sdk/_proto/cmamil/v1/*.bak cmamil_sdk/_proto/inference/*.bak
+	touch cmamil_sdk/_proto/cmamil/__init__.py cmamil_sdk/_proto/cmamil/v1/__init__.py cmamil_sdk/_proto/inference/__init__.py
 	cd protos && sha256sum $(PROTOS:protos/%=%) > ../cmamil_sdk/_proto/sources.sha256
 	cd protos && ../$(PROTOC_VENV)/bin/buf build --exclude-source-info -o published.binpb
 

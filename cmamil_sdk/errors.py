@@ -13,7 +13,9 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── SlideIdDuplicate          INVALID_ARGUMENT
     │   ├── OutputExists              ALREADY_EXISTS
     │   ├── OutputUnwritable          INVALID_ARGUMENT
-    │   └── ScaleMismatch             INVALID_ARGUMENT
+    │   ├── ScaleMismatch             INVALID_ARGUMENT
+    │   ├── RequestTooLarge           OUT_OF_RANGE
+    │   └── RequestUnsupported        UNIMPLEMENTED
     ├── InputError                    exit 3   an input file cannot be used
     │   ├── SlideNotFound             NOT_FOUND
     │   ├── SlideUriForbidden         PERMISSION_DENIED
@@ -112,6 +114,18 @@ class OutputUnwritable(UsageError):
 
 class ScaleMismatch(UsageError):
     """The scales asked for do not nest, or are not those of the model."""
+
+
+class RequestTooLarge(UsageError):
+    """A request holds more tiles than a server takes in one call."""
+
+    grpc_status = "OUT_OF_RANGE"
+
+
+class RequestUnsupported(UsageError):
+    """A request asks for something that its protocol knows and this server does not do."""
+
+    grpc_status = "UNIMPLEMENTED"
 
 
 class InputError(CmamilError):

@@ -24,6 +24,7 @@ _ROLES = {
     "cmamil.v1.ModelService": ("predict", "admin"),
     "cmamil.v1.ServerService": ("predict", "admin", "metrics"),
     "grpc.reflection.v1alpha.ServerReflection": ("predict", "admin", "metrics"),
+    "inference.GRPCInferenceService": ("predict",),
 }
 """Roles of which a caller needs one. A service that is not named here is for administrators."""
 _ANYBODY = frozenset({"predict", "metrics"})

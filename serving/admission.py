@@ -20,8 +20,10 @@ _MEMORY = 0.8  # weight of the past in the mean time of a slide
 class Ticket:
     """The place of one request; leaving the ``with`` block gives it up."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, timeout_s: float | None) -> None:
         self._admission = admission
+        self._timeout_s = timeout_s
+        self._entered_s = asyncio.get_running_loop().time()
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.started_s: float | None = None
         self._released = False
@@ -33,8 +35,20 @@ class Ticket:
         return waiting.index(self) if self in waiting else 0
 
     async def wait(self) -> None:
-        """Wait for the request's turn."""
-        await self.turn
+        """Wait for the request's turn.
+
+        Raises:
+            DeadlineExceeded: it did not come within the time that the request may wait.
+        """
+        until_s = None if self._timeout_s is None else self._entered_s + self._timeout_s
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self.turn
+        except TimeoutError as problem:
+            raise DeadlineExceeded(
+                f"The request did not begin within its timeout of {self._timeout_s:g} s; "
+                "allow more time, or try again later."
+            ) from problem
 
     def __enter__(self) -> Self:
         """The ticket."""
@@ -70,8 +84,8 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def enter(self) -> Ticket:
-        """A place at work or in the queue.
+    def enter(self, *, timeout_s: float | None = None) -> Ticket:
+        """A place at work or in the queue, where the request may wait for ``timeout_s``.
 
         Raises:
             ServerDraining: no new work is taken.
@@ -81,10 +95,10 @@ class Admission:
             raise ServerDraining("The server is shutting down; ask another, or later.")
         if self.active >= self._max_active and len(self.waiting) >= self._max_queued:
             raise QueueFull(
-                f"The server works on {counted(self.active, 'slide')}, with {len(self.waiting)} waiting; "
-                f"try again in {self.retry_after_s():.0f} s."
+                f"The server works on {counted(self.active, 'request')}, with {len(self.waiting)} "
+                f"waiting; try again in {self.retry_after_s():.0f} s."
             )
-        ticket = Ticket(self)
+        ticket = Ticket(self, timeout_s)
         self.waiting.append(ticket)
         self.present += 1
         self._idle.clear()
@@ -151,10 +165,10 @@ class Deadlines:
                 raise
             if self._stopped:
                 raise ServerDraining(
-                    "The server stopped before the slide was done; ask another, or later."
+                    "The server stopped before the request was done; ask another, or later."
                 ) from problem
             raise DeadlineExceeded(
-                f"The slide was not done within {seconds:.1f} s; allow more time."
+                f"The request was not done within {seconds:.1f} s; allow more time."
             ) from problem
         finally:
             self._running.discard(timer)

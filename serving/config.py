@@ -82,6 +82,9 @@ class ServerConfig(BaseModel):
         16, ge=1, description="at a time; a client is a token's name, or an address without tokens"
     )
     max_tiles: int = Field(200_000, ge=1, description="per slide, over all scales")
+    max_call_tiles: int = Field(
+        64, ge=1, description="that the Open Inference Protocol takes in one call of an encoder"
+    )
     max_attention_mib: int = Field(
         MAX_ATTENTION_MIB,
         ge=1,

@@ -11,8 +11,12 @@ import io
 import pickle
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.features.extract import EncodedBatch
@@ -31,25 +35,34 @@ MAX_REPLY_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class EncoderSpec:
-    """One model's encoder: the graph, its sha256 from the manifest, the recipe it belongs to, and the
-    engine that passed its gate in the server.
+class GraphSpec:
+    """One graph of a model: the file, its sha256 from the manifest, and the engine that passed its gate
+    in the server.
     """
 
     graph: str
     sha256: str
-    recipe: TilingRecipe
     engine: EngineInfo
 
     @property
     def key(self) -> tuple[str, str]:
-        """Encoders of one key share an engine."""
+        """Graphs of one key share an engine."""
         return self.sha256, self.engine.label
 
 
 @dataclass(frozen=True)
+class EncoderSpec(GraphSpec):
+    """One model's encoder, and the recipe it belongs to."""
+
+    recipe: TilingRecipe
+
+
+@dataclass(frozen=True)
 class WorkerSetup:
-    """First message to a worker; ``parent_pid`` must still be its parent."""
+    """First message to a worker; ``parent_pid`` must still be its parent.
+
+    ``encoders`` and ``aggregators`` have one entry per model, by its number.
+    """
 
     parent_pid: int
     encoders: tuple[EncoderSpec, ...]
@@ -60,6 +73,7 @@ class WorkerSetup:
     max_slide_pixels: int
     max_image_pixels: int
     max_levels: int
+    aggregators: tuple[GraphSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,27 @@ class EncodeTiles:
     batch: TileBatch
 
 
-Task = ReadFacts | MakePlan | EncodeTiles
+@dataclass(frozen=True)
+class RunGraph:
+    """Ask for the outputs of a model's graph; answered with :class:`GraphOutputs`.
+
+    ``part`` comes back in the answer: parts of one request are done in any order.
+    """
+
+    model: int
+    graph: Literal["encoder", "aggregator"]
+    inputs: Mapping[str, npt.NDArray[Any]]
+    part: int = 0
+
+
+Task = ReadFacts | MakePlan | EncodeTiles | RunGraph
+
+
+def described(task: Task) -> str:
+    """What a task was, as messages say it."""
+    if isinstance(task, RunGraph):
+        return f"Running the {task.graph} on the tensors of a request"
+    return f"Reading {task.slide.shown}"
 
 
 @dataclass(frozen=True)
@@ -109,6 +143,14 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class GraphOutputs:
+    """The named outputs of a graph, float32, for part ``part`` of a request."""
+
+    part: int
+    outputs: dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class Failed:
     """An error leaf's reason and message; ``details`` is a traceback for the log, or empty."""
 
@@ -117,7 +159,7 @@ class Failed:
     details: str = ""
 
 
-Reply = Ready | SlideFacts | Planned | EncodedBatch | Failed
+Reply = Ready | SlideFacts | Planned | EncodedBatch | GraphOutputs | Failed
 
 _ALLOWED = {
     (cls.__module__, cls.__qualname__): cls
@@ -125,6 +167,7 @@ _ALLOWED = {
         EncodedBatch,
         EngineInfo,
         Failed,
+        GraphOutputs,
         Level,
         OwnLevel,
         PlannedScale,
@@ -197,13 +240,17 @@ __all__ = [
     "EncodeTiles",
     "EncoderSpec",
     "Failed",
+    "GraphOutputs",
+    "GraphSpec",
     "MakePlan",
     "Planned",
     "ReadFacts",
     "Ready",
     "Reply",
+    "RunGraph",
     "Task",
     "WorkerSetup",
+    "described",
     "frame",
     "parse_reply",
     "receive",

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.bundle.manifest import ENCODER_GRAPH
+from cmamil_sdk.bundle.golden import read_golden
+from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH
 from cmamil_sdk.errors import BundleUnsupported, ConfigInvalid, ModelNotFound, ModelNotReady
 
 from .config import ServerConfig
-from .messages import EncoderSpec
+from .messages import EncoderSpec, GraphSpec
+from .open_inference.signatures import Signature, aggregator_signature
 from .status import FieldProblem, RequestInvalid
 
 _NAME = re.compile(r"^models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?$")
@@ -19,10 +21,17 @@ _NAME = re.compile(r"^models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?$")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A verified bundle; ``number`` is its place in :attr:`WorkerSetup.encoders`."""
+    """A verified bundle.
+
+    Attributes:
+        number: its place in :attr:`WorkerSetup.encoders` and in :attr:`WorkerSetup.aggregators`.
+        bundle: what was verified.
+        aggregator: the tensors of its aggregator.
+    """
 
     number: int
     bundle: Bundle
+    aggregator: Signature
 
     @property
     def resource(self) -> str:
@@ -38,6 +47,14 @@ class LoadedModel:
             sha256=manifest.files[ENCODER_GRAPH].sha256,
             recipe=manifest.recipe,
             engine=self.bundle.encoder_info,
+        )
+
+    def aggregator_spec(self) -> GraphSpec:
+        """What a worker needs to load the aggregator."""
+        return GraphSpec(
+            graph=str(self.bundle.root / AGGREGATOR_GRAPH),
+            sha256=self.bundle.manifest.files[AGGREGATOR_GRAPH].sha256,
+            engine=self.bundle.aggregator_info,
         )
 
 
@@ -117,7 +134,8 @@ def load_models(config: ServerConfig) -> list[LoadedModel]:
                 f"The bundle {path} takes tissue from mask files, which a server is not given; "
                 "use `cmamil predict --tissue-masks`."
             )
-        model = LoadedModel(number, bundle)
+        signature = aggregator_signature(bundle.manifest, read_golden(path, bundle.manifest))
+        model = LoadedModel(number, bundle, signature)
         for other in models:
             if other.resource == model.resource:
                 raise ConfigInvalid(

@@ -28,7 +28,7 @@ from cmamil_sdk.features.extract import EncodedBatch
 
 from .child import WORKER_COMMAND, ChildProcess
 from .logs import Event
-from .messages import Failed, Ready, Reply, Task, WorkerSetup
+from .messages import Failed, Ready, Reply, RunGraph, Task, WorkerSetup, described
 
 LOG = logging.getLogger(__name__)
 
@@ -216,12 +216,7 @@ class _Slot:
         if job.closed:
             return
         if item.crashes >= _CRASHES_TO_BLAME:
-            item.results.put_nowait(
-                DecoderCrashed(
-                    f"Reading {item.task.slide.shown} ended two worker processes; "
-                    "copy the file again from its source, or convert it to a pyramidal tiled TIFF."
-                )
-            )
+            item.results.put_nowait(_blamed(item.task))
             return
         job.pending.appendleft(item)
         self.pool.offer(job, first=True)
@@ -360,8 +355,16 @@ def _outcome(reply: Reply) -> Reply | CmamilError:
     return problem
 
 
+def _blamed(task: Task) -> DecoderCrashed:
+    if isinstance(task, RunGraph):
+        mend = "send fewer tensors, or other ones"
+    else:
+        mend = "copy the file again from its source, or convert it to a pyramidal tiled TIFF"
+    return DecoderCrashed(f"{described(task)} ended two worker processes; {mend}.")
+
+
 def _stopped() -> ServerDraining:
-    return ServerDraining("The server stopped before the slide was done; ask another, or later.")
+    return ServerDraining("The server stopped before the request was done; ask another, or later.")
 
 
 __all__ = ["Job", "WorkerPool", "WorkerState"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from cmamil_sdk.errors import (
     MppUnknown,
@@ -25,12 +28,13 @@ from cmamil_sdk.tiling.plan import TilePlan
 from .admission import Admission, Deadlines, Ticket
 from .config import ServerConfig
 from .hashing import SlideHasher
-from .messages import EncodeTiles, MakePlan, Planned, ReadFacts
+from .messages import EncodeTiles, GraphOutputs, MakePlan, Planned, ReadFacts, RunGraph
 from .models import LoadedModel
 from .paths import SlideRef, resolve
 from .pool import Job, WorkerPool
 
 _T = TypeVar("_T")
+Float32 = npt.NDArray[np.float32]
 _UNTILEABLE = (MppUnknown, MppUnusable, NoTissue, SlideTooLarge, TooManyTiles)
 
 
@@ -126,6 +130,25 @@ class Predictor:
                     return Inspection(facts, sha256, None, str(problem))
             assert isinstance(planned, Planned)
             return Inspection(facts, sha256, planned.plan, "")
+
+    async def run_graph(
+        self, tasks: Sequence[RunGraph], ticket: Ticket, *, remaining_s: float | None
+    ) -> list[dict[str, Float32]]:
+        """The outputs of a graph for each task of one request, in their order.
+
+        Raises:
+            FieldInvalid: the graph refuses its inputs.
+            NonFiniteOutput: an output is NaN or infinite.
+            DeadlineExceeded, ServerDraining, DecoderCrashed: as :meth:`predict`.
+        """
+        parts: dict[int, dict[str, Float32]] = {}
+        async with self.deadlines.limit(remaining_s):
+            await ticket.wait()
+            with self._pool.job() as job:
+                async for reply in job.run_all(tasks):
+                    assert isinstance(reply, GraphOutputs)
+                    parts[reply.part] = reply.outputs
+        return [parts[task.part] for task in tasks]
 
     def close(self) -> None:
         """Drop what has not begun in the threads."""

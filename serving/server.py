@@ -179,6 +179,7 @@ class Server:
         setup = WorkerSetup(
             parent_pid=os.getpid(),
             encoders=tuple(model.encoder_spec() for model in models),
+            aggregators=tuple(model.aggregator_spec() for model in models),
             reader=config.reader,
             memory_mib=config.worker_memory_mib,
             open_slides=config.open_slides,
@@ -205,9 +206,7 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
     async def _update_health(self) -> None:
-        pool = self._services.pool
-        ready = pool is not None and pool.ready_workers and self._services.models.loaded()
-        await self._health.tell(ready=bool(ready))
+        await self._health.tell(ready=self._services.is_ready())
 
 
 def serve(config: ServerConfig, *, on_ready: Callable[[int], None] = lambda _port: None) -> None:

@@ -1,4 +1,4 @@
-"""The handlers of ``cmamil.v1``: bytes in, bytes out, every error a typed status."""
+"""The handlers of all services: bytes in, bytes out, every error a typed status."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from .convert import (
 from .messages import Ready
 from .metrics import Metrics, Now
 from .models import LoadedModel, ModelTable
+from .open_inference.service import OPEN_INFERENCE, OpenInference
 from .pool import WorkerPool
 from .predictor import Answer, Predictor, SlideRequest, Stage
 from .requests import inspection_request, parse, prediction_request, request_id
@@ -41,9 +42,12 @@ _ID_CHARACTERS, _URI_CHARACTERS = 36, 200  # of what a client may write into the
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
 
 
-SERVICE_NAMES = tuple(
-    f"cmamil.v1.{name}"
-    for name in ("SlidePredictionService", "SlideService", "ModelService", "ServerService")
+SERVICE_NAMES = (
+    "cmamil.v1.SlidePredictionService",
+    "cmamil.v1.SlideService",
+    "cmamil.v1.ModelService",
+    "cmamil.v1.ServerService",
+    OPEN_INFERENCE,
 )
 
 
@@ -58,17 +62,30 @@ class Services:
         self.pool: WorkerPool | None = None
         self.engines: Ready | None = None
         self.metrics = Metrics(self.now)
+        self._open_inference = OpenInference(
+            config, self.models, self._ready_predictor, self.is_ready
+        )
+
+    def is_ready(self) -> bool:
+        """Whether the models are loaded, a worker can take work, and new work is taken."""
+        if self.pool is None or self.predictor is None or self.predictor.admission.draining:
+            return False
+        return bool(self.pool.ready_workers and self.models.loaded())
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
         unary: dict[str, dict[str, Callable[[bytes, CallContext], Awaitable[Message]]]] = {
-            "SlidePredictionService": {"PredictSlide": self._predict_slide},
-            "SlideService": {"InspectSlide": self._inspect_slide},
-            "ModelService": {"ListModels": self._list_models, "GetModel": self._get_model},
-            "ServerService": {
+            "cmamil.v1.SlidePredictionService": {"PredictSlide": self._predict_slide},
+            "cmamil.v1.SlideService": {"InspectSlide": self._inspect_slide},
+            "cmamil.v1.ModelService": {
+                "ListModels": self._list_models,
+                "GetModel": self._get_model,
+            },
+            "cmamil.v1.ServerService": {
                 "GetServerInfo": self._get_server_info,
                 "GetServerStats": self._get_server_stats,
             },
+            OPEN_INFERENCE: self._open_inference.methods(),
         }
         handlers = {
             service: {
@@ -77,13 +94,13 @@ class Services:
             }
             for service, methods in unary.items()
         }
-        handlers["SlidePredictionService"]["StreamPredictSlide"] = (
+        handlers["cmamil.v1.SlidePredictionService"]["StreamPredictSlide"] = (
             grpc.unary_stream_rpc_method_handler(
                 self._guarded("StreamPredictSlide", self._stream_predict_slide)
             )
         )
         return [
-            grpc.method_handlers_generic_handler(f"cmamil.v1.{service}", methods)
+            grpc.method_handlers_generic_handler(service, methods)
             for service, methods in handlers.items()
         ]
 

@@ -18,12 +18,15 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from openslide import OpenSlide
 
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.errors import (
     BundleCorrupt,
     CmamilError,
+    MemoryTooSmall,
+    NonFiniteOutput,
     SlideCorrupt,
     SlideFormatUnsupported,
     SlideTooLarge,
@@ -35,16 +38,19 @@ from cmamil_sdk.slides.image_reader import IMAGE_STARTS
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
-    EncoderSpec,
     EncodeTiles,
     Failed,
+    GraphOutputs,
+    GraphSpec,
     MakePlan,
     Planned,
     ReadFacts,
     Ready,
     Reply,
+    RunGraph,
     Task,
     WorkerSetup,
+    described,
     frame,
     receive,
 )
@@ -81,8 +87,7 @@ class Worker:
         self._setup = setup
         self._engines: dict[tuple[str, str], Engine] = {}
         for encoder in setup.encoders:
-            if encoder.key not in self._engines:
-                self._engines[encoder.key] = _load(encoder)
+            self._engine(encoder)
         self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
         # A CUDA context reserves far more address space than it uses.
         on_cpu = all(engine.info.device == "cpu" for engine in self._engines.values())
@@ -99,19 +104,20 @@ class Worker:
         try:
             return self._do(task)
         except CmamilError as problem:
-            return Failed(problem.reason, self._public(str(problem), task.slide))
+            return Failed(problem.reason, self._public(str(problem), task))
         except MemoryError:
-            error = SlideTooLarge(
-                f"{task.slide.shown} needs more memory than a worker may use "
+            leaf = MemoryTooSmall if isinstance(task, RunGraph) else SlideTooLarge
+            error = leaf(
+                f"{described(task)} needs more memory than a worker may use "
                 f"({self._setup.memory_mib} MiB); raise the server's worker_memory_mib."
             )
             return Failed(error.reason, str(error))
         except Exception as problem:  # noqa: BLE001
-            # One slide must not end the worker; the server logs the traceback.
-            message = f"Reading {task.slide.shown} failed with {type(problem).__name__}."
+            # One task must not end the worker; the server logs the traceback.
+            message = f"{described(task)} failed with {type(problem).__name__}."
             return Failed("UNEXPECTED_ERROR", message, traceback.format_exc())
 
-    def _do(self, task: Task) -> SlideFacts | Planned | EncodedBatch:
+    def _do(self, task: Task) -> SlideFacts | Planned | EncodedBatch | GraphOutputs:
         match task:
             case ReadFacts():
                 return self._reader(task.slide, task.mpp).facts
@@ -121,6 +127,27 @@ class Worker:
                 encoder = self._setup.encoders[task.model]
                 reader = self._reader(task.slide, task.mpp)
                 return encode_batch(reader, task.batch, self._engines[encoder.key])
+            case RunGraph():
+                return self._run(task)
+
+    def _run(self, task: RunGraph) -> GraphOutputs:
+        outputs = self._engine(self._graph(task)).infer(task.inputs)
+        if not all(np.isfinite(values).all() for values in outputs.values()):
+            raise NonFiniteOutput(
+                f"The {task.graph} returned NaN or infinity; run `cmamil verify` on the bundle, or "
+                "choose another engine or a higher precision."
+            )
+        return GraphOutputs(task.part, outputs)
+
+    def _graph(self, task: RunGraph) -> GraphSpec:
+        setup = self._setup
+        return (setup.encoders if task.graph == "encoder" else setup.aggregators)[task.model]
+
+    def _engine(self, graph: GraphSpec) -> Engine:
+        """The engine of a graph, loaded when it is first asked for: few servers are sent bags."""
+        if graph.key not in self._engines:
+            self._engines[graph.key] = _load(graph)
+        return self._engines[graph.key]
 
     def _plan(self, task: MakePlan) -> Planned:
         started = time.perf_counter()
@@ -156,26 +183,30 @@ class Worker:
             )
         return known.reader
 
-    def _public(self, message: str, ref: SlideRef) -> str:
-        """Name the slide as the client may: beneath its root, never by descriptor or whole path."""
+    def _public(self, message: str, task: Task) -> str:
+        """Name slide or graph as the client may: beneath its root, never by descriptor or whole path."""
+        if isinstance(task, RunGraph):
+            path = Path(self._graph(task).graph)
+            return message.replace(str(path), path.name)
+        ref = task.slide
         for (opened, _), known in self._slides.items():
             if opened == ref:
                 message = message.replace(known.alias, ref.shown)
         return message.replace(str(ref.path), ref.shown)
 
 
-def _load(encoder: EncoderSpec) -> Engine:
-    path, info = Path(encoder.graph), encoder.engine
+def _load(graph: GraphSpec) -> Engine:
+    path, info = Path(graph.graph), graph.engine
     try:
         found = sha256_of_file(path)
     except OSError as problem:
         raise BundleCorrupt(
             f"{path} cannot be read ({problem}); copy the bundle again."
         ) from problem
-    if found != encoder.sha256:
+    if found != graph.sha256:
         raise BundleCorrupt(
             f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
-            f"{encoder.sha256[:12]}…); copy the bundle again."
+            f"{graph.sha256[:12]}…); copy the bundle again."
         )
     return load_engine(
         path,

@@ -38,6 +38,7 @@ STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
 INSPECT = "/cmamil.v1.SlideService/InspectSlide"
 MODELS = "/cmamil.v1.ModelService/ListModels"
 INFO = "/cmamil.v1.ServerService/GetServerInfo"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 ADMINISTER = "/cmamil.v1.ModelAdminService/LoadModel"
 
 
@@ -94,7 +95,9 @@ def _reason(problem: Any) -> str:
 NOBODY = ("UNAUTHENTICATED", "TOKEN_INVALID")
 
 
-@pytest.mark.parametrize("method", [PREDICT, STREAM, INSPECT, MODELS, INFO, ADMINISTER, "/a.B/C"])
+@pytest.mark.parametrize(
+    "method", [PREDICT, STREAM, INSPECT, MODELS, INFO, INFER, ADMINISTER, "/a.B/C"]
+)
 @pytest.mark.parametrize(
     "metadata",
     [
@@ -135,6 +138,9 @@ INVALID = ("INVALID_ARGUMENT", "FIELD_INVALID")
         ("clinic", PREDICT, INVALID),
         ("clinic", INSPECT, INVALID),
         ("clinic", MODELS, NOT_READY),
+        ("clinic", INFER, INVALID),
+        ("grafana", INFER, NOT_FOR_YOU),
+        ("root", INFER, NOT_FOR_YOU),
         ("clinic", INFO, ("OK", "")),
         ("clinic", "/a.B/C", ("UNIMPLEMENTED", "")),
         ("grafana", PREDICT, NOT_FOR_YOU),

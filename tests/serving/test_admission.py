@@ -30,6 +30,22 @@ def test_places_are_bounded_and_given_in_order() -> None:
     asyncio.run(scenario())
 
 
+def test_a_request_waits_no_longer_than_it_may() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_active=1, max_queued=1)
+        holder = admission.enter()
+        refused = pytest.raises(DeadlineExceeded, match=r"begin within its timeout of 0\.02 s")
+        with admission.enter(timeout_s=0.02) as ticket, refused:
+            await ticket.wait()
+        assert not admission.waiting
+        holder.__exit__(None, None, None)
+        with admission.enter(timeout_s=0.0) as ticket:
+            await ticket.wait()  # a place was free
+        assert admission.active == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_waiter_leaves_its_place() -> None:
     async def scenario() -> None:
         admission = Admission(max_active=1, max_queued=1)

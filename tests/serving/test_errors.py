@@ -27,6 +27,13 @@ _METHODS = (
     "/cmamil.v1.ModelService/GetModel",
     "/cmamil.v1.ServerService/GetServerInfo",
     "/cmamil.v1.ServerService/GetServerStats",
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/inference.GRPCInferenceService/ModelReady",
+    "/inference.GRPCInferenceService/ServerMetadata",
+    "/inference.GRPCInferenceService/ModelMetadata",
+    "/inference.GRPCInferenceService/ModelConfig",
+    "/inference.GRPCInferenceService/ModelInfer",
 )
 RawCall = Callable[..., Any]
 

@@ -17,31 +17,30 @@ from google.protobuf.descriptor_pb2 import (
 
 import cmamil_sdk._proto
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
+from cmamil_sdk._proto.inference import open_inference_pb2
 
 _PROTOS = Path(__file__).resolve().parents[2] / "protos"
 _GENERATED = Path(cmamil_sdk._proto.__file__).parent
 _FILES = ("model", "prediction", "server", "slide")
+_SOURCES = (
+    *(f"cmamil/v1/{name}.proto" for name in _FILES),
+    "inference/open_inference.proto",
+)
 
 
 def test_generated_code_was_made_from_these_sources() -> None:
     lines = (_GENERATED / "sources.sha256").read_text().splitlines()
     recorded = {name: digest for digest, name in (line.split() for line in lines)}
-    found = {
-        f"cmamil/v1/{name}.proto": hashlib.sha256(
-            (_PROTOS / f"cmamil/v1/{name}.proto").read_bytes()
-        ).hexdigest()
-        for name in _FILES
-    }
+    found = {name: hashlib.sha256((_PROTOS / name).read_bytes()).hexdigest() for name in _SOURCES}
     assert recorded == found, "run `make protos`"
 
 
 def test_generated_code_equals_a_fresh_generation(tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools")
-    sources = [f"cmamil/v1/{name}.proto" for name in _FILES]
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(_PROTOS)]
-    subprocess.run([*command, f"--descriptor_set_out={tmp_path / 'set'}", *sources], check=True)
+    subprocess.run([*command, f"--descriptor_set_out={tmp_path / 'set'}", *_SOURCES], check=True)
     fresh = FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
-    modules = (model_pb2, prediction_pb2, server_pb2, slide_pb2)
+    modules = (model_pb2, prediction_pb2, server_pb2, slide_pb2, open_inference_pb2)
     ours = {module.DESCRIPTOR.name: module.DESCRIPTOR for module in modules}
     assert {file.name for file in fresh} == set(ours)
     for file in fresh:
