@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.errors import ParityFailed
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
@@ -43,6 +44,11 @@ class AggregatorGraph(nn.Module):
         self.model = model
         self.temperature = temperature
         self.coarse_temperature = coarse_temperature
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, in order."""
+        return [*(f"features_{s}" for s in self.model.scales), *self.model.index_names]
 
     @property
     def output_names(self) -> list[str]:
@@ -95,7 +101,7 @@ def export_aggregator(
     """
     module = AggregatorGraph(model, temperature, coarse_temperature).eval()
     example = probe_bag(scales, model.feature_dim, finest_tiles=37, seed=1)
-    names = [*(f"features_{s}" for s in model.scales), *model.index_names]
+    names = module.input_names
     dims = {
         s.name: torch.export.Dim(f"n_{s.name.replace('.', '_')}", min=1, max=MAX_TILES)
         for s in scales
@@ -108,19 +114,28 @@ def export_aggregator(
         outputs=module.output_names,
         argument="tensors",
     )
-    engine = load_engine(path, engine="onnxruntime", device="cpu")
-    report: dict[str, float] = {}
-    for finest_tiles in PARITY_FINEST_TILES:
-        bag = probe_bag(scales, model.feature_dim, finest_tiles=finest_tiles, seed=finest_tiles)
-        inputs = {name: bag[name] for name in names}
-        found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
-        report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
+    report = compare_aggregator(path, module, scales)
     missed = missed_gates(report)
     if missed and not (force and all(map(isfinite, report.values()))):
         raise ParityFailed(
             f"The exported aggregator does not reproduce its model: {missed}; use another model, or mark "
             "the bundle as failed with --force."
         )
+    return report
+
+
+def compare_aggregator(
+    path: Path, module: AggregatorGraph, scales: Sequence[Scale], precision: Precision = "fp32"
+) -> dict[str, float]:
+    """The worst differences of a graph, or of the one beside it in ``precision``, over all bag sizes."""
+    engine = load_engine(path, engine="onnxruntime", device="cpu", precision=precision)
+    report: dict[str, float] = {}
+    for finest_tiles in PARITY_FINEST_TILES:
+        dim = module.model.feature_dim
+        bag = probe_bag(scales, dim, finest_tiles=finest_tiles, seed=finest_tiles)
+        inputs = {name: bag[name] for name in module.input_names}
+        found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
+        report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
     return report
 
 
@@ -170,6 +185,7 @@ def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int
 
 __all__ = [
     "AggregatorGraph",
+    "compare_aggregator",
     "eager_outputs",
     "explanations_of",
     "export_aggregator",

@@ -13,8 +13,11 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, nn
 
+from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.engines.graphs import PRECISION_KEY
 from cmamil_sdk.errors import ParityFailed
 
 OPSET = 20
@@ -45,7 +48,7 @@ def export_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(
                 module,
                 example,
@@ -78,10 +81,29 @@ def _check_dynamic(path: Path, inputs: Mapping[str, Mapping[int, Any]]) -> None:
             )
 
 
+def preprocessing_of(graph: GraphProto) -> list[NodeProto]:
+    """The nodes from an encoder's ``tiles`` to its normalised images; none of another graph."""
+    found: list[NodeProto] = []
+    name = "tiles"
+    while True:
+        users = [node for node in graph.node if name in node.input]
+        if len(users) != 1 or users[0].op_type == "Conv":
+            return []
+        found.append(users[0])
+        if users[0].op_type == "Div":
+            return found
+        name = users[0].output[0]
+
+
+def with_precision(model: ModelProto, precision: Precision) -> None:
+    """Note in a graph that it is one in ``precision``."""
+    model.metadata_props.add(key=PRECISION_KEY, value=precision)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter prints its progress and warns of its own internals; neither helps a user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -94,4 +116,4 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["OPSET", "export_graph"]
+__all__ = ["OPSET", "export_graph", "preprocessing_of", "quiet", "with_precision"]

@@ -32,8 +32,8 @@ MAX_REPLY_BYTES = 2**28
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """One model's encoder: the graph, its sha256 from the manifest, the recipe it belongs to, and the
-    engine that passed its gate in the server.
+    """One model's encoder: the graph, the sha256 of that in the engine's precision from the manifest, the
+    recipe it belongs to, and the engine that passed its gate in the server.
     """
 
     graph: str

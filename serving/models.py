@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.manifest import ENCODER_GRAPH
+from cmamil_sdk.engines.choose import known_precision
+from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import BundleUnsupported, ConfigInvalid, ModelNotFound, ModelNotReady
 
 from .config import ServerConfig
@@ -32,12 +34,14 @@ class LoadedModel:
 
     def encoder_spec(self) -> EncoderSpec:
         """What a worker needs to load the encoder."""
-        manifest = self.bundle.manifest
+        manifest, info = self.bundle.manifest, self.bundle.encoder_info
+        graph = self.bundle.root / ENCODER_GRAPH
+        used = graph_in(graph, known_precision(info.precision))
         return EncoderSpec(
-            graph=str(self.bundle.root / ENCODER_GRAPH),
-            sha256=manifest.files[ENCODER_GRAPH].sha256,
+            graph=str(graph),
+            sha256=manifest.files[used.name].sha256,
             recipe=manifest.recipe,
-            engine=self.bundle.encoder_info,
+            engine=info,
         )
 
 

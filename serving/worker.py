@@ -21,6 +21,8 @@ from pathlib import Path
 from openslide import OpenSlide
 
 from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines.choose import known_precision
+from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import (
     BundleCorrupt,
     CmamilError,
@@ -165,7 +167,8 @@ class Worker:
 
 
 def _load(encoder: EncoderSpec) -> Engine:
-    path, info = Path(encoder.graph), encoder.engine
+    graph, info = Path(encoder.graph), encoder.engine
+    path = graph_in(graph, known_precision(info.precision))
     try:
         found = sha256_of_file(path)
     except OSError as problem:
@@ -178,7 +181,7 @@ def _load(encoder: EncoderSpec) -> Engine:
             f"{encoder.sha256[:12]}…); copy the bundle again."
         )
     return load_engine(
-        path,
+        graph,
         engine=info.name,
         device=info.device,
         precision=info.precision,

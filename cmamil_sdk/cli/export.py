@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cmamil_sdk.cli.output import Progress, output_folder, say
-from cmamil_sdk.cli.parity_tables import parity_text
+from cmamil_sdk.cli.parity_tables import parity_text, precisions_text
 from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
 
 
@@ -31,6 +31,20 @@ def run(
         ),
     ] = "onnx",
     compute_capability: ComputeCapability = "",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="In which the bundle can run beside fp32: bf16, fp16, int8, or several, by commas; each "
+            "must pass its gates, docs/engines.md."
+        ),
+    ] = "fp32",
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Slides, folders or a CSV: int8 is calibrated on some of them, and every precision "
+            "judged on others, which are the fold's test slides where they are among them."
+        ),
+    ] = None,
     model_repository: Annotated[
         Path | None, typer.Option(help="Folder for the models of the target triton.")
     ] = None,
@@ -41,6 +55,7 @@ def run(
 ) -> None:
     """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
     from cmamil_sdk.bundle.load import read_manifest
+    from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.engines.plans import listed_plans
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.export.bundle import export_bundle
@@ -70,11 +85,15 @@ def run(
             fold=None if fold == "best" else int(fold),
             encoder_weights=weights,
             force=force,
+            precisions=names_in(precision, "--precision"),
+            check_slides=expand_slides(calibration or []),
             plan_targets=plan_targets,
-            on_plan_progress=lambda phase, done, steps: progress.update(done, steps, phase),
+            on_progress=lambda phase, done, steps: progress.update(done, steps, phase),
         )
     manifest, digest = read_manifest(path)
     say(parity_text(manifest.encoder_parity, manifest.parity))
+    if manifest.precisions:
+        say(f"\n{precisions_text(manifest.precisions)}")
     if plan_targets:
         say(f"\n{plan_table(listed_plans(path))}")
     if manifest.parity_failed:

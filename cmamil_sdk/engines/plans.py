@@ -172,7 +172,7 @@ def fitting_plan(plans: Sequence[ListedPlan], here: Here, graph: Path) -> Listed
         differences = here.differences(plan.document.key)
         if not differences:
             return plan
-        if plan.path.stem == graph.stem:
+        if plan.path.stem == graph.name.partition(".")[0]:
             reasons.append(f"{plan.path.parent.name} has {', '.join(differences)}")
     found = "; ".join(reasons) if reasons else "there is none at all"
     raise EngineMissing(
