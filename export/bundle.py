@@ -132,7 +132,7 @@ def export_bundle(
     found, tensors = load_checkpoint(where)
     meta = _traced(found, where)
     model = restore_model(meta.model_kind, meta.hyperparameters, tensors, where=where)
-    lower = lower_precisions(precisions, check_slides, run, chosen)
+    lower = lower_precisions(precisions, check_slides, run=run, folds=[chosen], labels=meta.labels)
     target = out / name / version
 
     def fill(folder: Path) -> Callable[[dict[str, FileEntry]], Manifest]:

@@ -59,7 +59,7 @@ class DealtSlides:
         calibration: slides whose tiles set the scales of int8; none if it is not wanted.
         judged: other slides, whose answers are compared.
         labels: of those judged slides whose class is known, by slide id.
-        are_held_out: whether the judged slides are test slides of the fold.
+        are_held_out: whether the judged slides are test slides of all the folds.
     """
 
     calibration: tuple[Slide, ...]
@@ -68,13 +68,27 @@ class DealtSlides:
     are_held_out: bool
 
 
-def deal_slides(slides: Sequence[Slide], run: Path, fold: int, *, calibrate: bool) -> DealtSlides:
-    """Judge on the fold's test slides, and calibrate on others.
+def deal_slides(
+    slides: Sequence[Slide],
+    run: Path,
+    folds: Sequence[int],
+    *,
+    labels: Sequence[str],
+    calibrate: bool,
+) -> DealtSlides:
+    """Judge on slides that were tested in all the folds, and calibrate on others.
 
-    Where none of the slides, or all, were tested in the fold, half of them are judged, drawn by a seed.
+    Where there is none such among the slides, or no other, half of them are judged, drawn by a seed.
+
+    Args:
+        slides: those there are.
+        run: whose ``splits.csv`` says which slide was tested where, and its label.
+        folds: of the bundle's model.
+        labels: that it knows.
+        calibrate: whether int8 is wanted; else none calibrates.
 
     Raises:
-        FieldInvalid: one slide alone is to calibrate and be judged.
+        FieldInvalid: one slide alone is to calibrate and be judged, or the model knows no such class.
         RunInvalid: the run's ``splits.csv`` is damaged.
     """
     if calibrate and len(slides) < 2:
@@ -82,29 +96,43 @@ def deal_slides(slides: Sequence[Slide], run: Path, fold: int, *, calibrate: boo
             "int8 is calibrated on some slides and judged on others, and --calibration names "
             f"{counted(len(slides), 'slide')}; name two or more."
         )
-    known = _rows_of_fold(run, fold)
-    judged = [slide for slide in slides if known.get(slide.path.stem, ("", ""))[0] == "test"]
+    tested, known = _read_splits(run, folds)
+    judged = [slide for slide in slides if slide.path.stem in tested]
     are_held_out = bool(judged)
     if not calibrate:
         judged = judged or list(slides)
     elif not judged or len(judged) == len(slides):
-        drawn = random.Random(_SEED).sample(list(slides), len(slides) // 2)
-        judged = [slide for slide in slides if slide in drawn]
-    labels = {
-        slide.path.stem: label
-        for slide in judged
-        if (label := slide.label or known.get(slide.path.stem, ("", ""))[1])
-    }
+        drawn = random.Random(_SEED).sample(range(len(slides)), len(slides) // 2)
+        judged = [slides[number] for number in sorted(drawn)]
+    classes = {slide.path.stem: slide.label or known.get(slide.path.stem) for slide in judged}
+    for name, label in classes.items():
+        if label is not None and label not in labels:
+            raise FieldInvalid(
+                f"--calibration gives slide {name} the class {label!r}, which the model does not know "
+                f"(it knows {', '.join(labels)}); correct the list."
+            )
     others = [slide for slide in slides if slide not in judged] if calibrate else []
-    return DealtSlides(tuple(others), tuple(judged), labels, are_held_out)
+    return DealtSlides(
+        tuple(others),
+        tuple(judged),
+        {name: label for name, label in classes.items() if label is not None},
+        are_held_out,
+    )
 
 
 def sample_tiles(slides: Sequence[Slide], recipe: TilingRecipe, count: int) -> UInt8:
     """About ``count`` tiles ``[N, px, px, 3]`` of slides, as many of each, of all scales as they occur.
 
     Raises:
+        FieldInvalid: the recipe needs masks, and a slide has none.
         InputError: a slide cannot be used, or has no tissue.
     """
+    for slide in slides:
+        if recipe.tissue.method == "mask" and slide.mask is None:
+            raise FieldInvalid(
+                f"--calibration names {slide.path} without the mask that the run's recipe needs; list "
+                "the slides in a CSV with the columns slide and mask."
+            )
     wanted = -(-count // len(slides))
     return np.concatenate([_tiles_of(slide, recipe, wanted) for slide in slides])
 
@@ -124,15 +152,26 @@ def _tiles_of(slide: Slide, recipe: TilingRecipe, wanted: int) -> UInt8:
     return np.concatenate(found)[:wanted]
 
 
-def _rows_of_fold(run: Path, fold: int) -> dict[str, tuple[str, str]]:
-    """Part and label of each slide of a fold; none of a run without ``splits.csv``."""
+def _read_splits(run: Path, folds: Sequence[int]) -> tuple[set[str], dict[str, str]]:
+    """Slides that were tested in all the folds, and every slide's label; none without ``splits.csv``."""
     path = run / "splits.csv"
     if not path.is_file():
-        return {}
+        return set(), {}
     rows, columns = read_csv(path, error=RunInvalid)
     if not {"slide", "fold", "split", "label"} <= {*columns}:
         raise RunInvalid(f"{path} lacks a column; train again.")
-    return {row["slide"]: (row["split"], row["label"]) for row in rows if row["fold"] == str(fold)}
+    tested = [
+        {r["slide"] for r in rows if (r["fold"], r["split"]) == (str(fold), "test")}
+        for fold in folds
+    ]
+    return set.intersection(*tested), {row["slide"]: row["label"] for row in rows}
 
 
-__all__ = ["CALIBRATION_TILES", "JUDGED_TILES", "DealtSlides", "Slide", "deal_slides", "sample_tiles"]
+__all__ = [
+    "CALIBRATION_TILES",
+    "JUDGED_TILES",
+    "DealtSlides",
+    "Slide",
+    "deal_slides",
+    "sample_tiles",
+]

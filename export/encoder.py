@@ -86,8 +86,8 @@ class ExportedEncoder:
         """
         if precision == "int8":
             raise FieldInvalid(
-                "--precision int8 is calibrated and judged for a bundle, by `cmamil export`; take features "
-                "in auto, fp32, bf16 or fp16."
+                "--precision int8 is calibrated and judged for a bundle, by `cmamil export`; take "
+                "features in auto, fp32, bf16 or fp16."
             )
         if precision == "fp16":
             write_half(self.graph, graph_in(self.graph, "fp16"))

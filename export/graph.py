@@ -103,7 +103,9 @@ def with_precision(model: ModelProto, precision: Precision) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter prints its progress and warns of its own internals; neither helps a user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
 """A graph in mixed float16: layers and what lies between them in half, all else in float32.
 
-In float32 stay inputs and outputs, preprocessing, attention's softmax and every sum that it weighs, pooling,
-normalisation, and narrow layers, which are classifiers: they decide, and cost nothing.
+In float32 stay inputs and outputs, preprocessing, attention's softmax and every sum that it weighs,
+pooling, normalisation, and narrow layers, which are classifiers: they decide, and cost nothing.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class _Mixed:
     def convert(self) -> None:
         """Rewrite the graph in place."""
         graph = self._graph
-        first = {node.name or node.output[0] for node in preprocessing_of(graph)}
+        first = {node.output[0] for node in preprocessing_of(graph)}
         for node in list(graph.node):
-            if (node.name or node.output[0]) not in first and self._belongs_in_half(node):
+            if node.output[0] not in first and self._belongs_in_half(node):
                 self._add_in_half(node)
             else:
                 self._add_in_float(node)

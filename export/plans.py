@@ -14,10 +14,9 @@ from pathlib import Path
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH
 from cmamil_sdk.bundle.plans import PLANS
 from cmamil_sdk.engines.base import RuntimeName
-from cmamil_sdk.engines.choose import engine_precisions
 from cmamil_sdk.engines.cuda import Cuda
 from cmamil_sdk.engines.graphs import graph_in
-from cmamil_sdk.engines.plans import MANIFEST, PLAN_SUFFIX, PlanKey
+from cmamil_sdk.engines.plans import MANIFEST, PLAN_PRECISIONS, PLAN_SUFFIX, PlanKey
 from cmamil_sdk.engines.tensorrt_library import load_library
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import FileEntry, write_atomic, write_json
@@ -125,7 +124,7 @@ def _plans(
         ENCODER_GRAPH: encoder_profiles,
         AGGREGATOR_GRAPH: partial(aggregator_profiles, scales=scales),
     }
-    for graph, precision in itertools.product(profiles, engine_precisions(target.runtime)):
+    for graph, precision in itertools.product(profiles, PLAN_PRECISIONS):
         source = graph_in(root / graph, precision)
         if not source.is_file():  # not exported in it
             continue

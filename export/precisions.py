@@ -50,12 +50,17 @@ class LowerGraphs:
 
 
 def lower_precisions(
-    precisions: Sequence[str], slides: Sequence[Slide], run: Path, fold: int
+    precisions: Sequence[str],
+    slides: Sequence[Slide],
+    *,
+    run: Path,
+    folds: Sequence[int],
+    labels: Sequence[str],
 ) -> LowerPrecisions:
-    """Check what is asked for, and deal the slides.
+    """Check what is asked for, and deal the slides as :func:`~.check_slides.deal_slides` does.
 
     Raises:
-        FieldInvalid: an unknown precision, int8 without slides, or slides without use.
+        FieldInvalid: an unknown precision, int8 without slides, slides without use, or as dealing them.
         RunInvalid: the run's ``splits.csv`` is damaged.
     """
     known = [known_precision(name) for name in precisions]
@@ -69,7 +74,9 @@ def lower_precisions(
             "--precision int8 is calibrated and judged on slides; name a folder or list of some that the "
             "run was trained and tested on with --calibration."
         )
-    dealt = deal_slides(slides, run, fold, calibrate="int8" in asked) if slides else None
+    dealt = None
+    if slides:
+        dealt = deal_slides(slides, run, folds, labels=labels, calibrate="int8" in asked)
     return LowerPrecisions(asked, dealt)
 
 
@@ -129,14 +136,18 @@ def judge_precisions(
     """
     missed = {precision: _missed_by_graphs(precision, graphs) for precision in lower.asked}
     for precision, why in missed.items():
-        if why and not (force and all(map(isfinite, graphs.aggregator.get(precision, {}).values()))):
+        if why and not (
+            force and all(map(isfinite, graphs.aggregator.get(precision, {}).values()))
+        ):
             raise _refused(precision, why)
     judge = _slide_judge(folder, manifest, lower, encoder, on_slide)
     reports = []
     for precision in _judged(lower):
         found = None if judge is None else judge.judge(precision)
         if found is not None and precision in lower.asked and found.missed(precision):
-            missed[precision] = ", ".join(filter(None, [missed[precision], found.missed(precision)]))
+            missed[precision] = ", ".join(
+                filter(None, [missed[precision], found.missed(precision)])
+            )
             if not force:
                 raise _refused(precision, missed[precision])
         calibrates = precision == "int8" and lower.dealt is not None

@@ -24,8 +24,8 @@ from cmamil_sdk.bundle.manifest import (
 )
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.engines.base import TENSORRT, Precision
-from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
+from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
     BundleCorrupt,
@@ -77,8 +77,8 @@ class Bundle:
         sha256: of the manifest, its identity.
         encoder_info: the engine that :meth:`open_encoder` opens.
         aggregator_info: the engine of the aggregator: in fp16 with such an encoder, else in fp32; on
-            TensorRT where that was asked for, else on onnxruntime, because OpenVINO would compile anew for every number of tiles, and not
-            refuse an index that points nowhere.
+            TensorRT where that was asked for, else on onnxruntime, because OpenVINO would compile anew
+            for every number of tiles, and not refuse an index that points nowhere.
         warnings: what every answer of this bundle must say.
     """
 

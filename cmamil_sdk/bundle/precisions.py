@@ -17,7 +17,7 @@ class EndToEnd(BaseModel):
 
     engine: str = Field(description="engine, device and precision of the encoder")
     slides: int = Field(gt=0, description="that were judged")
-    held_out: bool = Field(description="whether they are test slides of the fold")
+    held_out: bool = Field(description="whether they are test slides of all its folds")
     tiles: EncoderParity = Field(description="features of some of their tiles, by the eager model")
     label_flips: int = Field(ge=0, description="slides whose most probable label changed")
     probability_change: float = Field(ge=0, description="largest, of any label of any slide")

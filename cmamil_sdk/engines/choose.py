@@ -11,6 +11,7 @@ from typing import get_args
 
 from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
 from cmamil_sdk.engines.graphs import stored_graph
+from cmamil_sdk.engines.plans import PLAN_PRECISIONS
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -172,7 +173,7 @@ def engine_precisions(engine: str) -> tuple[Precision, ...]:
         from cmamil_sdk.engines.openvino import precisions  # noqa: PLC0415
 
         return precisions()
-    return ("fp32", "fp16") if engine in TENSORRT else ("fp32", "fp16", "int8")
+    return PLAN_PRECISIONS if engine in TENSORRT else ("fp32", "fp16", "int8")
 
 
 def why_no_bf16(engine: str) -> str:

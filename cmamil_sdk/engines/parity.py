@@ -50,7 +50,9 @@ AGGREGATOR_GATES: Mapping[str, Mapping[str, float]] = {
 }
 """Per precision, what the absolute differences of an aggregator's outputs must not exceed."""
 
-END_TO_END_GATES: Mapping[str, Mapping[str, float]] = {"int8": {"label_flips": 0, "auc_change": 0.005}}
+END_TO_END_GATES: Mapping[str, Mapping[str, float]] = {
+    "int8": {"label_flips": 0, "auc_change": 0.005}
+}
 """Per precision, what the answers on slides may differ in from those in fp32."""
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,12 @@ from cmamil_sdk.errors import BundleCorrupt, EngineMissing
 from cmamil_sdk.synthetic import write_svs
 from cmamil_sdk.synthetic.tiles import tissue_tiles
 
-PARTS = {"a": ("benign", "train"), "b": ("benign", "test"), "c": ("invasive", "test")}
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text("utf-8")
+PARTS = {
+    "case-00": ("benign", "train"),
+    "case-01": ("benign", "test"),
+    "case-02": ("invasive", "test"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +49,16 @@ def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
-    options = ["--precision", "fp16,int8", "--calibration", run.parent / "slides"]
-    arguments = ["export", "--run", run, "--name", "low", "--out", run.parent / "bundles"]
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in (*arguments, *options)])
-    assert end.value.code in (None, 0)
-    return run.parent / "bundles" / "low" / "1"
+    """Exported and used as the page says."""
+    _, _, section = PAGE.partition("## fp16 and int8")
+    commands = re.findall(r"^cmamil (.*)$", section.partition("## Measured")[0], re.M)
+    assert len(commands) == 2
+    with contextlib.chdir(run.parent):
+        for command in commands:
+            with pytest.raises(SystemExit) as end:
+                main(shlex.split(command))
+            assert end.value.code in (None, 0), command
+    return run.parent / "bundles" / "mine" / "1"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +104,7 @@ def test_auto_stays_as_it_is(bundle: Path, small_run: Path) -> None:
 
 
 def test_predict_and_verify(cmamil: Callable[..., Any], bundle: Path, run: Path) -> None:
-    slide = run.parent / "slides" / "c.svs"
+    slide = run.parent / "slides" / "case-02.svs"
     answer = cmamil("predict", slide, "--bundle", bundle, "--precision", "int8", "--json")
     assert answer.code == 0, answer.err
     (prediction,) = answer.document["predictions"]
@@ -176,7 +188,7 @@ def test_what_is_refused_before_any_work(
 def test_features_take_fp16_and_no_int8(
     cmamil: Callable[..., Any], run: Path, tmp_path: Path
 ) -> None:
-    slide = run.parent / "slides" / "a.svs"
+    slide = run.parent / "slides" / "case-00.svs"
     command = ("features", "--slides", slide, "--out", tmp_path, "--scales", "20x", "--precision")
     answer = cmamil(*command, "fp16", "--json")
     assert answer.code == 0, answer.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from cmamil_sdk.errors import FieldInvalid, NoTissue, RunInvalid
 from cmamil_sdk.export.check_slides import deal_slides, sample_tiles
 from cmamil_sdk.export.precisions import lower_precisions
 from cmamil_sdk.synthetic import write_svs
-from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
+from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales
 
 SLIDES = [ListedSlide(Path(f"{name}.svs")) for name in "abcdef"]
 ROWS = "slide,patient,label,fold,split\n" + "".join(
@@ -36,43 +37,54 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+LABELS = ("x", "y")
+deal = partial(deal_slides, labels=LABELS)
+
+
+def ask(precisions, slides, run):
+    return lower_precisions(precisions, slides, run=run, folds=[0], labels=LABELS)
+
+
 def names(slides) -> str:
     return "".join(slide.path.stem for slide in slides)
 
 
 def test_the_folds_test_slides_are_judged_and_the_others_calibrate(run):
-    dealt = deal_slides(SLIDES, run, 0, calibrate=True)
+    dealt = deal(SLIDES, run, [0], calibrate=True)
     assert (names(dealt.judged), names(dealt.calibration)) == ("cd", "abef")
     assert dealt.labels == {"c": "x", "d": "y"}
     assert dealt.are_held_out
-    dealt = deal_slides(SLIDES, run, 0, calibrate=False)
+    dealt = deal(SLIDES, run, [0], calibrate=False)
     assert (names(dealt.judged), names(dealt.calibration)) == ("cd", "")
-    assert names(deal_slides(SLIDES, run, 1, calibrate=True).judged) == "a"
+    assert names(deal(SLIDES, run, [1], calibrate=True).judged) == "a"
+    assert not deal(SLIDES, run, [0, 1], calibrate=True).are_held_out
 
 
 def test_without_test_slides_half_are_judged(run, tmp_path):
     for fold, slides in ((0, SLIDES[:2]), (0, SLIDES[2:4]), (7, SLIDES)):
-        dealt = deal_slides(slides, run, fold, calibrate=True)
+        dealt = deal(slides, run, [fold], calibrate=True)
         assert len(dealt.judged) == len(dealt.calibration) == len(slides) // 2
         assert {*dealt.judged, *dealt.calibration} == {*slides}
-        assert dealt == deal_slides(slides, run, fold, calibrate=True), "drawn by a seed"
+        assert dealt == deal(slides, run, [fold], calibrate=True), "drawn by a seed"
     assert not dealt.are_held_out
-    dealt = deal_slides(SLIDES, tmp_path / "no run", 0, calibrate=False)
+    dealt = deal(SLIDES, tmp_path / "no run", [0], calibrate=False)
     assert (names(dealt.judged), dealt.are_held_out) == ("abcdef", False)
 
 
 def test_a_list_names_classes_where_the_run_does_not(run):
     listed = [ListedSlide(Path("e.svs"), label="y"), ListedSlide(Path("c.svs"), label="y")]
-    dealt = deal_slides(listed, run, 2, calibrate=False)
+    dealt = deal(listed, run, [2], calibrate=False)
     assert dealt.labels == {"e": "y", "c": "y"}
 
 
 def test_what_cannot_be_dealt(run):
     with pytest.raises(FieldInvalid, match=r"--calibration names 1 slide; name two"):
-        deal_slides(SLIDES[:1], run, 0, calibrate=True)
+        deal(SLIDES[:1], run, [0], calibrate=True)
+    with pytest.raises(FieldInvalid, match="gives slide e the class 'z'"):
+        deal([ListedSlide(Path("e.svs"), label="z")], run, [0], calibrate=False)
     (run / "splits.csv").write_text("slide,fold\na,0\n")
     with pytest.raises(RunInvalid, match="lacks a column"):
-        deal_slides(SLIDES, run, 0, calibrate=True)
+        deal(SLIDES, run, [0], calibrate=True)
 
 
 @pytest.mark.parametrize(
@@ -86,15 +98,15 @@ def test_what_cannot_be_dealt(run):
 )
 def test_precisions_and_slides_that_do_not_belong_together(run, precisions, slides, said):
     with pytest.raises(FieldInvalid, match=said):
-        lower_precisions(precisions, slides, run, 0)
+        ask(precisions, slides, run)
 
 
 def test_precisions_that_are_asked_for(run):
-    assert lower_precisions(["fp32"], [], run, 0).asked == ()
-    lower = lower_precisions(["fp32", "fp16", "int8"], SLIDES, run, 0)
+    assert ask(["fp32"], [], run).asked == ()
+    lower = ask(["fp32", "fp16", "int8"], SLIDES, run)
     assert lower.asked == ("fp16", "int8")
     assert lower.dealt is not None and names(lower.dealt.judged) == "cd"
-    assert lower_precisions(["bf16"], [], run, 0).dealt is None
+    assert ask(["bf16"], [], run).dealt is None
 
 
 def test_tiles_of_each_slide_and_every_scale(synthetic_slide, tmp_path):
@@ -105,5 +117,8 @@ def test_tiles_of_each_slide_and_every_scale(synthetic_slide, tmp_path):
     np.testing.assert_array_equal(tiles, sample_tiles(slides, recipe, 20))
     assert len(sample_tiles(slides[:1], recipe, 10_000)) == 36 + 2
     write_svs(np.full((500, 500, 3), 250, np.uint8), tmp_path / "glass.svs", mpp=0.5)
+    masked = recipe.model_copy(update={"tissue": TissueRecipe(method="mask")})
+    with pytest.raises(FieldInvalid, match="columns slide and mask"):
+        sample_tiles(slides, masked, 4)
     with pytest.raises(NoTissue):
         sample_tiles([ListedSlide(tmp_path / "glass.svs")], recipe, 4)
