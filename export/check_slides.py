@@ -23,7 +23,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 CALIBRATION_TILES = 256
 JUDGED_TILES = 128
-_MOST_OF_A_BATCH = 8
+_FEW_OF_A_BATCH = 8
 _SEED = 0
 
 
@@ -142,11 +142,12 @@ def _tiles_of(slide: Slide, recipe: TilingRecipe, wanted: int) -> UInt8:
     found: list[UInt8] = []
     with open_slide(slide.path, mpp=slide.mpp) as reader:
         batches = make_plan(reader, recipe, mask=slide.mask).batches()
+        # A few of each batch, whose tiles lie side by side; of a small slide more.
+        most = max(_FEW_OF_A_BATCH, -(-wanted // len(batches)))
         for number in rng.permutation(len(batches)).tolist():
             read = read_tiles(reader, batches[number])
             rows = rng.permutation(np.flatnonzero(read.ok))
-            # A few of each batch, whose tiles lie side by side.
-            found.append(read.pixels[rows[:_MOST_OF_A_BATCH]])
+            found.append(read.pixels[rows[:most]])
             if sum(map(len, found)) >= wanted:
                 break
     return np.concatenate(found)[:wanted]

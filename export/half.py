@@ -77,6 +77,7 @@ class _Mixed:
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self._nodes)
         used = {name for node in graph.node for name in _inputs_of(node)}
+        used |= {port.name for port in graph.output}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)

@@ -178,8 +178,8 @@ def _precision_in_use(compiled: ov.CompiledModel) -> str:
     """int8 where a layer of the compiled graph is computed in it, else as the plugin says."""
     for node in compiled.get_runtime_model().get_ordered_ops():
         facts = node.get_rt_info()
-        is_layer = "layerType" in facts and str(facts["layerType"]) in _LAYERS
-        if is_layer and str(facts["runtimePrecision"]) in _INT8_TYPES:
+        is_layer = "layerType" in facts and facts["layerType"].value in _LAYERS
+        if is_layer and facts["runtimePrecision"].value in _INT8_TYPES:
             return "int8"
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return next((name for name, known in _HINTS.items() if known == hint), hint)

@@ -20,10 +20,15 @@ from cmamil_sdk.cli.app import main
 from cmamil_sdk.engines import parity
 from cmamil_sdk.engines.choose import engine_precisions
 from cmamil_sdk.errors import BundleCorrupt, EngineMissing
+from cmamil_sdk.files import write_json
+from cmamil_sdk.runs import CheckpointMeta, fold_directory, save_checkpoint
 from cmamil_sdk.synthetic import write_svs
 from cmamil_sdk.synthetic.tiles import tissue_tiles
+from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text("utf-8")
+PX = 32
+LABELS = ("benign", "invasive")
 PARTS = {
     "case-00": ("benign", "train"),
     "case-01": ("benign", "test"),
@@ -32,18 +37,42 @@ PARTS = {
 
 
 @pytest.fixture(scope="module")
-def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that knows its slides, which are beside it."""
-    run = tmp_path_factory.mktemp("precisions") / "run"
-    shutil.copytree(small_run, run)
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small encoder and an untrained model, which knows its slides, beside it."""
+    torch = pytest.importorskip("torch")
+    from cmamil_sdk.export.encoder import load_encoder
+    from cmamil_sdk.models.build import build_model
+
+    from ..export.small_encoder import write_small_graph
+
+    folder = tmp_path_factory.mktemp("precisions")
+    write_small_graph(folder, tile_px=PX)
+    with contextlib.chdir(folder):
+        encoder = load_encoder("onnx:encoder.onnx").info
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"feature_dim": encoder.dim, "n_classes": len(LABELS), "embed_dim": 64}
+        model = build_model("abmil", {"scales": ["20x"], **sizes})
+    meta = CheckpointMeta(
+        model_kind="abmil",
+        hyperparameters=model.hyperparameters,
+        labels=LABELS,
+        recipe=TilingRecipe(scales=parse_scales("20x"), tile_px=PX),
+        encoder=encoder,
+        fold=0,
+        seed=0,
+        metrics={"val_auc": 0.5},
+    )
+    run = folder / "run"
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    save_checkpoint(fold_directory(run, 0), meta, state)
+    write_json(run / "metrics.json", {"folds": [{"fold": 0}]})
     lines = [f"{slide},{slide},{label},0,{part}" for slide, (label, part) in PARTS.items()]
     (run / "splits.csv").write_text("\n".join(["slide,patient,label,fold,split", *lines]) + "\n")
-    (run.parent / "slides").mkdir()
-    tiles = tissue_tiles(224)
-    for number, slide in enumerate(PARTS):
-        edges = tiles[4 * number : 4 * number + 4].reshape(2, 2, 224, 224, 3)
-        pixels = edges.swapaxes(1, 2).reshape(448, 448, 3)
-        write_svs(pixels, run.parent / "slides" / f"{slide}.svs", mpp=0.5, objective_power=20.0)
+    (folder / "slides").mkdir()
+    for slide, pixels in zip(PARTS, tissue_tiles(224)[::6], strict=True):
+        path = folder / "slides" / f"{slide}.svs"
+        write_svs(pixels, path, mpp=0.5, objective_power=20.0)
     return run
 
 
@@ -99,7 +128,7 @@ def test_what_is_asked_for_is_used(bundle: Path, precision: str, aggregator: str
     assert ("slower than fp32" in loaded.encoder_info.reason) == (precision == "fp16")
 
 
-def test_auto_stays_as_it_is(bundle: Path, small_run: Path) -> None:
+def test_auto_stays_as_it_is(bundle: Path) -> None:
     assert Bundle.load(bundle, device="cpu").encoder_info.precision in ("fp32", "bf16")
 
 
@@ -149,6 +178,7 @@ def test_a_precision_that_misses_its_gate(
     cmamil: Callable[..., Any], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(parity.ENCODER_GATES, "fp16", {"cosine_worst": 1.01})
+    monkeypatch.chdir(run.parent)
     arguments = ("export", "--run", run, "--name", "x", "--out", tmp_path, "--precision", "fp16")
     refused = cmamil(*arguments)
     assert refused.code == 3
@@ -189,7 +219,8 @@ def test_features_take_fp16_and_no_int8(
     cmamil: Callable[..., Any], run: Path, tmp_path: Path
 ) -> None:
     slide = run.parent / "slides" / "case-00.svs"
-    command = ("features", "--slides", slide, "--out", tmp_path, "--scales", "20x", "--precision")
+    own = ("--encoder", f"onnx:{run.parent / 'encoder.onnx'}", "--scales", "20x")
+    command = ("features", "--slides", slide, "--out", tmp_path, *own, "--precision")
     answer = cmamil(*command, "fp16", "--json")
     assert answer.code == 0, answer.err
     assert answer.document["engine"] == "onnxruntime-cpu-fp16"

@@ -31,7 +31,7 @@ class SmallNetwork(torch.nn.Module):
         return features
 
 
-def small_encoder(*, network_px: int | None = None) -> TorchEncoder:
+def small_encoder(*, tile_px: int = PX, network_px: int | None = None) -> TorchEncoder:
     """Seeded; ``network_px``: of the images that tiles are resized to."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -43,7 +43,7 @@ def small_encoder(*, network_px: int | None = None) -> TorchEncoder:
         id="small",
         weights_sha256="c" * 64,
         dim=40,
-        tile_px=PX,
+        tile_px=tile_px,
         mean=(120.0, 100.0, 140.0),
         std=(50.0, 60.0, 70.0),
         resize=resize,
@@ -51,8 +51,8 @@ def small_encoder(*, network_px: int | None = None) -> TorchEncoder:
     return TorchEncoder(network, info)
 
 
-def write_small_graph(folder: Path, *, network_px: int | None = None) -> Path:
+def write_small_graph(folder: Path, *, tile_px: int = PX, network_px: int | None = None) -> Path:
     """``<folder>/encoder.onnx`` of such an encoder."""
     path = folder / "encoder.onnx"
-    small_encoder(network_px=network_px).write_graph(path)
+    small_encoder(tile_px=tile_px, network_px=network_px).write_graph(path)
     return path

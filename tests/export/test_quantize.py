@@ -60,9 +60,8 @@ def test_both_engines_compute_it_in_int8(graph: Path, engine: str) -> None:
 def test_what_does_not_compute_it(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineMissing, match="int8 runs on CPUs"):
         load_engine(graph, engine="onnxruntime", device="cuda:0", precision="int8")
-    plain = tmp_path / "encoder.onnx"
-    plain.write_bytes(graph.read_bytes())
-    graph_in(plain, "int8").write_bytes(graph.read_bytes())
+    plain = write_small_graph(tmp_path)
+    graph_in(plain, "int8").write_bytes(plain.read_bytes())
     with pytest.raises(BundleUnsupported, match="a graph in fp32, not in int8"):
         load_engine(plain, engine="onnxruntime", device="cpu", precision="int8")
     with pytest.raises(EngineMissing, match="in fp32 here and not in int8"):
