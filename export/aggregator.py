@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cmamil_sdk.bundle.bags import MAX_TILES
 from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.errors import ParityFailed
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
@@ -124,18 +125,26 @@ def export_aggregator(
         outputs=module.output_names,
         argument="tensors",
     )
-    engine = load_engine(path, engine="onnxruntime", device="cpu")
-    report: dict[str, float] = {}
-    for finest_tiles in PARITY_FINEST_TILES:
-        inputs = probe_inputs(module, scales, finest_tiles=finest_tiles, seed=finest_tiles)
-        found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
-        report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
+    report = compare_aggregator(path, module, scales)
     missed = missed_gates(report)
     if missed and not (force and all(map(isfinite, report.values()))):
         raise ParityFailed(
             f"The exported aggregator does not reproduce its model: {missed}; use another model, or mark "
             "the bundle as failed with --force."
         )
+    return report
+
+
+def compare_aggregator(
+    path: Path, module: AggregatorGraph, scales: Sequence[Scale], precision: Precision = "fp32"
+) -> dict[str, float]:
+    """The worst differences of a graph, or of the one beside it in ``precision``, over all bag sizes."""
+    engine = load_engine(path, engine="onnxruntime", device="cpu", precision=precision)
+    report: dict[str, float] = {}
+    for finest_tiles in PARITY_FINEST_TILES:
+        inputs = probe_inputs(module, scales, finest_tiles=finest_tiles, seed=finest_tiles)
+        found = aggregator_parity(eager_outputs(module, inputs), engine.infer(inputs))
+        report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
     return report
 
 
@@ -206,6 +215,7 @@ def probe_bag(scales: Sequence[Scale], dim: int, *, finest_tiles: int, seed: int
 
 __all__ = [
     "AggregatorGraph",
+    "compare_aggregator",
     "eager_outputs",
     "explanations_of",
     "export_aggregator",

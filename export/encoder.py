@@ -26,6 +26,7 @@ from cmamil_sdk.encoders.registry import (
     named_encoder,
 )
 from cmamil_sdk.engines import Engine
+from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.parity import (
     GATE_VERSION,
     EncoderParity,
@@ -37,6 +38,7 @@ from cmamil_sdk.files import sha256_of_file, write_json
 from cmamil_sdk.runs import read_json
 
 from .graph import OPSET
+from .half import write_half
 from .reference import load_reference, make_reference, save_reference
 from .tile_network import GRAPH_FORM, TorchEncoder
 from .user_graph import load_user_graph
@@ -75,6 +77,21 @@ class ExportedEncoder:
     def info(self) -> EncoderInfo:
         """Who it is."""
         return self.encoder.info
+
+    def graph_for(self, precision: str) -> Path:
+        """The graph to load in ``precision``, with that in fp16 beside it where it is asked for.
+
+        Raises:
+            FieldInvalid: int8, which is calibrated for a bundle.
+        """
+        if precision == "int8":
+            raise FieldInvalid(
+                "--precision int8 is calibrated and judged for a bundle, by `cmamil export`; take "
+                "features in auto, fp32, bf16 or fp16."
+            )
+        if precision == "fp16":
+            write_half(self.graph, graph_in(self.graph, "fp16"))
+        return self.graph
 
     def parity(self, engine: Engine) -> EncoderParity:
         """How close the graph on ``engine`` is to the encoder; measured once and kept beside it."""

@@ -13,8 +13,11 @@ from typing import Any
 
 import onnx
 import torch
+from onnx import GraphProto, ModelProto, NodeProto
 from torch import Tensor, nn
 
+from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.engines.graphs import PRECISION_KEY
 from cmamil_sdk.errors import ParityFailed
 
 OPSET = 20
@@ -46,7 +49,7 @@ def export_graph(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # without gradients, which would go through scans as well
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             torch.onnx.export(
                 module,
                 example,
@@ -88,10 +91,31 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(attribute.g)
 
 
+def preprocessing_of(graph: GraphProto) -> list[NodeProto]:
+    """The nodes from an encoder's ``tiles`` to its normalised images; none of another graph."""
+    found: list[NodeProto] = []
+    name = "tiles"
+    while True:
+        users = [node for node in graph.node if name in node.input]
+        if len(users) != 1 or users[0].op_type == "Conv":
+            return []
+        found.append(users[0])
+        if users[0].op_type == "Div":
+            return found
+        name = users[0].output[0]
+
+
+def with_precision(model: ModelProto, precision: Precision) -> None:
+    """Note in a graph that it is one in ``precision``."""
+    model.metadata_props.add(key=PRECISION_KEY, value=precision)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter prints its progress and warns of its own internals; neither helps a user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -104,4 +128,11 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["OPSET", "all_nodes", "export_graph"]
+__all__ = [
+    "OPSET",
+    "all_nodes",
+    "export_graph",
+    "preprocessing_of",
+    "quiet",
+    "with_precision",
+]

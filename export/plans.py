@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
@@ -14,7 +15,8 @@ from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH
 from cmamil_sdk.bundle.plans import PLANS
 from cmamil_sdk.engines.base import RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
-from cmamil_sdk.engines.plans import MANIFEST, PLAN_SUFFIX, PlanKey
+from cmamil_sdk.engines.graphs import graph_in
+from cmamil_sdk.engines.plans import MANIFEST, PLAN_PRECISIONS, PLAN_SUFFIX, PlanKey
 from cmamil_sdk.engines.tensorrt_library import load_library
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import FileEntry, write_atomic, write_json
@@ -24,6 +26,7 @@ from .encoder import cache_directory
 from .tensorrt import (
     BuiltPlan,
     OnProgress,
+    ProfilesOf,
     aggregator_profiles,
     build_plan,
     encoder_profiles,
@@ -117,14 +120,19 @@ def _plans(
 ) -> Iterator[tuple[str, BuiltPlan, float]]:
     capability = "-".join(target.compute_capabilities)
     timing_cache = cache_directory() / "tensorrt" / f"{capability}.timing"
-    for graph, profiles_of in (
-        (ENCODER_GRAPH, encoder_profiles),
-        (AGGREGATOR_GRAPH, partial(aggregator_profiles, scales=scales)),
-    ):
+    profiles: dict[str, ProfilesOf] = {
+        ENCODER_GRAPH: encoder_profiles,
+        AGGREGATOR_GRAPH: partial(aggregator_profiles, scales=scales),
+    }
+    for graph, precision in itertools.product(profiles, PLAN_PRECISIONS):
+        source = graph_in(root / graph, precision)
+        if not source.is_file():  # not exported in it
+            continue
         started = time.perf_counter()
         plan = build_plan(
-            root / graph,
-            profiles_of,
+            source,
+            profiles[graph],
+            precision=precision,
             runtime=target.runtime,
             compute_capabilities=target.compute_capabilities,
             timing_cache=timing_cache if target.runtime == "tensorrt" else None,

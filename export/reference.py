@@ -67,8 +67,7 @@ def make_reference(model: ReferenceModel, tile_px: int) -> EncoderReference:
         ParityFailed: the model's float32 features are not those of float64.
     """
     tiles = gate_tiles(tile_px)
-    starts = range(0, len(tiles), _BATCH_TILES)
-    features = np.concatenate([model.features(tiles[s : s + _BATCH_TILES]) for s in starts])
+    features = features_of(model, tiles)
     exact = model.features_in_double(tiles[::_CHECKED_EVERY])
     if exact is not None:
         worst = feature_cosines(exact, features[::_CHECKED_EVERY])["cosine_worst"]
@@ -78,6 +77,12 @@ def make_reference(model: ReferenceModel, tile_px: int) -> EncoderReference:
                 f"{worst:.8f} (at least {_DOUBLE_MIN_COSINE}); check its weights for extreme values."
             )
     return EncoderReference(tiles, features)
+
+
+def features_of(model: ReferenceModel, tiles: UInt8) -> Float32:
+    """The model's features ``[N, D]`` of many tiles ``[N, px, px, 3]``."""
+    starts = range(0, len(tiles), _BATCH_TILES)
+    return np.concatenate([model.features(tiles[s : s + _BATCH_TILES]) for s in starts])
 
 
 def save_reference(path: Path, reference: EncoderReference) -> None:
@@ -98,6 +103,7 @@ def load_reference(path: Path) -> EncoderReference | None:
 
 __all__ = [
     "ReferenceModel",
+    "features_of",
     "gate_tiles",
     "load_reference",
     "make_reference",

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from cmamil_sdk.engines.base import RuntimeName
+from cmamil_sdk.engines.base import Precision, RuntimeName
 from cmamil_sdk.engines.plans import (
     BUILDER_SETTINGS,
     PlanDocument,
@@ -34,6 +34,7 @@ AGGREGATOR_FINEST_TILES = (2_048, 16_384, 65_536)
 _SHOWN_CHARACTERS = 300
 
 OnProgress = Callable[[str, int, int], None]
+ProfilesOf = Callable[[Mapping[str, TensorSpec]], tuple[Profile, ...]]
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def aggregator_profiles(
 
 def build_plan(
     graph: Path,
-    profiles_of: Callable[[Mapping[str, TensorSpec]], tuple[Profile, ...]],
+    profiles_of: ProfilesOf,
     *,
     runtime: RuntimeName,
     compute_capabilities: Sequence[str],
+    precision: Precision = "fp32",
     timing_cache: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuiltPlan:
@@ -79,6 +81,7 @@ def build_plan(
         profiles_of: from the graph's inputs to its optimisation profiles.
         runtime: which TensorRT is going to run it.
         compute_capabilities: GPUs to build for, as in ``89``; of ``tensorrt``, that of this machine.
+        precision: of the graph, whose types TensorRT takes as they are.
         timing_cache: file that keeps the times of kernels between builds; of no use to
             ``tensorrt-rtx``, which takes none.
         on_progress: told the phase, steps done and steps in all; called by TensorRT's threads.
@@ -131,7 +134,7 @@ def build_plan(
         runtime=runtime,
         runtime_version=str(library.__version__),
         compute_capabilities=tuple(compute_capabilities),
-        precision="fp32",
+        precision=precision,
         profiles=profiles,
         builder=BUILDER_SETTINGS,
         platform=this_platform(),
@@ -250,6 +253,7 @@ __all__ = [
     "ENCODER_BATCHES",
     "BuiltPlan",
     "OnProgress",
+    "ProfilesOf",
     "aggregator_profiles",
     "build_plan",
     "encoder_profiles",

@@ -36,8 +36,8 @@ MAX_REPLY_BYTES = 2**28
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph of a model: the file, its sha256 from the manifest, and the engine that passed its gate
-    in the server.
+    """One graph of a model: the file in fp32, the sha256 of that in the engine's precision from the
+    manifest, and the engine that passed its gate in the server.
     """
 
     graph: str

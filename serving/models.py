@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.golden import read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH
+from cmamil_sdk.engines.base import EngineInfo
+from cmamil_sdk.engines.choose import known_precision
+from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import BundleUnsupported, ConfigInvalid, ModelNotFound, ModelNotReady
 
 from .config import ServerConfig
@@ -41,21 +44,23 @@ class LoadedModel:
 
     def encoder_spec(self) -> EncoderSpec:
         """What a worker needs to load the encoder."""
-        manifest = self.bundle.manifest
+        info = self.bundle.encoder_info
+        graph, sha256 = self._graph(ENCODER_GRAPH, info)
         return EncoderSpec(
-            graph=str(self.bundle.root / ENCODER_GRAPH),
-            sha256=manifest.files[ENCODER_GRAPH].sha256,
-            recipe=manifest.recipe,
-            engine=self.bundle.encoder_info,
+            graph=graph, sha256=sha256, engine=info, recipe=self.bundle.manifest.recipe
         )
 
     def aggregator_spec(self) -> GraphSpec:
         """What a worker needs to load the aggregator."""
-        return GraphSpec(
-            graph=str(self.bundle.root / AGGREGATOR_GRAPH),
-            sha256=self.bundle.manifest.files[AGGREGATOR_GRAPH].sha256,
-            engine=self.bundle.aggregator_info,
-        )
+        info = self.bundle.aggregator_info
+        graph, sha256 = self._graph(AGGREGATOR_GRAPH, info)
+        return GraphSpec(graph=graph, sha256=sha256, engine=info)
+
+    def _graph(self, name: str, info: EngineInfo) -> tuple[str, str]:
+        """A graph in fp32, and the sha256 of that in the engine's precision."""
+        graph = self.bundle.root / name
+        used = graph_in(graph, known_precision(info.precision))
+        return str(graph), self.bundle.manifest.files[used.name].sha256
 
 
 class ModelTable:

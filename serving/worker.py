@@ -22,6 +22,8 @@ import numpy as np
 from openslide import OpenSlide
 
 from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines.choose import known_precision
+from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import (
     BundleCorrupt,
     CmamilError,
@@ -195,21 +197,22 @@ class Worker:
         return message.replace(str(ref.path), ref.shown)
 
 
-def _load(graph: GraphSpec) -> Engine:
-    path, info = Path(graph.graph), graph.engine
+def _load(spec: GraphSpec) -> Engine:
+    graph, info = Path(spec.graph), spec.engine
+    path = graph_in(graph, known_precision(info.precision))
     try:
         found = sha256_of_file(path)
     except OSError as problem:
         raise BundleCorrupt(
             f"{path} cannot be read ({problem}); copy the bundle again."
         ) from problem
-    if found != graph.sha256:
+    if found != spec.sha256:
         raise BundleCorrupt(
             f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
-            f"{graph.sha256[:12]}…); copy the bundle again."
+            f"{spec.sha256[:12]}…); copy the bundle again."
         )
     return load_engine(
-        path,
+        graph,
         engine=info.name,
         device=info.device,
         precision=info.precision,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cmamil_sdk import __version__
 from cmamil_sdk.bundle.plans import check_plan_files
+from cmamil_sdk.bundle.precisions import PrecisionReport
 from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.engines.graphs import STORED_PRECISIONS, graph_in
 from cmamil_sdk.engines.parity import EncoderParity
 from cmamil_sdk.files import FileEntry
 from cmamil_sdk.hierarchy import Hierarchy
@@ -23,6 +27,9 @@ AGGREGATOR_GRAPH = "aggregator.onnx"
 GOLDEN = "golden.npz"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
+
+_LOWER_GRAPHS = ("encoder.fp16.onnx", "aggregator.fp16.onnx", "encoder.int8.onnx")
+"""An aggregator is never in int8."""
 
 Explanation = Literal["attention", "contribution"]
 
@@ -49,7 +56,7 @@ class Manifest(BaseModel):
         None, gt=0, description="of the coarse logits; None: the aggregator has none"
     )
     opset: int
-    precision: str
+    precision: str = Field(description="of the graphs that every bundle has")
     index_inputs: tuple[str, ...] = Field(description="index arrays the aggregator reads")
     attention_rows: int | None = Field(
         None,
@@ -65,6 +72,9 @@ class Manifest(BaseModel):
     encoder_parity: tuple[EncoderParity, ...] = Field(
         (), description="the encoder on each engine and precision that there was at export"
     )
+    precisions: tuple[PrecisionReport, ...] = Field(
+        (), description="graphs in lower precisions, and how these were judged at export"
+    )
     parity_failed: str = Field(
         "", description="what missed its gate, of a bundle exported with --force all the same"
     )
@@ -78,7 +88,7 @@ class Manifest(BaseModel):
         needed = {ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN}
         if not needed <= set(files):
             raise ValueError(f"must list {', '.join(sorted(needed))}")
-        check_plan_files(set(files) - needed)
+        check_plan_files(set(files) - needed - {*_LOWER_GRAPHS})
         return files
 
     @property
@@ -94,10 +104,25 @@ class Manifest(BaseModel):
         )
 
     @model_validator(mode="after")
+    def _lists_what_it_reports(self) -> Self:
+        reported = {name for report in self.precisions for name in report.graphs}
+        if not reported <= {*self.files}:
+            raise ValueError("precisions must name graphs that files lists")
+        return self
+
+    @model_validator(mode="after")
     def _hierarchy_fits(self) -> Self:
         if self.hierarchy is not None:
             self.hierarchy.check(self.labels)
         return self
+
+
+def own_graphs(root: Path, precision: Precision) -> tuple[str, ...]:
+    """Names of the graphs in ``precision`` under a bundle's directory; bf16 has none of its own."""
+    if precision not in STORED_PRECISIONS:
+        return ()
+    paths = (graph_in(root / name, precision) for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH))
+    return tuple(path.name for path in paths if path.is_file())
 
 
 def aggregator_outputs(
@@ -124,4 +149,5 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "aggregator_outputs",
+    "own_graphs",
 ]

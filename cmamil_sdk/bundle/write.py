@@ -14,8 +14,10 @@ from cmamil_sdk.bundle.manifest import (
     GOLDEN,
     MANIFEST,
     Manifest,
+    own_graphs,
 )
 from cmamil_sdk.bundle.plans import plan_files
+from cmamil_sdk.engines.graphs import STORED_PRECISIONS
 from cmamil_sdk.errors import OutputExists
 from cmamil_sdk.files import FileEntry, write_json
 
@@ -41,9 +43,8 @@ def write_bundle(
     temporary.mkdir(parents=True)
     try:
         manifest_of = fill(temporary)
-        names = (ENCODER_GRAPH, AGGREGATOR_GRAPH, GOLDEN, *plan_files(temporary))
-        files = {name: FileEntry.of(temporary / name) for name in names}
-        write_json(temporary / MANIFEST, manifest_of(files).model_dump(mode="json"))
+        manifest = manifest_of(hashed_files(temporary))
+        write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -53,4 +54,11 @@ def write_bundle(
     return target
 
 
-__all__ = ["write_bundle"]
+def hashed_files(root: Path) -> dict[str, FileEntry]:
+    """Every file under a bundle's directory but the manifest, which lists them."""
+    own = (name for precision in STORED_PRECISIONS for name in own_graphs(root, precision))
+    names = (ENCODER_GRAPH, AGGREGATOR_GRAPH, *own, GOLDEN, *plan_files(root))
+    return {name: FileEntry.of(root / name) for name in names}
+
+
+__all__ = ["hashed_files", "write_bundle"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cmamil_sdk.cli.output import Progress, output_folder, say
-from cmamil_sdk.cli.parity_tables import parity_text
+from cmamil_sdk.cli.parity_tables import parity_text, precisions_text
 from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,20 @@ def run(
         ),
     ] = "onnx",
     compute_capability: ComputeCapability = "",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="In which the bundle can run beside fp32: bf16, fp16, int8, or several, by commas; each "
+            "must pass its gates, docs/engines.md."
+        ),
+    ] = "fp32",
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Slides, folders or a CSV: int8 is calibrated on some of them, and every precision "
+            "judged on others, which are the fold's test slides where they are among them."
+        ),
+    ] = None,
     model_repository: Annotated[
         Path | None, typer.Option(help="Folder for the models of the target triton.")
     ] = None,
@@ -48,6 +62,7 @@ def run(
 ) -> None:
     """Export encoder and aggregator to ONNX, compare both with the model, hash everything."""
     from cmamil_sdk.bundle.verify import read_manifest
+    from cmamil_sdk.cli.slide_list import expand_slides
     from cmamil_sdk.engines.plans import listed_plans
     from cmamil_sdk.errors import FieldInvalid
     from cmamil_sdk.export.bundle import export_bundle
@@ -74,11 +89,15 @@ def run(
             fold=choice,
             encoder_weights=weights,
             force=force,
+            precisions=names_in(precision, "--precision"),
+            check_slides=expand_slides(calibration or []),
             plan_targets=plan_targets,
-            on_plan_progress=lambda phase, done, steps: progress.update(done, steps, phase),
+            on_progress=lambda phase, done, steps: progress.update(done, steps, phase),
         )
     manifest, digest = read_manifest(path)
     say(parity_text(manifest.encoder_parity, manifest.parity))
+    if manifest.precisions:
+        say(f"\n{precisions_text(manifest.precisions)}")
     if plan_targets:
         say(f"\n{plan_table(listed_plans(path))}")
     if manifest.parity_failed:

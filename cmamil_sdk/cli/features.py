@@ -168,7 +168,7 @@ def run(
     )
     check_encoder_mpp(exported.info, recipe.scales, accept=accept_mpp)
     loaded = open_encoder(
-        exported.graph,
+        exported.graph_for(precision),
         exported.parity,
         engine=engine,
         device=device,

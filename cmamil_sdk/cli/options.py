@@ -21,8 +21,8 @@ EngineName = Annotated[
 Precision = Annotated[
     str,
     typer.Option(
-        help="The encoder's arithmetic: fp32, bf16, or auto: bf16 where the processor has it and the "
-        "features stay close enough."
+        help="The arithmetic: fp32, bf16, fp16 (aggregator included) or, where a bundle holds it, int8; "
+        "auto: bf16 where the processor has it and the features stay close enough, else fp32."
     ),
 ]
 AllowFailedParity = Annotated[

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cmamil_sdk.cli.output import table
+from cmamil_sdk.wording import counted
 
 if TYPE_CHECKING:
+    from cmamil_sdk.bundle.precisions import EndToEnd, PrecisionReport
     from cmamil_sdk.engines.base import EngineInfo
     from cmamil_sdk.engines.parity import EncoderParity
 
@@ -20,19 +22,63 @@ def parity_text(
     absent: Mapping[str, str] | None = None,
 ) -> str:
     """Both tables: figures, gates and verdicts; ``absent`` says why an engine is not there."""
-    from cmamil_sdk.engines.parity import AGGREGATOR_GATES
-
     rows = [[row.label, *_cells(row), "passed" if row.passed else "FAILED"] for row in encoder]
     rows += [[label, *[""] * len(_FIGURES), why] for label, why in (absent or {}).items()]
     header = ["encoder", *(name.replace("_", " ") for name in _FIGURES), "verdict"]
-    gates = AGGREGATOR_GATES["fp32"]
-    differences = [
+    return f"{table(header, rows)}\n\n{_aggregator_text(aggregator, 'fp32')}"
+
+
+def precisions_text(reports: Sequence[PrecisionReport]) -> str:
+    """What came of judging the lower precisions at export: their aggregators, and answers on slides."""
+    parts = [_aggregator_text(r.aggregator, r.precision) for r in reports if r.aggregator]
+    rows = [
+        [report.precision, *_slide_cells(report.end_to_end), _verdict(report)]
+        for report in reports
+        if report.end_to_end is not None
+    ]
+    header = ["on slides", "engine", "slides", "held out", "cosine worst", "label flips"]
+    if rows:
+        parts.append(table([*header, "probability", "AUC", "in fp32", "verdict"], rows))
+    calibrated = [r for r in reports if r.calibration_tiles]
+    parts += [
+        f"{r.precision} was calibrated on {r.calibration_tiles} tiles of "
+        f"{counted(r.calibration_slides, 'slide')}"
+        for r in calibrated
+    ]
+    return "\n\n".join(parts)
+
+
+def _slide_cells(found: EndToEnd) -> list[str]:
+    return [
+        found.engine,
+        str(found.slides),
+        "yes" if found.held_out else "no",
+        f"{found.tiles.cosine_worst:.4f}",
+        str(found.label_flips),
+        f"{found.probability_change:.2g}",
+        *("-" if auc is None else f"{auc:.4f}" for auc in (found.auc, found.auc_fp32)),
+    ]
+
+
+def _verdict(report: PrecisionReport) -> str:
+    from cmamil_sdk.engines.parity import END_TO_END_GATES
+
+    if report.missed:
+        return "FAILED"
+    return "passed" if report.precision in END_TO_END_GATES else ""
+
+
+def _aggregator_text(differences: Mapping[str, float], precision: str) -> str:
+    from cmamil_sdk.engines.parity import AGGREGATOR_GATES
+
+    gates = AGGREGATOR_GATES[precision]
+    rows = [
         [name, f"{value:.3g}", gates[name], "passed" if value <= gates[name] else "FAILED"]
-        for name, value in aggregator.items()
+        for name, value in differences.items()
         if name in gates
     ]
-    below = table(["aggregator: parity with the eager model", "found", "gate", ""], differences)
-    return f"{table(header, rows)}\n\n{below}"
+    lead = "aggregator" if precision == "fp32" else f"aggregator in {precision}"
+    return table([f"{lead}: parity with the eager model", "found", "gate", ""], rows)
 
 
 def _cells(row: EncoderParity) -> list[str]:
@@ -56,4 +102,4 @@ def engine_document(info: EngineInfo) -> dict[str, Any]:
     return {"engine": info.label, "engine_reason": info.reason}
 
 
-__all__ = ["engine_document", "parity_document", "parity_text"]
+__all__ = ["engine_document", "parity_document", "parity_text", "precisions_text"]

@@ -56,7 +56,7 @@ def extract_patches(
         resize_tiles=resize_tiles,
     )
     loaded = open_encoder(
-        exported.graph,
+        exported.graph_for(precision),
         exported.parity,
         engine=engine,
         device=device,

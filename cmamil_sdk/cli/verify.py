@@ -9,7 +9,12 @@ import typer
 
 from cmamil_sdk.cli.options import Device, EngineCache, EngineName, Json
 from cmamil_sdk.cli.output import say, say_json
-from cmamil_sdk.cli.parity_tables import engine_document, parity_document, parity_text
+from cmamil_sdk.cli.parity_tables import (
+    engine_document,
+    parity_document,
+    parity_text,
+    precisions_text,
+)
 from cmamil_sdk.cli.plans import plan_table
 
 
@@ -50,6 +55,8 @@ def run(
         "not_here": absent,
         "encoder_parity_at_export": parity_document(manifest.encoder_parity),
         "aggregator_parity_at_export": manifest.parity,
+        "aggregator_differences": loaded.aggregator_differences(),
+        "precisions_at_export": [r.model_dump(mode="json") for r in manifest.precisions],
         "parity_failed": manifest.parity_failed,
         "plans": [
             {"path": str(plan.path), "sha256": plan.entry.sha256}
@@ -62,12 +69,21 @@ def run(
     else:
         say(f"{loaded.label}: {len(manifest.files)} files as exported, sha256 {loaded.sha256}\n")
         say(parity_text(list(here.values()), manifest.parity, absent))
+        if manifest.precisions:
+            say(f"\nat export:\n\n{precisions_text(manifest.precisions)}")
         if plans:
             say(f"\n{plan_table(plans)}")
         say(
             f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
             f"{loaded.aggregator_info.label}, largest difference {golden['aggregator_difference']:.2e}"
+            f"{_others(document['aggregator_differences'], loaded.aggregator_info.label)}"
         )
         if manifest.parity_failed:
             say(f"FAILED at export: {manifest.parity_failed}")
     raise typer.Exit(ParityFailed.exit_code if manifest.parity_failed else 0)
+
+
+def _others(differences: dict[str, float], in_use: str) -> str:
+    """Those of the aggregator's graphs that are not in use."""
+    rest = {label: value for label, value in differences.items() if label != in_use}
+    return "".join(f", {label} {value:.2e}" for label, value in rest.items())

@@ -18,7 +18,7 @@ RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
 """Run a plan that was built from one."""
 
 EngineName = Literal[GraphEngineName, RuntimeName]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 TENSORRT: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
@@ -30,7 +30,7 @@ class EngineInfo:
     Attributes:
         name: an :data:`EngineName`.
         device: ``cpu`` or ``cuda:N``.
-        precision: of the arithmetic, ``fp32`` or ``bf16``.
+        precision: of the arithmetic, a :data:`Precision`.
         version: of the runtime.
         reason: why this engine, device and precision were chosen.
     """

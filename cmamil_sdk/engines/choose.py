@@ -5,17 +5,23 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
+from cmamil_sdk.engines.graphs import stored_graph
+from cmamil_sdk.engines.plans import PLAN_PRECISIONS
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _About = dict[str, str | bool]
+_LIMITS: dict[Precision, str] = {
+    "fp16": ", where the bundle holds it; on a CPU slower than fp32",
+    "int8": ", where the bundle holds it",
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,12 @@ def load_engine(
     """Load a graph.
 
     Args:
-        graph: the ``.onnx`` file.
+        graph: the ``.onnx`` file in fp32; those in fp16 and int8 lie beside it
+            (:func:`~cmamil_sdk.engines.graphs.graph_in`).
         engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT.
         device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
-        precision: ``fp32`` or ``bf16``; encoders alone have a gate that may choose one
-            (:func:`~cmamil_sdk.engines.gated.open_encoder`).
+        precision: a :data:`~cmamil_sdk.engines.base.Precision`; encoders alone have a gate that may
+            choose one (:func:`~cmamil_sdk.engines.gated.open_encoder`).
         threads: threads within one call of ``infer``.
         callers: threads that call ``infer`` at a time; default one per core. Changes no result.
         engine_cache: where TensorRT finds plans beside those of the graph's bundle.
@@ -55,12 +62,13 @@ def load_engine(
 
     Raises:
         FieldInvalid: an unknown engine, device or precision.
-        EngineMissing: what was asked for is not available here.
+        EngineMissing: what was asked for is not available here, or there is no graph in ``precision``.
         BundleUnsupported: the graph cannot be run.
         BundleCorrupt: a plan that a manifest lists is missing or changed.
     """
     kind = known_precision(precision)
-    choice = choose_engine(engine, device)
+    choice = _able(choose_engine(engine, device), kind)
+    graph = stored_graph(graph, kind)
     for runtime in TENSORRT:
         if choice.engine == runtime:
             from cmamil_sdk.engines.tensorrt import open_tensorrt  # noqa: PLC0415
@@ -83,12 +91,9 @@ def load_engine(
             )
         from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
 
-        if kind != "fp32":
-            raise EngineMissing(
-                f"onnxruntime computes in fp32 here, not in {kind}; use --engine openvino "
-                "--device cpu, or --precision fp32."
-            )
-        return OnnxRuntimeEngine(graph, device=choice.device, threads=threads, reason=why)
+        return OnnxRuntimeEngine(
+            graph, device=choice.device, precision=kind, threads=threads, reason=why
+        )
 
     try:
         return load(choice.engine, reason or choice.reason)
@@ -139,6 +144,19 @@ def _automatic(device: str, *, chosen: bool) -> EngineChoice:
     return EngineChoice("openvino", "cpu", reason, chosen)
 
 
+def _able(choice: EngineChoice, precision: Precision) -> EngineChoice:
+    """The same, but where the engine was free and does not have the precision, the one that has."""
+    if precision != "fp16":
+        return choice
+    if choice.chosen and choice.engine == "openvino":
+        reason = f"{choice.reason}, but without fp16"
+        choice = replace(choice, engine="onnxruntime", reason=reason)
+    if choice.engine == "onnxruntime" and choice.device == "cpu":
+        slow = "a CPU casts fp16 to fp32 and back, which is slower than fp32"
+        return replace(choice, reason=f"{choice.reason}; {slow}")
+    return choice
+
+
 def known_precision(precision: str) -> Precision:
     """``precision`` if it is one (FieldInvalid)."""
     for known in PRECISIONS:
@@ -150,19 +168,19 @@ def known_precision(precision: str) -> Precision:
 
 
 def engine_precisions(engine: str) -> tuple[Precision, ...]:
-    """The precisions in which an installed engine computes on this machine."""
+    """The precisions in which an installed engine computes on this machine, given the graph."""
     if engine == "openvino":
         from cmamil_sdk.engines.openvino import precisions  # noqa: PLC0415
 
         return precisions()
-    return ("fp32",)
+    return PLAN_PRECISIONS if engine in TENSORRT else ("fp32", "fp16", "int8")
 
 
 def why_no_bf16(engine: str) -> str:
     """Why an engine that does not compute in bf16 here does not."""
     if engine == "openvino":
         return "this processor has neither AVX-512 BF16 nor AMX"
-    return f"{engine} computes in fp32 alone"
+    return f"{engine} has no bf16"
 
 
 def available_engines() -> dict[str, dict[str, str | bool]]:
@@ -184,12 +202,13 @@ def available_precisions() -> dict[str, dict[str, str | bool]]:
         having = [name for name in engines if precision in engine_precisions(name)]
         found[precision] = {"available": bool(having), "version": "", "why": "", "fix": ""}
         if having:
-            found[precision]["why"] = f"by {', '.join(having)}"
-        elif "openvino" in engines:
+            found[precision]["why"] = f"by {', '.join(having)}{_LIMITS.get(precision, '')}"
+        elif precision == "bf16" and "openvino" in engines:
             found[precision]["why"] = why_no_bf16("openvino")
             found[precision]["fix"] = "use a processor that has one of them; until then, fp32"
         else:
-            found[precision] |= {"why": "openvino is not installed"}
+            needed = "openvino" if precision == "bf16" else "onnxruntime"
+            found[precision]["why"] = f"{needed} is not installed"
             found[precision]["fix"] = "install cmamil-sdk[cpu]"
     return found
 
@@ -212,7 +231,7 @@ def _about_onnxruntime() -> tuple[str, str]:
 def _about_openvino() -> tuple[str, str]:
     from cmamil_sdk.engines.openvino import version  # noqa: PLC0415
 
-    return version(), f"CPU, {' and '.join(engine_precisions('openvino'))}"
+    return version(), f"CPU, {', '.join(engine_precisions('openvino'))}"
 
 
 def _cuda() -> bool:

@@ -57,8 +57,8 @@ def open_encoder(
         graph: the encoder's ``.onnx`` file.
         measure: compares a loaded engine with the reference.
         engine, device, engine_cache, callers: as :func:`~cmamil_sdk.engines.load_engine`.
-        precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the engine has it on this processor and it
-            passes the gate, else fp32. The reason is in the engine's ``info``.
+        precision: a :data:`~cmamil_sdk.engines.base.Precision`, or ``auto``: bf16 where the engine has
+            it on this processor and it passes the gate, else fp32; the engine's ``info`` says why.
         allow_failed: hand out an encoder that misses its gate.
 
     Raises:

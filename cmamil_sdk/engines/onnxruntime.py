@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.engines.base import Array, EngineInfo
+from cmamil_sdk.engines.base import Array, EngineInfo, Precision
+from cmamil_sdk.engines.graphs import PRECISION_KEY
 from cmamil_sdk.engines.inputs import check_inputs, input_spec
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
@@ -41,23 +42,38 @@ class OnnxRuntimeEngine:
     Args:
         graph: the ``.onnx`` file.
         device: ``cpu`` or ``cuda:N``.
+        precision: the graph's own.
         threads: threads within one ``infer``.
         reason: why this engine was chosen.
 
     Raises:
-        EngineMissing: the device is not there.
-        BundleUnsupported: the file is no graph this runtime can run.
+        EngineMissing: the device is not there, or does not compute in the precision.
+        BundleUnsupported: the file is no graph this runtime can run, or in another precision.
     """
 
-    def __init__(self, graph: Path, *, device: str, threads: int, reason: str) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        device: str,
+        precision: Precision = "fp32",
+        threads: int,
+        reason: str,
+    ) -> None:
+        _check_precision(precision, device)
         self._graph = graph
         self._session = _session(graph, device, threads)
+        held = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
+        if held != precision:
+            raise BundleUnsupported(
+                f"{graph} is a graph in {held}, not in {precision}; export the model again."
+            )
         self._inputs = {
             i.name: input_spec(str(graph), i.name, i.type, i.shape, _NUMPY_TYPES)
             for i in self._session.get_inputs()
         }
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self.info = EngineInfo("onnxruntime", device, "fp32", str(ort.__version__), reason)
+        self.info = EngineInfo("onnxruntime", device, held, str(ort.__version__), reason)
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
@@ -93,6 +109,18 @@ def cuda_available() -> bool:
 def version() -> str:
     """The installed onnxruntime's version."""
     return str(ort.__version__)
+
+
+def _check_precision(precision: Precision, device: str) -> None:
+    if precision == "bf16":
+        raise EngineMissing(
+            "onnxruntime has no bf16 here; use --engine openvino --device cpu, or --precision fp32."
+        )
+    if precision == "int8" and device != "cpu":
+        raise EngineMissing(
+            f"int8 runs on CPUs: onnxruntime would compute it in fp32 on {device}; use --precision fp16, "
+            "or --device cpu."
+        )
 
 
 def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:

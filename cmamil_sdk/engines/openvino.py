@@ -30,8 +30,11 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "i64": np.dtype(np.int64),
     "u8": np.dtype(np.uint8),
 }
-_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
-_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16"}
+# A graph in int8 says by itself which of its layers are; the others are computed in fp32.
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
+_LAYERS = ("Convolution", "FullyConnected", "MatMul")
+_INT8_TYPES = ("i8", "u8")
 
 
 class OpenVinoEngine:
@@ -39,7 +42,7 @@ class OpenVinoEngine:
 
     Args:
         graph: the ``.onnx`` file.
-        precision: of the arithmetic.
+        precision: of the arithmetic; int8 is that of the graph.
         threads: threads within one ``infer``.
         callers: threads that call ``infer`` at a time, each with a stream of its own; more than these
             wait for each other. Default: one per core.
@@ -128,10 +131,16 @@ def precisions() -> tuple[Precision, ...]:
 
 def check_precision(precision: Precision) -> None:
     """Refuse a precision that this processor does not have (EngineMissing)."""
-    if precision not in precisions():
+    if precision == "fp16":
         raise EngineMissing(
-            f"This processor has no {precision} arithmetic (neither AVX-512 BF16 nor AMX), and openvino "
-            "would compute in fp32; use --precision fp32."
+            "openvino computes in fp16 on no processor that this package knows; use --engine "
+            "onnxruntime, or --precision auto."
+        )
+    if precision not in precisions():
+        lacking = " (neither AVX-512 BF16 nor AMX)" if precision == "bf16" else ""
+        raise EngineMissing(
+            f"This processor has no {precision} arithmetic{lacking}, and openvino would compute in fp32; "
+            "use --precision fp32."
         )
 
 
@@ -166,6 +175,12 @@ def _compile(
 
 
 def _precision_in_use(compiled: ov.CompiledModel) -> str:
+    """int8 where a layer of the compiled graph is computed in it, else as the plugin says."""
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        is_layer = "layerType" in facts and facts["layerType"].value in _LAYERS
+        if is_layer and facts["runtimePrecision"].value in _INT8_TYPES:
+            return "int8"
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return next((name for name, known in _HINTS.items() if known == hint), hint)
 

@@ -32,6 +32,7 @@ ENCODER_GATES: Mapping[str, Mapping[str, float]] = {
     "fp32": {"cosine_worst": 0.99999, "centred_cosine_worst": 0.9999},
     "bf16": {"cosine_worst": 0.995, "centred_cosine_mean": 0.995, "centred_cosine_worst": 0.99},
     "fp16": {"cosine_worst": 0.995, "centred_cosine_mean": 0.995, "centred_cosine_worst": 0.99},
+    "int8": {"cosine_worst": 0.95},
 }
 """Per precision, what the cosines of an encoder's features must reach."""
 
@@ -48,6 +49,11 @@ AGGREGATOR_GATES: Mapping[str, Mapping[str, float]] = {
     },
 }
 """Per precision, what the absolute differences of an aggregator's outputs must not exceed."""
+
+END_TO_END_GATES: Mapping[str, Mapping[str, float]] = {
+    "int8": {"label_flips": 0, "auc_change": 0.005}
+}
+"""Per precision, what the answers on slides may differ in from those in fp32."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def _measured_on(info: EngineInfo) -> dict[str, Any]:
         "device": info.device,
         "precision": info.precision,
         "version": info.version,
-        "processor": f"{processor_name()}, {' and '.join(engine_precisions(info.name))}",
+        "processor": f"{processor_name()}, {', '.join(engine_precisions(info.name))}",
         "gate_version": GATE_VERSION,
     }
 
@@ -193,6 +199,7 @@ def _cosine(a: Float32, b: Float32) -> npt.NDArray[np.float64]:
 __all__ = [
     "AGGREGATOR_GATES",
     "ENCODER_GATES",
+    "END_TO_END_GATES",
     "GATE_VERSION",
     "EncoderParity",
     "EncoderReference",

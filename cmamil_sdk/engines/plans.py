@@ -17,13 +17,16 @@ from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cmamil_sdk.engines.base import RuntimeName
+from cmamil_sdk.engines.base import Precision, RuntimeName
 from cmamil_sdk.errors import BundleCorrupt, EngineMissing
 from cmamil_sdk.files import FileEntry, parse_document
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
 """Per input the smallest, the optimal and the largest shape."""
+
+PLAN_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+"""Of the graphs that plans are built of: TensorRT computes in the types of a graph."""
 
 MANIFEST = "manifest.json"
 PLAN_SUFFIX = ".plan"
@@ -172,7 +175,7 @@ def fitting_plan(plans: Sequence[ListedPlan], here: Here, graph: Path) -> Listed
         differences = here.differences(plan.document.key)
         if not differences:
             return plan
-        if plan.path.stem == graph.stem:
+        if plan.path.stem == graph.name.partition(".")[0]:
             reasons.append(f"{plan.path.parent.name} has {', '.join(differences)}")
     found = "; ".join(reasons) if reasons else "there is none at all"
     raise EngineMissing(
@@ -241,6 +244,7 @@ def _open_listed(path: Path, entry: FileEntry) -> BinaryIO:
 __all__ = [
     "BUILDER_SETTINGS",
     "MANIFEST",
+    "PLAN_PRECISIONS",
     "PLAN_SUFFIX",
     "Here",
     "ListedPlan",

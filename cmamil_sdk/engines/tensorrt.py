@@ -15,6 +15,7 @@ from cmamil_sdk.engines.base import Array, EngineInfo, Precision, RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
 from cmamil_sdk.engines.inputs import InputSpec, check_inputs
 from cmamil_sdk.engines.plans import (
+    PLAN_PRECISIONS,
     Here,
     ListedPlan,
     Profile,
@@ -232,6 +233,10 @@ def open_tensorrt(
         BundleUnsupported: there is no such graph, or TensorRT does not load the plan.
     """
     library = load_library(runtime)
+    if precision not in PLAN_PRECISIONS:
+        raise EngineMissing(
+            f"There are no plans in {precision}; use --precision {' or '.join(PLAN_PRECISIONS)}."
+        )
     if device == "cpu":
         raise EngineMissing(
             f"{runtime} runs on CUDA devices alone; use --device cuda:0, or --engine onnxruntime."

@@ -108,7 +108,14 @@ def test_a_bundle_without_explanations(silent_bundle):
 def test_a_manifest_of_version_1_still_loads(copy_of_bundle):
     def before(document) -> None:
         document["schema_version"] = 1
-        for later in ("explanations", "encoder_parity", "parity_failed", "attention_rows"):
+        later_fields = (
+            "explanations",
+            "encoder_parity",
+            "parity_failed",
+            "precisions",
+            "attention_rows",
+        )
+        for later in later_fields:
             del document[later]
 
     change_manifest(copy_of_bundle, before)
@@ -456,7 +463,7 @@ def test_tensorrt_runs_both_graphs_and_only_if_named(tiny_bundle, tmp_path, monk
     monkeypatch.setattr("cmamil_sdk.engines.tensorrt.open_tensorrt", open_plan)
     bundle = Bundle.load(tiny_bundle, engine="tensorrt-rtx", engine_cache=tmp_path)
     assert bundle.aggregator_info.label == bundle.engine_label == "tensorrt-rtx-cuda-fp32"
-    why = "asked for, plan 1; fp32, tensorrt-rtx computes in fp32 alone"
+    why = "asked for, plan 1; fp32, tensorrt-rtx has no bf16"
     assert bundle.open_encoder().info.reason == bundle.encoder_info.reason == why
     how = ("tensorrt-rtx", "cuda:0", "fp32", tmp_path)
     graphs = ("encoder.onnx", "aggregator.onnx", "encoder.onnx")

@@ -26,7 +26,7 @@ def test_json(cmamil: Callable[..., Any]) -> None:
         assert document["readers"][name]["available"] is True
     assert document["engines"]["onnxruntime"]["version"] == onnxruntime.__version__
     assert document["engines"]["openvino"]["available"] is True
-    assert document["precisions"].keys() == {"fp32", "bf16"}
+    assert document["precisions"].keys() == {"fp32", "bf16", "fp16", "int8"}
     assert document["precisions"]["fp32"]["available"] is True
     assert document["packages"]["numpy"]["version"] == importlib.metadata.version("numpy")
     assert document["devices"]["cpu"]["available"] is True

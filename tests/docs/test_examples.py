@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.bundle import Bundle, Manifest
+from cmamil_sdk.bundle.precisions import EndToEnd, PrecisionReport
 from cmamil_sdk.features.file import FeatureProvenance, read_feature_file
 from cmamil_sdk.features.slide import extract_slide
 from cmamil_sdk.tiling.recipe import TileSample, TilingRecipe, TissueRecipe
@@ -97,7 +98,8 @@ def test_feature_file_page_names_everything_in_the_file(workplace: Path) -> None
 
 def test_bundle_page_names_everything_in_the_manifest(workplace: Path) -> None:
     page = (DOCS / "bundle.md").read_text()
-    for name in Manifest.model_fields:
+    fields = (*Manifest.model_fields, *PrecisionReport.model_fields, *EndToEnd.model_fields)
+    for name in fields:
         assert f"`{name}`" in page
     root = workplace / "bundles" / "demo" / "1"
     for path in root.iterdir():

@@ -115,7 +115,7 @@ def test_a_precision_that_the_runtime_exchanges_is_noticed(brightness, monkeypat
         load(brightness, precision="bf16")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "", "BF16", "auto"])
+@pytest.mark.parametrize("precision", ["fp8", "", "BF16", "auto"])
 def test_an_unknown_precision(brightness, precision):
     with pytest.raises(FieldInvalid, match="--precision"):
         load(brightness, precision=precision)

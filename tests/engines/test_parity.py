@@ -188,7 +188,9 @@ def test_the_table_has_a_row_for_everything(machine, tmp_path):
         "onnxruntime-cpu-bf16",
         "openvino-cpu-fp32",
         "openvino-cpu-bf16",
+        "openvino-cpu-int8",
     } <= rows.keys()
     for label, row in rows.items():
-        assert (row.parity is None) == label.endswith("bf16")
-        assert row.why == ("no bf16" if label.endswith("bf16") else "")
+        precision = label.rpartition("-")[2]
+        assert (row.parity is None) == (precision != "fp32")
+        assert row.why == ("" if precision == "fp32" else f"no {precision}")

@@ -1,0 +1,39 @@
+"""Which file holds a graph in a precision, and what a graph says of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.errors import EngineMissing
+
+STORED_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
+"""Those with a graph of their own; bf16 is a way to compute the graph in fp32."""
+
+PRECISION_KEY = "cmamil_precision"
+"""Under this name the metadata of a graph of its own says its precision."""
+
+
+def graph_in(graph: Path, precision: Precision) -> Path:
+    """The file beside ``graph`` that holds it in ``precision``: ``encoder.int8.onnx``, for example."""
+    if precision not in STORED_PRECISIONS:
+        return graph
+    return graph.with_name(f"{graph.stem}.{precision}{graph.suffix}")
+
+
+def stored_graph(graph: Path, precision: Precision) -> Path:
+    """The same, if there is such a file where it is one of its own.
+
+    Raises:
+        EngineMissing: there is none.
+    """
+    found = graph_in(graph, precision)
+    if found != graph and not found.is_file():
+        raise EngineMissing(
+            f"There is no graph in {precision} beside {graph} ({found.name}); export the run with "
+            f"--precision {precision}, or use --precision auto."
+        )
+    return found
+
+
+__all__ = ["PRECISION_KEY", "STORED_PRECISIONS", "graph_in", "stored_graph"]
