@@ -19,6 +19,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from cmamil_sdk.credentials import is_loopback, read_authorities, read_key_pair
 from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.features.encode import decoding_device
 from cmamil_sdk.wording import counted
 
 from .access import Access
@@ -79,7 +80,7 @@ class Server:
         LOG.info(
             "serving %s with %s",
             counted(len(models), "model"),
-            counted(self.config.workers, "worker"),
+            counted(_worker_count(self.config, models), "worker"),
         )
 
     async def stop(
@@ -165,7 +166,7 @@ class Server:
         )
         pool = WorkerPool(
             setup,
-            workers=config.workers,
+            workers=_worker_count(config, models),
             task_timeout_s=config.task_timeout_s,
             command=self._worker_command,
             on_change=self._on_workers_change,
@@ -263,6 +264,13 @@ async def _first(
     for waiter in waiters[1:]:
         waiter.cancel()
     return work.done()
+
+
+def _worker_count(config: ServerConfig, models: Sequence[LoadedModel]) -> int:
+    """As configured; where it is not, one process alone decodes and encodes on a GPU."""
+    places = {decoding_device(config.reader, model.bundle.encoder_info) for model in models}
+    on_gpu = bool(places - {"cpu"})
+    return 1 if on_gpu and "workers" not in config.model_fields_set else config.workers
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:

@@ -23,7 +23,8 @@ from cmamil_sdk.bundle.manifest import (
     Manifest,
 )
 from cmamil_sdk.engines import Engine, load_engine
-from cmamil_sdk.engines.base import TENSORRT
+from cmamil_sdk.engines.base import TENSORRT, EngineInfo
+from cmamil_sdk.engines.choose import choose_engine
 from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
@@ -144,7 +145,7 @@ class Bundle:
         aggregator = load_engine(
             path / AGGREGATOR_GRAPH,
             engine=info.name if info.name in TENSORRT else "onnxruntime",
-            device=info.device,
+            device=_aggregator_device(info),
             engine_cache=engine_cache,
         )
         bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache)
@@ -310,6 +311,13 @@ def _open_encoder(
         callers=1,
         allow_failed=True,
     )
+
+
+def _aggregator_device(encoder: EngineInfo) -> str:
+    """The encoder's; the CPU where that is a GPU of torch's, which runs no aggregators, alone."""
+    if encoder.name == "torch" and choose_engine("onnxruntime", "auto").device == "cpu":
+        return "cpu"
+    return encoder.device
 
 
 def _warnings(manifest: Manifest, parity: EncoderParity) -> list[str]:

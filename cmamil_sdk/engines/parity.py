@@ -144,7 +144,7 @@ def _measured_on(info: EngineInfo) -> dict[str, Any]:
         "device": info.device,
         "precision": info.precision,
         "version": info.version,
-        "processor": f"{processor_name()}, {' and '.join(engine_precisions(info.name))}",
+        "processor": f"{processor_name()}, {' and '.join(engine_precisions(info.name, info.device))}",
         "gate_version": GATE_VERSION,
     }
 
