@@ -365,21 +365,15 @@ OPERATORS: Mapping[str, Operator] = {
     "Where": _elementwise(torch.where),
 }
 
+_SECOND_ON_HOST = (
+    *("Expand", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    *("Reshape", "Split", "Squeeze", "Tile", "Unsqueeze"),
+)
 HOST_INPUTS: Mapping[str, frozenset[int]] = {
+    **dict.fromkeys(_SECOND_ON_HOST, frozenset((1,))),
     "Clip": frozenset((1, 2)),
-    "Expand": frozenset((1,)),
     "Pad": frozenset((1, 2, 3)),
-    "ReduceL2": frozenset((1,)),
-    "ReduceMax": frozenset((1,)),
-    "ReduceMean": frozenset((1,)),
-    "ReduceMin": frozenset((1,)),
-    "ReduceSum": frozenset((1,)),
-    "Reshape": frozenset((1,)),
     "Slice": frozenset((1, 2, 3, 4)),
-    "Split": frozenset((1,)),
-    "Squeeze": frozenset((1,)),
-    "Tile": frozenset((1,)),
-    "Unsqueeze": frozenset((1,)),
 }
 """Inputs whose values are looked at, which must not lie on a device: it would have to be waited for."""
 
