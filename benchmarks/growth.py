@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.encoders.info import EncoderInfo
-from cmamil_sdk.engines.base import Array, EngineInfo
+from cmamil_sdk.engines.base import EngineInfo, Inputs
 from cmamil_sdk.errors import FieldInvalid, MemoryTooSmall
 from cmamil_sdk.features.slide import extract_slide
 from cmamil_sdk.files import write_json
@@ -70,9 +70,9 @@ class PixelEngine:
 
     info = EngineInfo("pixels", "cpu", "fp32", "1", "measures all but the network")
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+    def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """``tiles [B, 224, 224, 3]`` uint8 -> ``features [B, 1024]``."""
-        tiles = inputs["tiles"]
+        tiles = np.asarray(inputs["tiles"])
         spread_out = tiles[:, ::7, ::7, 0].reshape(len(tiles), -1)[:, :_DIM]
         return {"features": spread_out.astype(np.float32)}
 

@@ -122,7 +122,9 @@ class LocalPredictor:
     """Predicts slides in this process."""
 
     def __init__(self, bundle: Bundle, *, workers: int | None = None) -> None:
-        """Open the bundle's encoder; ``workers`` threads read and encode, one per core by default.
+        """Open the bundle's encoder; ``workers`` threads read and encode.
+
+        By default that is one per core, and one where the encoder's GPU decodes.
 
         Raises:
             FieldInvalid: ``workers`` is below 1.
@@ -130,6 +132,7 @@ class LocalPredictor:
         if workers is not None and workers < 1:
             raise FieldInvalid(f"workers is {workers}; give 1 or more.")
         self.bundle = bundle
+        self._workers = workers
         self.workers = workers or available_cores()
         self._encoder = bundle.open_encoder(callers=self.workers)
 
@@ -180,7 +183,7 @@ class LocalPredictor:
                 plan,
                 self._encoder,
                 self.bundle.manifest.encoder.dim,
-                workers=self.workers,
+                workers=self._workers,
                 cancel=cancel,
                 on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
             )

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.base import EngineInfo
-from cmamil_sdk.features.extract import EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch
 from cmamil_sdk.slides.base import Level, SlideFacts
 from cmamil_sdk.slides.open import ReaderName
 from cmamil_sdk.tiling.geometry import OwnLevel, ReadGeometry

@@ -24,7 +24,7 @@ from cmamil_sdk.errors import (
     UnexpectedError,
     error_from_reason,
 )
-from cmamil_sdk.features.extract import EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch
 
 from .child import WORKER_COMMAND, ChildProcess
 from .logs import Event

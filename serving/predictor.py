@@ -20,7 +20,8 @@ from cmamil_sdk.errors import (
     SlideTooLarge,
     TooManyTiles,
 )
-from cmamil_sdk.features.extract import BagBuilder, EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch, batch_tiles, decoding_device
+from cmamil_sdk.features.extract import BagBuilder
 from cmamil_sdk.predict import Prediction, build_prediction
 from cmamil_sdk.slides import SlideFacts
 from cmamil_sdk.tiling.plan import TilePlan
@@ -81,6 +82,7 @@ class Predictor:
 
     def __init__(self, config: ServerConfig, pool: WorkerPool) -> None:
         self._roots = config.slides_roots
+        self._reader = config.reader
         self._pool = pool
         self._hasher = SlideHasher()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="aggregate")
@@ -185,7 +187,8 @@ class Predictor:
         assert isinstance(planned, Planned)
         plan = planned.plan
         bundle.check_size(plan.counts(), plan.facts.path)
-        batches = await self.in_thread(plan.batches)
+        device = decoding_device(self._reader, bundle.encoder_info)
+        batches = await self.in_thread(plan.batches, batch_tiles(device))
         builder = BagBuilder(plan, bundle.manifest.encoder.dim)
         report(Stage("tiles", 0, plan.total_tiles()))
         tasks = (EncodeTiles(ref, request.mpp, number, batch) for batch in batches)

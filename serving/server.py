@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha.reflection import enable_server_reflection
 from cmamil_sdk import __version__
 from cmamil_sdk.credentials import is_loopback, read_authorities, read_key_pair
 from cmamil_sdk.errors import ConfigInvalid
+from cmamil_sdk.features.encode import decoding_device
 
 from .access import Access
 from .calls import HEALTH
@@ -87,7 +88,8 @@ class Server:
         for model, version, part, provider in self._services.now().runtimes:
             LOG.info(Event("model", model=f"{model}/{version}", part=part, provider=provider))
         took_s = round(time.monotonic() - started_s, 2)
-        LOG.info(Event("serving", models=len(models), workers=self.config.workers, took_s=took_s))
+        workers = _worker_count(self.config, models)
+        LOG.info(Event("serving", models=len(models), workers=workers, took_s=took_s))
 
     async def stop(
         self, *, grace_s: float | None = None, hurry: asyncio.Event | None = None
@@ -190,7 +192,7 @@ class Server:
         )
         pool = WorkerPool(
             setup,
-            workers=config.workers,
+            workers=_worker_count(config, models),
             task_timeout_s=config.task_timeout_s,
             command=self._worker_command,
             on_change=self._on_workers_change,
@@ -313,6 +315,13 @@ def _add_port(
             f"The server cannot listen on {address}; choose another port or host, "
             "or stop what listens there."
         ) from problem
+
+
+def _worker_count(config: ServerConfig, models: Sequence[LoadedModel]) -> int:
+    """As configured; where it is not, one process alone decodes and encodes on a GPU."""
+    places = {decoding_device(config.reader, model.bundle.encoder_info) for model in models}
+    on_gpu = bool(places - {"cpu"})
+    return 1 if on_gpu and "workers" not in config.model_fields_set else config.workers
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:

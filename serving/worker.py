@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from openslide import OpenSlide
 
-from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines import Engine, EngineInfo, load_engine
 from cmamil_sdk.engines.choose import known_precision
 from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import (
@@ -33,9 +33,9 @@ from cmamil_sdk.errors import (
     SlideFormatUnsupported,
     SlideTooLarge,
 )
-from cmamil_sdk.features.extract import EncodedBatch, encode_batch
+from cmamil_sdk.features.encode import EncodedBatch, decoding_device, encode_batch
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.slides import SlideFacts, SlideReader, open_slide
+from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
 from cmamil_sdk.slides.image_reader import IMAGE_STARTS
 from cmamil_sdk.tiling.plan import make_plan
 
@@ -90,16 +90,20 @@ class Worker:
         self._engines: dict[tuple[str, str], Engine] = {}
         for encoder in setup.encoders:
             self._engine(encoder)
+        infos = [engine.info for engine in self._engines.values()]
+        places = (decoding_device(setup.reader, info) for info in infos)
+        self._device = next((place for place in places if place != "cpu"), "cpu")
         self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
         # A CUDA context reserves far more address space than it uses.
-        on_cpu = all(engine.info.device == "cpu" for engine in self._engines.values())
+        on_cpu = all(info.device == "cpu" for info in infos)
         if setup.memory_mib and on_cpu:
             limit = setup.memory_mib * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def ready(self) -> Ready:
-        """The engine of each encoder."""
-        return Ready(tuple(self._engines[e.key].info for e in self._setup.encoders))
+        """The engine of each encoder; its reason says too where tiles are decoded, if on a GPU."""
+        infos = [self._engines[encoder.key].info for encoder in self._setup.encoders]
+        return Ready(tuple(_with_decoder(info, self._setup.reader) for info in infos))
 
     def answer(self, task: Task) -> Reply:
         """Do one task; whatever goes wrong with it becomes :class:`Failed`."""
@@ -175,7 +179,7 @@ class Worker:
         if known is None:
             while len(self._slides) >= self._setup.open_slides:
                 _close(self._slides.popitem(last=False)[1])
-            known = self._slides[key] = _open(ref, mpp, self._setup)
+            known = self._slides[key] = _open(ref, mpp, self._setup, self._device)
         self._slides.move_to_end(key)
         now = os.fstat(known.fd)
         if (now.st_size, now.st_mtime_ns) != (ref.size, ref.mtime_ns):
@@ -221,7 +225,14 @@ def _load(spec: GraphSpec) -> Engine:
     )
 
 
-def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup) -> _OpenSlide:
+def _with_decoder(info: EngineInfo, reader: ReaderName) -> EngineInfo:
+    device = decoding_device(reader, info)
+    if device == "cpu":
+        return info
+    return replace(info, reason=f"{info.reason}; cuCIM decodes on {device}")
+
+
+def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup, device: str) -> _OpenSlide:
     fd = open_slide_file(ref)
     # Opened through the checked descriptor, nobody can put another file in its place.
     alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
@@ -231,6 +242,7 @@ def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup) -> _OpenSlide:
             Path(alias),
             mpp=mpp,
             reader=setup.reader,
+            device=device,
             max_image_px=setup.max_image_pixels,
             plugins=False,
         )

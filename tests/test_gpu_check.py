@@ -73,6 +73,14 @@ def test_make_runs_it() -> None:
     assert "gpu-check: setup\n\t$(BIN)/python tests/gpu_check.py\n" in makefile
 
 
-@pytest.mark.parametrize("module", ["engines/test_cuda.py", "slides/test_cucim_cuda.py"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "engines/test_cuda.py",
+        "engines/test_torch_device.py",
+        "features/test_on_device.py",
+        "slides/test_cucim_cuda.py",
+    ],
+)
 def test_there_are_gpu_tests(module: str) -> None:
     assert "pytest.mark.gpu" in (PROGRAM.parent / module).read_text(encoding="utf-8")

@@ -224,9 +224,9 @@ def test_cancelling_stops_within_a_batch(predictor, synthetic_slide):
 
 def test_lost_tiles_are_told(bundle, predictor, synthetic_slide, monkeypatch):
     """Two of 52 tiles cannot be decoded: the prediction stands and says so."""
-    from cmamil_sdk.features import extract
+    from cmamil_sdk.features import encode
 
-    real = extract.read_tiles
+    real = encode.read_tiles
 
     def lossy(reader, batch):
         tiles = real(reader, batch)
@@ -234,7 +234,7 @@ def test_lost_tiles_are_told(bundle, predictor, synthetic_slide, monkeypatch):
             tiles.ok[(batch.tile_scale == 2) & (batch.plan_row == row)] = False
         return tiles
 
-    monkeypatch.setattr(extract, "read_tiles", lossy)
+    monkeypatch.setattr(encode, "read_tiles", lossy)
     found = predictor.predict(synthetic_slide)
     assert found.tiles_failed == 2
     assert found.tiles == {"5x": 4, "10x": 12, "20x": 34}

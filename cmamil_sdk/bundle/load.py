@@ -17,7 +17,8 @@ from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
 from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.engines import Engine, load_engine
-from cmamil_sdk.engines.base import TENSORRT, Precision
+from cmamil_sdk.engines.base import TENSORRT, EngineInfo, Precision
+from cmamil_sdk.engines.choose import choose_engine
 from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
 from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
@@ -138,7 +139,14 @@ class Bundle:
             )
         golden = read_golden(path, manifest)
         encoder = _open_encoder(path, manifest, golden, engine, device, engine_cache, precision)
-        bundle = cls.of_graphs(path, manifest, encoder, sha256=sha256, engine_cache=engine_cache)
+        bundle = cls.of_graphs(
+            path,
+            manifest,
+            encoder,
+            sha256=sha256,
+            engine_cache=engine_cache,
+            max_attention_mib=max_attention_mib,
+        )
         bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
 
@@ -151,6 +159,7 @@ class Bundle:
         *,
         sha256: str = "",
         engine_cache: Path | None = None,
+        max_attention_mib: int = MAX_ATTENTION_MIB,
     ) -> Self:
         """A bundle around an encoder that was opened, which is closed; nothing is verified.
 
@@ -161,7 +170,7 @@ class Bundle:
         aggregator = load_engine(
             root / AGGREGATOR_GRAPH,
             engine=info.name if info.name in TENSORRT else "onnxruntime",
-            device=info.device,
+            device=_aggregator_device(info),
             engine_cache=engine_cache,
             precision="fp16" if info.precision == "fp16" else "fp32",
         )
@@ -369,6 +378,13 @@ def _foreign(graph: Path, problem: Exception) -> BundleUnsupported:
     return BundleUnsupported(
         f"{graph} is no graph of this bundle ({str(problem).partition(';')[0]}); export the model again."
     )
+
+
+def _aggregator_device(encoder: EngineInfo) -> str:
+    """The encoder's; the CPU where that is a GPU of torch's, which runs no aggregators, alone."""
+    if encoder.name == "torch" and choose_engine("onnxruntime", "auto").device == "cpu":
+        return "cpu"
+    return encoder.device
 
 
 def _warnings(manifest: Manifest, parity: EncoderParity) -> list[str]:

@@ -61,7 +61,7 @@ def run(
         },
         "engines": engines,
         "precisions": available_precisions(),
-        "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines["onnxruntime"])},
+        "devices": {"cpu": _found("", "always"), "cuda": _cuda(engines)},
         "packages": {name: _package(name, extra) for name, extra in _PACKAGES.items()},
     }
     if json:
@@ -148,11 +148,12 @@ def _plugins() -> dict[str, dict[str, str | bool]]:
     return found
 
 
-def _cuda(onnxruntime: dict[str, str | bool]) -> dict[str, str | bool]:
-    if "CUDA" in str(onnxruntime["why"]):
-        return _found("", "onnxruntime has its CUDA provider")
+def _cuda(engines: dict[str, dict[str, str | bool]]) -> dict[str, str | bool]:
+    having = [name for name in ("onnxruntime", "torch") if "CUDA" in str(engines[name]["why"])]
+    if having:
+        return _found("", f"by {' and '.join(having)}")
     return _missing(
-        "onnxruntime here has no CUDA provider",
+        "neither onnxruntime nor torch finds a device here",
         "on a machine with an NVIDIA GPU: pip uninstall onnxruntime; pip install onnxruntime-gpu",
     )
 

@@ -98,7 +98,8 @@ def run(
         raise FieldInvalid("Give either --slides or --patch-root.")
     if engine in TENSORRT:
         raise FieldInvalid(
-            f"--engine {engine} runs plans, which bundles alone have; use auto, onnxruntime or openvino."
+            f"--engine {engine} runs plans, which bundles alone have; use auto, onnxruntime, openvino or "
+            "torch."
         )
     if weights is not None and (encoder or "").startswith("onnx:"):
         raise FieldInvalid(

@@ -9,13 +9,15 @@ import typer
 
 GraphEngineName = Annotated[
     str,
-    typer.Option(help="What runs the encoder: auto, onnxruntime or openvino, docs/engines.md."),
+    typer.Option(
+        help="What runs the encoder: auto, onnxruntime, openvino or torch, docs/engines.md."
+    ),
 ]
 EngineName = Annotated[
     str,
     typer.Option(
-        help="What runs the encoder: auto, onnxruntime, openvino, docs/engines.md; tensorrt-rtx or "
-        "tensorrt, docs/tensorrt.md."
+        help="What runs the encoder: auto, onnxruntime, openvino, torch, docs/engines.md; "
+        "tensorrt-rtx or tensorrt, docs/tensorrt.md."
     ),
 ]
 Precision = Annotated[

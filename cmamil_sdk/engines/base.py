@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-GraphEngineName = Literal["onnxruntime", "openvino"]
+GraphEngineName = Literal["onnxruntime", "openvino", "torch"]
 """Run an ONNX graph as it is."""
 
 RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
@@ -33,6 +33,8 @@ class EngineInfo:
         precision: of the arithmetic, a :data:`Precision`.
         version: of the runtime.
         reason: why this engine, device and precision were chosen.
+        takes_device_arrays: whether inputs may lie on ``device``, and are used there without a copy to
+            the host.
     """
 
     name: str
@@ -40,6 +42,7 @@ class EngineInfo:
     precision: str
     version: str
     reason: str
+    takes_device_arrays: bool = False
 
     @property
     def label(self) -> str:
@@ -47,12 +50,25 @@ class EngineInfo:
         return f"{self.name}-{self.device.split(':')[0]}-{self.precision}"
 
 
+class OnDevice(Protocol):
+    """A contiguous array on a CUDA device, for example CuPy's; complete before it is handed over."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Address, type and shape, as Numba defines it."""
+        ...
+
+
+Inputs = Mapping[str, Array | OnDevice]
+"""By name; on the device only where :attr:`EngineInfo.takes_device_arrays`."""
+
+
 class Engine(Protocol):
     """A loaded graph. ``infer`` may be called from several threads at once."""
 
     info: EngineInfo
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+    def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph on named inputs and return its named outputs.
 
         Raises:
@@ -72,6 +88,8 @@ __all__ = [
     "EngineInfo",
     "EngineName",
     "GraphEngineName",
+    "Inputs",
+    "OnDevice",
     "Precision",
     "RuntimeName",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import platform
 import re
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
+from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.graphs import stored_graph
 from cmamil_sdk.engines.plans import PLAN_PRECISIONS
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
@@ -50,7 +53,8 @@ def load_engine(
     Args:
         graph: the ``.onnx`` file in fp32; those in fp16 and int8 lie beside it
             (:func:`~cmamil_sdk.engines.graphs.graph_in`).
-        engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT.
+        engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT, and torch only
+            for a CUDA device that onnxruntime has no provider for.
         device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
         precision: a :data:`~cmamil_sdk.engines.base.Precision`; encoders alone have a gate that may
             choose one (:func:`~cmamil_sdk.engines.gated.open_encoder`).
@@ -89,6 +93,12 @@ def load_engine(
             return OpenVinoEngine(
                 graph, precision=kind, threads=threads, callers=callers, reason=why
             )
+        if name == "torch":
+            from cmamil_sdk.engines.torch import TorchEngine  # noqa: PLC0415
+
+            return TorchEngine(
+                graph, device=choice.device, precision=kind, threads=threads, reason=why
+            )
         from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
 
         return OnnxRuntimeEngine(
@@ -122,18 +132,27 @@ def choose_engine(engine: str, device: str) -> EngineChoice:
         return EngineChoice(engine, where, "asked for", chosen=False)
     if engine == "openvino" and device.startswith("cuda"):
         raise EngineMissing(f"openvino runs on the CPU, not on {device}; use --device cpu.")
-    if engine == "openvino" or (engine == "onnxruntime" and device != "auto"):
+    if engine == "openvino" or (engine != "auto" and device != "auto"):
         where = "cpu" if device == "auto" else device
         return EngineChoice(engine, where, "asked for", chosen=False)
+    if engine == "torch":
+        where, why = ("cuda:0", "finds") if _torch_cuda() else ("cpu", "does not find")
+        return EngineChoice(engine, where, f"auto: torch {why} a CUDA device", chosen=False)
     return _automatic(device, chosen=engine == "auto")
 
 
 def _automatic(device: str, *, chosen: bool) -> EngineChoice:
     """``chosen``: the engine is free as well, else it is onnxruntime."""
-    if device.startswith("cuda"):
+    if device != "cpu" and _cuda():
+        where = "cuda:0" if device == "auto" else device
+        found = "a CUDA device" if device == "auto" else f"{device} was asked for"
+        return EngineChoice("onnxruntime", where, f"auto: {found}", chosen)
+    if device != "cpu" and chosen and _torch_cuda():
+        where = "cuda:0" if device == "auto" else device
+        reason = f"auto: torch finds {where}, for which onnxruntime has no provider"
+        return EngineChoice("torch", where, reason, chosen)
+    if device.startswith("cuda"):  # onnxruntime says what it lacks
         return EngineChoice("onnxruntime", device, f"auto: {device} was asked for", chosen)
-    if device == "auto" and _cuda():
-        return EngineChoice("onnxruntime", "cuda:0", "auto: a CUDA device", chosen)
     lead = "auto: the CPU was asked for" if device == "cpu" else "auto: no CUDA provider"
     if not chosen:
         return EngineChoice("onnxruntime", "cpu", lead, chosen)
@@ -167,8 +186,14 @@ def known_precision(precision: str) -> Precision:
     )
 
 
-def engine_precisions(engine: str) -> tuple[Precision, ...]:
-    """The precisions in which an installed engine computes on this machine, given the graph."""
+def engine_precisions(engine: str, device: str = "cpu") -> tuple[Precision, ...]:
+    """The precisions in which an installed engine computes on a device of this machine, given the graph."""
+    if engine == "torch":
+        if not device.startswith("cuda"):
+            return ("fp32",)
+        from cmamil_sdk.engines.torch import precisions as on_cuda  # noqa: PLC0415
+
+        return on_cuda(device)
     if engine == "openvino":
         from cmamil_sdk.engines.openvino import precisions  # noqa: PLC0415
 
@@ -180,6 +205,8 @@ def why_no_bf16(engine: str) -> str:
     """Why an engine that does not compute in bf16 here does not."""
     if engine == "openvino":
         return "this processor has neither AVX-512 BF16 nor AMX"
+    if engine == "torch":
+        return "torch computes in bf16 on CUDA devices of compute capability 8.0 alone"
     return f"{engine} has no bf16"
 
 
@@ -190,6 +217,7 @@ def available_engines() -> dict[str, dict[str, str | bool]]:
     return {
         "onnxruntime": _about(_about_onnxruntime),
         "openvino": _about(_about_openvino),
+        "torch": _about(_about_torch),
         **{runtime: available(runtime) for runtime in TENSORRT},
     }
 
@@ -199,7 +227,7 @@ def available_precisions() -> dict[str, dict[str, str | bool]]:
     engines = [name for name, about in available_engines().items() if about["available"]]
     found: dict[str, _About] = {}
     for precision in PRECISIONS:
-        having = [name for name in engines if precision in engine_precisions(name)]
+        having = [name for name in engines if precision in engine_precisions(name, _place(name))]
         found[precision] = {"available": bool(having), "version": "", "why": "", "fix": ""}
         if having:
             found[precision]["why"] = f"by {', '.join(having)}{_LIMITS.get(precision, '')}"
@@ -232,6 +260,29 @@ def _about_openvino() -> tuple[str, str]:
     from cmamil_sdk.engines.openvino import version  # noqa: PLC0415
 
     return version(), f"CPU, {', '.join(engine_precisions('openvino'))}"
+
+
+def _about_torch() -> tuple[str, str]:
+    """Without a driver it is not imported, which takes seconds."""
+    for package in ("torch", "onnx"):
+        if importlib.util.find_spec(package) is None:
+            raise EngineMissing(f"{package} is not installed; install cmamil-sdk[torch].")
+    return importlib.metadata.version("torch"), "CPU and CUDA" if _torch_cuda() else "CPU"
+
+
+def _place(engine: str) -> str:
+    return "cuda:0" if engine == "torch" and _torch_cuda() else "cpu"
+
+
+def _torch_cuda() -> bool:
+    """Whether torch is installed and finds a CUDA device."""
+    if not driver_devices():
+        return False
+    try:
+        from cmamil_sdk.engines.torch import cuda_available  # noqa: PLC0415
+    except EngineMissing:
+        return False
+    return cuda_available()
 
 
 def _cuda() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from typing import Any
 
@@ -128,6 +129,17 @@ class Cuda:
         return answer[0] if answer else None
 
 
+def driver_devices() -> int:
+    """How many devices the NVIDIA driver shows; 0 without a driver. Needs no package."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    asked = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if asked else 0
+
+
 def _load() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
@@ -138,4 +150,4 @@ def _load() -> Any:
         ) from problem
 
 
-__all__ = ["Cuda"]
+__all__ = ["Cuda", "driver_devices"]

@@ -82,7 +82,8 @@ def parity_table(
 ) -> list[ParityRow]:
     """An encoder on every engine, device and precision of this machine, and why others are not there.
 
-    TensorRT is looked at where there are plans of it, beside the graph or in ``engine_cache``.
+    TensorRT is looked at where there are plans of it, beside the graph or in ``engine_cache``, and torch
+    where it finds a CUDA device.
     """
     load = partial(load_engine, graph, callers=1, engine_cache=engine_cache)
     rows = []
@@ -105,6 +106,8 @@ def _combinations(graph: Path, engine_cache: Path | None) -> Iterator[tuple[str,
         devices.append("cuda:0")
     yield from itertools.product(["onnxruntime"], devices, PRECISIONS)
     yield from itertools.product(["openvino"], ["cpu"], PRECISIONS)
+    if choose_engine("torch", "auto").device != "cpu":
+        yield from itertools.product(["torch"], ["cuda:0"], PRECISIONS)
     planned = {plan.document.key.runtime for plan in known_plans(graph, engine_cache)}
     for runtime in sorted(planned):
         yield from itertools.product([runtime], ["cuda:0"], engine_precisions(runtime))
@@ -116,7 +119,7 @@ def _in_the_fastest(
     """In bf16 if that can be had and passes, else in fp32."""
     exact = load(engine=engine, device=device)
     info = exact.info
-    if "bf16" not in engine_precisions(info.name):
+    if "bf16" not in engine_precisions(info.name, info.device):
         return _measured(exact, measure, f"fp32, {why_no_bf16(info.name)}")
     fast = load(engine=info.name, device=info.device, precision="bf16", reason=info.reason)
     found = _measured(fast, measure, "bf16, which passes the gate")

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from cmamil_sdk.engines.base import Array
 from cmamil_sdk.errors import BundleUnsupported, FieldInvalid
+
+
+class Shaped(Protocol):
+    """What is looked at of an array, wherever it lies."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,7 +37,7 @@ class InputSpec:
     dtype: np.dtype[Any]
     shape: Sequence[int | str | None]
 
-    def fits(self, array: Array) -> bool:
+    def fits(self, array: Shaped) -> bool:
         """Whether ``array`` has this type and shape, and no empty axis."""
         same_shape = len(self.shape) == array.ndim and all(
             not isinstance(want, int) or want == have
@@ -48,7 +66,7 @@ def input_spec(
     return InputSpec(known[kind], shape)
 
 
-def check_inputs(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Array]) -> None:
+def check_inputs(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Shaped]) -> None:
     """Refuse inputs that are not those of ``specs``; ``graph`` names the file in messages.
 
     Raises:
@@ -72,7 +90,9 @@ def check_inputs(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str
     _check_lengths(graph, specs, inputs)
 
 
-def _check_lengths(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Array]) -> None:
+def _check_lengths(
+    graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Shaped]
+) -> None:
     """Axes of one name must be equally long: the runtime itself would broadcast or abort."""
     lengths: dict[str, tuple[int, str]] = {}
     for name, spec in specs.items():
@@ -85,4 +105,4 @@ def _check_lengths(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[s
                 )
 
 
-__all__ = ["InputSpec", "check_inputs", "input_spec"]
+__all__ = ["InputSpec", "Shaped", "check_inputs", "input_spec"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.engines.base import Array, EngineInfo, Precision
+from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
+from cmamil_sdk.engines.cuda import driver_devices
+from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
 from cmamil_sdk.engines.graphs import PRECISION_KEY
 from cmamil_sdk.engines.inputs import check_inputs, input_spec
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
@@ -37,7 +37,7 @@ _RUNTIME_ERRORS = tuple(
 
 
 class OnnxRuntimeEngine:
-    """One ONNX graph in one session.
+    """One ONNX graph in one session; on CUDA, inputs may lie on the device.
 
     Args:
         graph: the ``.onnx`` file.
@@ -62,6 +62,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         _check_precision(precision, device)
         self._graph = graph
+        self._index = int(device.partition(":")[2] or 0)
         self._session = _session(graph, device, threads)
         held = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
         if held != precision:
@@ -73,20 +74,45 @@ class OnnxRuntimeEngine:
             for i in self._session.get_inputs()
         }
         self._outputs = [o.name for o in self._session.get_outputs()]
-        self.info = EngineInfo("onnxruntime", device, held, str(ort.__version__), reason)
+        self.info = EngineInfo(
+            "onnxruntime",
+            device,
+            held,
+            version(),
+            reason,
+            takes_device_arrays=device.startswith("cuda"),
+        )
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+    def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
-        check_inputs(self._graph.name, self._inputs, inputs)
-        feeds = {name: inputs[name] for name in self._inputs}
         try:
-            outputs = self._session.run(None, feeds)
+            outputs = (self._on_device if self.info.takes_device_arrays else self._on_host)(inputs)
         except _STATE.InvalidArgument as problem:
             raise FieldInvalid(
                 f"{self._graph.name} refuses its inputs ({_first_line(problem)}); "
                 "give index arrays that point into the features."
             ) from problem
         return dict(zip(self._outputs, outputs, strict=True))
+
+    def _on_host(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:
+        arrays = on_host(self._graph.name, inputs)
+        check_inputs(self._graph.name, self._inputs, arrays)
+        found: list[npt.NDArray[np.float32]] = self._session.run(None, arrays)
+        return found
+
+    def _on_device(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:
+        """By address, so that what lies on the device stays there; the runtime copies what does not."""
+        views = {name: ArrayView.of(array) for name, array in inputs.items()}
+        check_inputs(self._graph.name, self._inputs, views)
+        binding = self._session.io_binding()
+        for name, view in views.items():
+            place = ("cuda", self._index) if is_on_device(view.owner) else ("cpu", 0)
+            binding.bind_input(name, *place, view.dtype, view.shape, view.address)
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        found: list[npt.NDArray[np.float32]] = binding.copy_outputs_to_cpu()
+        return found
 
     def close(self) -> None:
         """Release the session."""
@@ -95,15 +121,7 @@ class OnnxRuntimeEngine:
 
 def cuda_available() -> bool:
     """True if this build of onnxruntime has the CUDA provider and the driver shows a device."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    asked = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return bool(asked and count.value > 0)
+    return "CUDAExecutionProvider" in ort.get_available_providers() and driver_devices() > 0
 
 
 def version() -> str:
@@ -141,8 +159,13 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
                 "NVIDIA GPU and its driver, or use --device cpu."
             )
         provider = "CUDAExecutionProvider"
-        # TF32 has 10 bits of mantissa: it would be fp32 in name only.
-        settings = {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"}
+        settings = {
+            "device_id": device.partition(":")[2] or "0",
+            # TF32 has 10 bits of mantissa: it would be fp32 in name only.
+            "use_tf32": "0",
+            # Batches come in many sizes: an exhaustive search for each would never pay.
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.engines.base import Array, EngineInfo, Precision
+from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
+from cmamil_sdk.engines.device_array import on_host
 from cmamil_sdk.engines.inputs import check_inputs, input_spec
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 from cmamil_sdk.machine import available_cores
@@ -91,9 +91,10 @@ class OpenVinoEngine:
                 f"use --precision {self.info.precision}."
             )
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, npt.NDArray[np.float32]]:
+    def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
-        check_inputs(self._graph.name, self._inputs, inputs)
+        arrays = on_host(self._graph.name, inputs)
+        check_inputs(self._graph.name, self._inputs, arrays)
         assert self._compiled is not None
         # A request serves one call at a time; list.pop and append are atomic.
         try:
@@ -101,7 +102,7 @@ class OpenVinoEngine:
         except IndexError:
             request = self._compiled.create_infer_request()
         try:
-            contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
             results = request.infer(contiguous, share_inputs=True)
         except RuntimeError as problem:
             raise FieldInvalid(

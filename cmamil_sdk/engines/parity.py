@@ -150,7 +150,7 @@ def _measured_on(info: EngineInfo) -> dict[str, Any]:
         "device": info.device,
         "precision": info.precision,
         "version": info.version,
-        "processor": f"{processor_name()}, {', '.join(engine_precisions(info.name))}",
+        "processor": f"{processor_name()}, {', '.join(engine_precisions(info.name, info.device))}",
         "gate_version": GATE_VERSION,
     }
 

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.engines.base import Array, EngineInfo, Precision, RuntimeName
+from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision, RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
+from cmamil_sdk.engines.device_array import ArrayView
 from cmamil_sdk.engines.inputs import InputSpec, check_inputs
 from cmamil_sdk.engines.plans import (
     PLAN_PRECISIONS,
@@ -23,7 +24,7 @@ from cmamil_sdk.engines.plans import (
     known_plans,
 )
 from cmamil_sdk.engines.tensorrt_library import load_library, make_logger
-from cmamil_sdk.engines.tensorrt_session import DeviceArray, Session
+from cmamil_sdk.engines.tensorrt_session import Session
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, TooManyTiles
 from cmamil_sdk.files import sha256_of_file
 
@@ -81,20 +82,24 @@ class TensorRTEngine:
             del self._engine  # the traceback keeps self, which would keep the device's memory
             raise
         self.info = EngineInfo(
-            key.runtime, f"cuda:{cuda.index}", key.precision, key.runtime_version, reason
+            key.runtime,
+            f"cuda:{cuda.index}",
+            key.precision,
+            key.runtime_version,
+            reason,
+            takes_device_arrays=True,
         )
 
-    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Float32]:
+    def infer(self, inputs: Inputs) -> dict[str, Float32]:
         """Run the plan; see :class:`~cmamil_sdk.engines.base.Engine`.
 
         Raises:
             TooManyTiles: a bag larger than every profile.
         """
         self._cuda.activate()
-        views = {name: DeviceArray.of(array) for name, array in inputs.items()}
-        # It looks at types and shapes alone, which views have too.
-        check_inputs(self._graph.name, self._specs, cast(Mapping[str, Array], views))
-        self._check_indices(inputs)
+        views = {name: ArrayView.of(array) for name, array in inputs.items()}
+        check_inputs(self._graph.name, self._specs, views)
+        self._check_indices(views)
         if not self._is_batched:
             return self._run({name: views[name] for name in self._specs})
         (name,) = self._specs
@@ -114,7 +119,7 @@ class TensorRTEngine:
                 sessions.pop().close()
         del self._engine
 
-    def _run(self, inputs: Mapping[str, DeviceArray]) -> dict[str, Float32]:
+    def _run(self, inputs: Mapping[str, ArrayView]) -> dict[str, Float32]:
         shapes = {name: view.shape for name, view in inputs.items()}
         position = fitting_profile(self._profiles, shapes)
         if position is None:
@@ -187,7 +192,7 @@ class TensorRTEngine:
         if inputs != set(self._specs) or not floats:
             raise self._unloadable(path, "its inputs and outputs are not those of our graphs")
 
-    def _check_indices(self, inputs: Mapping[str, Array]) -> None:
+    def _check_indices(self, views: Mapping[str, ArrayView]) -> None:
         """TensorRT would read whatever lies where an index points."""
         scales = [n.removeprefix("features_") for n in self._specs if n.startswith("features_")]
         for name in self._specs:
@@ -195,8 +200,8 @@ class TensorRTEngine:
             if kind not in ("children", "ancestor"):
                 continue
             target = scales[scales.index(scale) + 1] if kind == "children" else scales[0]
-            rows = inputs[f"features_{target}"].shape[0]
-            indices = inputs[name]
+            rows = views[f"features_{target}"].shape[0]
+            indices = views[name].owner
             if not isinstance(indices, np.ndarray):
                 raise FieldInvalid(
                     f"{self._graph.name}: {name} is on the device; give it on the host."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -12,58 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.cuda import Cuda
+from cmamil_sdk.engines.device_array import ArrayView
 from cmamil_sdk.engines.plans import Profile
-from cmamil_sdk.errors import FieldInvalid, MemoryTooSmall, UnexpectedError
+from cmamil_sdk.errors import MemoryTooSmall, UnexpectedError
 
 Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class DeviceArray:
-    """Where a contiguous array lies, on the host or on the device; ``owner`` keeps it there."""
-
-    address: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    owner: object
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in all."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    @classmethod
-    def of(cls, array: Any) -> DeviceArray:
-        """A NumPy array, or anything with ``__cuda_array_interface__``.
-
-        What lies on the device must be ready: wait for its stream before it is handed over.
-
-        Raises:
-            FieldInvalid: an array on the device that is not contiguous.
-        """
-        interface = getattr(array, "__cuda_array_interface__", None)
-        if interface is None:
-            held = np.ascontiguousarray(array)
-            return cls(held.ctypes.data, held.dtype, held.shape, held)
-        if interface.get("strides") is not None:
-            raise FieldInvalid("An array on the device is not contiguous; copy it first.")
-        address, _ = interface["data"]
-        return cls(address, np.dtype(interface["typestr"]), tuple(interface["shape"]), array)
-
-    def rows(self, start: int, stop: int) -> DeviceArray:
-        """Rows from ``start`` up to ``stop``."""
-        stop = min(stop, self.shape[0])
-        row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
-        return replace(
-            self,
-            address=self.address + start * row_bytes,
-            shape=(stop - start, *self.shape[1:]),
-        )
 
 
 class Session:
@@ -110,7 +62,7 @@ class Session:
             self._stack = stack.pop_all()
 
     def run(
-        self, inputs: Mapping[str, DeviceArray], fill: Profile | None = None
+        self, inputs: Mapping[str, ArrayView], fill: Profile | None = None
     ) -> dict[str, Float32]:
         """Copy inputs to the device, run, and copy outputs back.
 
@@ -187,4 +139,4 @@ class Session:
             self._cuda.free(address)
 
 
-__all__ = ["DeviceArray", "Session"]
+__all__ = ["Session"]

@@ -1,14 +1,14 @@
 """From a plan to a bag: batches are read and encoded, rows fall into their places.
 
 On CPUs a worker decodes a batch and then infers it itself: two stages in one thread keep every core
-busy without a queue between them. The result does not depend on the number of workers.
+busy without a queue between them. Where a GPU decodes, one worker does both, one ahead of the other.
+The result does not depend on the number of workers.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.base import Engine
-from cmamil_sdk.errors import NonFiniteOutput, SlideCorrupt, UnexpectedError
+from cmamil_sdk.errors import SlideCorrupt, UnexpectedError
 from cmamil_sdk.features.bag import Bag
-from cmamil_sdk.features.tiles import read_tiles
+from cmamil_sdk.features.encode import (
+    EncodedBatch,
+    batch_tiles,
+    decoding_device,
+    encode_all,
+)
 from cmamil_sdk.machine import available_cores
-from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.slides.open import open_slide
 from cmamil_sdk.tiling.batches import TileBatch
 from cmamil_sdk.tiling.plan import TilePlan
 from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
-UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 BoolMask = npt.NDArray[np.bool_]
-
-CPU_CALL_TILES = 16
-"""Tiles per call of an engine on a CPU, where larger calls are no faster."""
 
 MAX_FAILED_SHARE = 0.05
 """A slide fails when a larger share of its tiles than this cannot be decoded."""
@@ -45,51 +45,12 @@ class Cancelled(Exception):
     """The caller's cancel flag was seen between two batches."""
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """Features of one batch: ``features [T, D]`` float32 for the tiles where ``ok [T]``."""
-
-    batch: TileBatch
-    features: Float32
-    ok: BoolMask
-    seconds_decode: float
-    seconds_encode: float
-
-
 @dataclass
 class ExtractTimes:
     """Seconds spent decoding and encoding, summed over workers."""
 
     decode: float = 0.0
     encode: float = 0.0
-
-
-def encode_batch(reader: SlideReader, batch: TileBatch, engine: Engine) -> EncodedBatch:
-    """Read and encode one batch.
-
-    Raises:
-        NonFiniteOutput: the encoder returned NaN or infinity.
-    """
-    started = time.perf_counter()
-    tiles = read_tiles(reader, batch)
-    decoded = time.perf_counter()
-    features = _infer(engine, tiles.pixels)
-    if not np.isfinite(features[tiles.ok]).all():
-        raise NonFiniteOutput(
-            f"{reader.facts.path}: the encoder returned NaN or infinity; "
-            "run `cmamil verify` on the bundle or choose a higher precision."
-        )
-    return EncodedBatch(batch, features, tiles.ok, decoded - started, time.perf_counter() - decoded)
-
-
-def _infer(engine: Engine, tiles: UInt8) -> Float32:
-    """Features ``[T, D]``; on a CPU a few tiles at a time, which takes less memory."""
-    step = CPU_CALL_TILES if engine.info.device == "cpu" else len(tiles)
-    parts = [
-        engine.infer({"tiles": tiles[start : start + step]})["features"]
-        for start in range(0, len(tiles), step)
-    ]
-    return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 class BagBuilder:
@@ -191,9 +152,14 @@ class _Shared:
         self.done: queue.Queue[EncodedBatch | BaseException | None] = queue.Queue(maxsize=8)
         self.stop = threading.Event()
 
-    def next_batch(self) -> TileBatch | None:
-        with self._lock:
-            return next(self._todo, None)
+    def batches(self) -> Iterator[TileBatch]:
+        """Those that no other worker has taken, until it is to stop."""
+        while not self.stop.is_set():
+            with self._lock:
+                batch = next(self._todo, None)
+            if batch is None:
+                return
+            yield batch
 
 
 def extract_bag(
@@ -205,13 +171,13 @@ def extract_bag(
     cancel: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BagBuilder:
-    """Read and encode every tile of ``plan`` in ``workers`` threads (default: one per core).
+    """Read and encode every tile of ``plan`` in ``workers`` threads.
 
     Args:
         plan: from :func:`~cmamil_sdk.tiling.plan.make_plan`.
         engine: the encoder; shared by the threads.
         dim: length of a feature vector.
-        workers: number of threads.
+        workers: number of threads; default one per core, and one where the encoder's GPU decodes.
         cancel: checked between batches.
         on_progress: called in this thread with tiles done and tiles in all.
 
@@ -219,11 +185,13 @@ def extract_bag(
         Cancelled: ``cancel`` was set.
         CmamilError: whatever reading or encoding raised, once all threads have ended.
     """
-    batches, builder = plan.batches(), BagBuilder(plan, dim)
+    device = decoding_device(plan.facts.reader, engine.info)
+    batches, builder = plan.batches(batch_tiles(device)), BagBuilder(plan, dim)
     shared = _Shared(iter(batches))
-    count = builder.workers = max(1, min(workers or available_cores(), len(batches)))
+    wanted = workers or (available_cores() if device == "cpu" else 1)
+    count = builder.workers = max(1, min(wanted, len(batches)))
     threads = [
-        threading.Thread(target=_work, args=(plan, engine, shared), daemon=True)
+        threading.Thread(target=_work, args=(plan, engine, device, shared), daemon=True)
         for _ in range(count)
     ]
     for thread in threads:
@@ -239,14 +207,12 @@ def extract_bag(
     return builder
 
 
-def _work(plan: TilePlan, engine: Engine, shared: _Shared) -> None:
+def _work(plan: TilePlan, engine: Engine, device: str, shared: _Shared) -> None:
     try:
-        with open_slide(Path(plan.facts.path), reader=plan.facts.reader) as reader:
-            while not shared.stop.is_set():
-                batch = shared.next_batch()
-                if batch is None:
-                    break
-                shared.done.put(encode_batch(reader, batch, engine))
+        path = Path(plan.facts.path)
+        with open_slide(path, reader=plan.facts.reader, device=device) as reader:
+            for encoded in encode_all(reader, shared.batches(), engine):
+                shared.done.put(encoded)
         shared.done.put(None)
     except Exception as problem:  # noqa: BLE001
         # A thread's exception would be lost: it is handed over and raised by the caller.
@@ -286,11 +252,4 @@ def _drain(done: queue.Queue[EncodedBatch | BaseException | None]) -> None:
             return
 
 
-__all__ = [
-    "BagBuilder",
-    "Cancelled",
-    "EncodedBatch",
-    "ExtractTimes",
-    "encode_batch",
-    "extract_bag",
-]
+__all__ = ["MAX_FAILED_SHARE", "BagBuilder", "Cancelled", "ExtractTimes", "extract_bag"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.errors import FeatureFileInvalid, FieldInvalid
+from cmamil_sdk.features.encode import decoding_device
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.features.file import (
     FeatureProvenance,
@@ -88,8 +89,8 @@ def extract_slide(
         engine: the encoder.
         mpp: microns per pixel of level 0, overriding the file.
         reader: as :func:`~cmamil_sdk.slides.open_slide`; it changes no feature, but for cuCIM's
-            rounding of JPEG 2000 (docs/reading.md).
-        workers: threads, one per core by default.
+            rounding of JPEG 2000, and of JPEG where it decodes on a GPU (docs/reading.md).
+        workers: threads, as :func:`~cmamil_sdk.features.extract.extract_bag`.
         resume: keep a complete file of the same slide, microns per pixel, mask, recipe and encoder.
         tissue_masks: for the tissue method ``mask``, the slide's mask or a folder of masks.
         allow_empty: a slide without tissue gets a file without tiles.
@@ -112,7 +113,8 @@ def extract_slide(
         raise FieldInvalid(
             f"{slide}: the name is too long for a feature file, which is named by it; rename the slide."
         )
-    with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader) as opened:
+    device = decoding_device(reader, engine.info)
+    with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader, device=device) as opened:
         facts = opened.facts
         mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
         same = _Sameness(

@@ -172,6 +172,11 @@ class CucimReader(Closing):
         return x * downsample, y * downsample
 
     @property
+    def openslide(self) -> OpenSlideReader:
+        """OpenSlide on the same file, whose pixels are the right ones."""
+        return self._slide
+
+    @property
     def slide_fd(self) -> int:
         """The descriptor of the open file."""
         return self._tiles.fd

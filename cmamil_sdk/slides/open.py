@@ -18,6 +18,7 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.slides.base import PLAUSIBLE_MPP, ReaderKind, SlideReader
 from cmamil_sdk.slides.cucim_reader import CucimReader
+from cmamil_sdk.slides.cuda_reader import CudaReader
 from cmamil_sdk.slides.direct_reader import DirectReader
 from cmamil_sdk.slides.image_reader import MAX_IMAGE_PX, ImageReader, is_plain_image
 from cmamil_sdk.slides.openslide_reader import OpenSlideReader
@@ -35,6 +36,7 @@ def open_slide(
     *,
     mpp: float | None = None,
     reader: ReaderName = "auto",
+    device: str = "cpu",
     max_image_px: int = MAX_IMAGE_PX,
     plugins: bool = True,
 ) -> SlideReader:
@@ -47,6 +49,8 @@ def open_slide(
         path: the slide file.
         mpp: microns per pixel of level 0, overriding what the file says.
         reader: which reader to take.
+        device: ``cuda:0`` has ``cucim`` decode there, and gives a
+            :class:`~cmamil_sdk.slides.cuda_reader.CudaReader`; other readers decode on the CPU anyway.
         max_image_px: pixels that a plain image may have, which is decoded as a whole.
         plugins: whether ``auto`` may choose a plug-in.
 
@@ -58,6 +62,7 @@ def open_slide(
         SlideCorrupt: the format is known, but the file cannot be opened.
         SlideTooLarge: a plain image has too many pixels.
         DependencyMissing: cuCIM is asked for and not installed.
+        EngineMissing: cuCIM is to decode on a device, and cannot here.
         DecoderCrashed: a plug-in's library died, or two of cuCIM's processes on this file.
     """
     if reader not in get_args(ReaderName):
@@ -77,16 +82,18 @@ def open_slide(
         if is_plain_image(path):
             reason = "a plain image, decoded as a whole"
             return ImageReader(path, mpp=mpp, reason=reason, max_px=max_image_px)
-    return _through_openslide(path, mpp, reader)
+    return _through_openslide(path, mpp, reader, device)
 
 
-def _through_openslide(path: Path, mpp: float | None, reader: ReaderName) -> SlideReader:
+def _through_openslide(
+    path: Path, mpp: float | None, reader: ReaderName, device: str
+) -> SlideReader:
     """The direct reader where it can, if ``reader`` is ``auto`` or ``direct``; else OpenSlide."""
     slide = OpenSlideReader(path, mpp=mpp, reason="asked for")
     if reader == "openslide":
         return slide
     if reader == "cucim":
-        return _with_cucim(slide)
+        return _with_cucim(slide, device)
     try:
         return DirectReader(slide)
     except LayoutUnknown as problem:
@@ -115,9 +122,9 @@ def _through_plugin(path: Path, plugin: SlidePlugin, mpp: float | None) -> Plugi
     return PluginReader(path, plugin, mpp=mpp, reason=reason)
 
 
-def _with_cucim(slide: OpenSlideReader) -> CucimReader:
+def _with_cucim(slide: OpenSlideReader, device: str) -> CucimReader | CudaReader:
     try:
-        return CucimReader(slide)
+        reader = CucimReader(slide)
     except LayoutUnknown as problem:
         slide.close()
         raise SlideFormatUnsupported(
@@ -126,6 +133,13 @@ def _with_cucim(slide: OpenSlideReader) -> CucimReader:
         ) from problem
     except BaseException:
         slide.close()
+        raise
+    if device == "cpu":
+        return reader
+    try:
+        return CudaReader(reader, device)
+    except BaseException:
+        reader.close()
         raise
 
 

@@ -47,36 +47,39 @@ def area_average(pixels: UInt8, box: Box, out_width: int, out_height: int) -> UI
     if all(float(v).is_integer() for v in whole) and whole[2] == whole[3]:
         return reduce_by(pixels[int(top) : int(bottom), int(left) : int(right)], int(factor))
     mean = np.empty((out_height, out_width, 3), dtype=np.uint8)
-    rows, columns = _shares(top, bottom, out_height), _shares(left, right, out_width)
+    rows, columns = cell_shares(top, bottom, out_height), cell_shares(left, right, out_width)
     strip = max(1, _STRIP_PX // pixels.shape[1])
     for start in range(0, out_height, strip):
         cells = slice(start, start + strip)
         # Rows first: whole rows are gathered at the speed of memory, and few are left to cut up.
-        lines = _averaged(pixels, _Shares(rows.first[cells], rows.weight[cells]))
+        lines = _averaged(pixels, Shares(rows.first[cells], rows.weight[cells]))
         grey = _averaged(np.swapaxes(lines, 0, 1), columns)
         mean[cells] = np.clip(np.swapaxes(grey, 0, 1) + 0.5, 0, 255)
     return mean
 
 
 @dataclass(frozen=True)
-class _Shares:
-    """What cells along an axis are made of: ``weight [n, k]`` of the pixels ``first [n] + k``."""
+class Shares:
+    """What cells along an axis are made of: ``weight [n, k]`` of the pixels ``first [n] + k``.
+
+    Pixels beyond the last weigh nothing.
+    """
 
     first: Int64
     weight: Float32
 
 
-def _shares(start: float, end: float, cells: int) -> _Shares:
+def cell_shares(start: float, end: float, cells: int) -> Shares:
     """The weights of an exact mean when ``start`` to ``end`` is cut into equal cells."""
     edges = np.linspace(start, end, cells + 1)
     first = np.floor(edges[:-1]).astype(np.int64)
     pixels = first[:, None] + np.arange(math.ceil((end - start) / cells) + 1)
     inside = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     weight = np.clip(inside, 0.0, None) * (cells / (end - start))
-    return _Shares(first, weight.astype(np.float32))
+    return Shares(first, weight.astype(np.float32))
 
 
-def _averaged(values: UInt8 | Float32, shares: _Shares) -> Float32:
+def _averaged(values: UInt8 | Float32, shares: Shares) -> Float32:
     """Weighted means ``[n, ...]`` along axis 0 of ``values``."""
     last = values.shape[0] - 1
     means = np.zeros((len(shares.first), *values.shape[1:]), dtype=np.float32)
@@ -85,4 +88,4 @@ def _averaged(values: UInt8 | Float32, shares: _Shares) -> Float32:
     return means
 
 
-__all__ = ["area_average", "reduce_by"]
+__all__ = ["Shares", "area_average", "cell_shares", "reduce_by"]

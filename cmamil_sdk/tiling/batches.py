@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -21,8 +22,8 @@ _STRIP_TILES = 4
 class TileBatch:
     """One unit of work: a few blocks and the tiles wanted of each. Small and picklable.
 
-    ``tile_block`` points into ``blocks``; ``tile_index`` is the tile's ``(column, row)`` within its
-    block at its own scale; ``plan_row`` is the tile's row in the plan's scale.
+    ``tile_block`` points into ``blocks`` and only grows; ``tile_index`` is the tile's ``(column, row)``
+    within its block at its own scale; ``plan_row`` is the tile's row in the plan's scale.
     """
 
     geometry: ReadGeometry
@@ -35,6 +36,23 @@ class TileBatch:
     def __len__(self) -> int:
         """Number of tiles."""
         return len(self.plan_row)
+
+    def parts(self, tiles: int) -> list[TileBatch]:
+        """The batch cut into batches of whole blocks with about ``tiles`` tiles each, in order."""
+        starts = np.flatnonzero(np.diff(self.tile_block, prepend=-1))
+        bounds = _batch_bounds(starts, len(self), tiles).tolist()
+        return [self._part(slice(first, last)) for first, last in itertools.pairwise(bounds)]
+
+    def _part(self, tiles: slice) -> TileBatch:
+        block = self.tile_block[tiles]
+        return TileBatch(
+            geometry=self.geometry,
+            blocks=self.blocks[block[0] : block[-1] + 1],
+            tile_block=block - block[0],
+            tile_scale=self.tile_scale[tiles],
+            tile_index=self.tile_index[tiles],
+            plan_row=self.plan_row[tiles],
+        )
 
 
 class TileBatches(Sequence[TileBatch]):

@@ -432,7 +432,7 @@ def rough_bf16(monkeypatch):
         return Rough(exact) if precision == "bf16" else exact
 
     monkeypatch.setattr(gated, "load_engine", load)
-    monkeypatch.setattr(gated, "engine_precisions", lambda _name: ("fp32", "bf16"))
+    monkeypatch.setattr(gated, "engine_precisions", lambda *_: ("fp32", "bf16"))
     monkeypatch.setattr("cmamil_sdk.bundle.load.load_engine", load)
 
 

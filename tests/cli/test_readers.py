@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cmamil_sdk.features.file import read_provenance
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.slides.cucim_process import cucim_installed
 
+from ..device_double import DeviceArray, put_in_place
 from ..slides.tiffs import set_entry
 
 SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
@@ -90,6 +94,51 @@ def test_a_prediction_is_the_same_through_either_reader(
         del found["seconds"]
         answers.append(found)
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_slide_is_decoded_and_encoded_on_one_device(
+    cmamil: Callable[..., Any],
+    tiny_bundle: Path,
+    synthetic_slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On doubles of a GPU for both: what the commands print names what is in use."""
+    pytest.importorskip("torch")
+    if not cucim_installed():
+        pytest.skip("cuCIM is not installed")
+    from cmamil_sdk.engines import torch as torch_engine
+
+    real = torch_engine.TorchEngine
+
+    class OnDevice(real):
+        def __init__(self, graph: Path, *, device: str, precision: str, **others: Any) -> None:
+            super().__init__(graph, device="cpu", precision="fp32", **others)
+            self.info = replace(
+                self.info, device=device, precision=precision, takes_device_arrays=True
+            )
+
+        def infer(self, inputs: Any) -> Any:
+            taken.add(type(inputs["tiles"]))
+            return super().infer(inputs)
+
+    taken: set[type] = set()
+    monkeypatch.setattr(torch_engine, "precisions", lambda _device: ("fp32", "bf16"))
+    images = put_in_place(monkeypatch)
+    monkeypatch.setattr(torch_engine, "TorchEngine", OnDevice)
+    told = ("--reader", "cucim", "--engine", "torch", "--device", "cuda:0")
+    predict = ("predict", synthetic_slide, "--bundle", tiny_bundle, "--json")
+    (found,) = cmamil(*predict, *told).document["predictions"]
+    assert taken == {DeviceArray, np.ndarray}, "tiles on the device, and the gate's own on the host"
+    (expected,) = cmamil(*predict, "--device", "cpu").document["predictions"]
+    assert found["engine"] == "torch-cuda-bf16"
+    assert (found["label"], found["tiles"]) == (expected["label"], expected["tiles"])
+    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-3)
+    done = cmamil("features", "--slides", synthetic_slide, "--out", tmp_path, *told, "--json")
+    assert done.document["engine"] == "torch-cuda-bf16"
+    reader = read_provenance(tmp_path / "synthetic.h5").reader
+    assert "decoded on cuda:0, where 8 tiles differ from OpenSlide's by 0.00 grey" in reader
+    assert sum(sum(image.asked) for image in images) > 50
 
 
 def test_bench_names_the_reader(

@@ -14,11 +14,15 @@ import pytest
 from PIL import Image
 
 from cmamil_sdk.cli.app import main
+from cmamil_sdk.engines.cuda import driver_devices
+from cmamil_sdk.errors import EngineMissing
 from cmamil_sdk.features.file import read_provenance
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.slides.cucim_process import HOW_TO_INSTALL, cucim_installed
 from cmamil_sdk.slides.plugin_reader import PluginReader
 from cmamil_sdk.slides.plugin_registry import GROUP
+
+from ..device_double import DeviceArray, put_in_place
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reading.md").read_text("utf-8")
 
@@ -99,14 +103,31 @@ def test_the_python_example_runs(
     (tmp_path / "slides").mkdir()
     (tmp_path / "slides" / "case-01.svs").symlink_to(synthetic_slide)
     monkeypatch.chdir(tmp_path)
+    put_in_place(monkeypatch)
     names: dict[str, Any] = {}
     of_cucim, _ = blocks("python")
     exec(compile(of_cucim, "docs/reading.md", "exec"), names)
+    assert isinstance(names["tiles"], DeviceArray)
     assert names["tiles"].shape == (2, 224, 224, 3)
 
 
 def test_the_page_says_how_cucim_is_installed() -> None:
-    assert blocks("console") == [f"{HOW_TO_INSTALL}\n"]
+    on_cpu, on_gpu = blocks("console")
+    assert on_cpu == f"{HOW_TO_INSTALL}\n"
+    assert on_gpu.startswith("pip install 'cmamil-sdk[gpu]'\ncmamil features ")
+
+
+@pytest.mark.skipif(driver_devices() > 0, reason="there is a GPU here, on which the command works")
+def test_the_command_for_a_gpu_is_refused_without_one(
+    tmp_path: Path, synthetic_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "case-01.svs").symlink_to(synthetic_slide)
+    monkeypatch.chdir(tmp_path)
+    _, command = blocks("console")[1].splitlines()
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(command)[1:])
+    assert end.value.code == EngineMissing.exit_code
 
 
 @pytest.mark.realdata

@@ -62,6 +62,8 @@ def test_facts_and_features_are_those_of_timm(weights: Path, tmp_path: Path) -> 
     reference = export_encoder(encoder, tmp_path / "encoder.onnx")
     graph = load_engine(tmp_path / "encoder.onnx", device="cpu")
     assert measure_encoder(graph, reference).passed
+    in_torch = load_engine(tmp_path / "encoder.onnx", engine="torch", device="cpu")
+    assert measure_encoder(in_torch, reference).passed
     got = graph.infer({"tiles": tiles[:1]})["features"]
     np.testing.assert_allclose(got, expected[:1], rtol=1e-3, atol=1e-3)
 

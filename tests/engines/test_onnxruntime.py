@@ -60,7 +60,7 @@ def test_the_reason_for_a_choice_is_told(gather):
         assert "CUDA" in chosen.reason
 
 
-@pytest.mark.parametrize("name", ["tensorflow", "", "ONNXRUNTIME", "torch"])
+@pytest.mark.parametrize("name", ["tensorflow", "", "ONNXRUNTIME", "pytorch"])
 def test_an_unknown_engine(gather, name):
     with pytest.raises(FieldInvalid, match="--engine"):
         load_engine(gather, engine=name)
@@ -86,7 +86,9 @@ def test_a_session_that_started_elsewhere_is_refused(gather, monkeypatch):
     real = onnxruntime.InferenceSession
 
     def fall_back(path, options, providers):
-        assert providers == [("CUDAExecutionProvider", {"device_id": "3", "use_tf32": "0"})]
+        ((provider, settings),) = providers
+        assert provider == "CUDAExecutionProvider"
+        assert (settings["device_id"], settings["use_tf32"]) == ("3", "0")
         assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
         return real(path, providers=["CPUExecutionProvider"])
 
@@ -184,7 +186,7 @@ def test_threads_at_once_get_the_same_bits(tiny_bundle):
 
 def test_what_is_available_is_told():
     found = available_engines()
-    assert list(found) == ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+    assert list(found) == ["onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx"]
     for name, about in found.items():
         assert about["available"] is True or name in TENSORRT
         assert set(about) == {"available", "version", "why", "fix"}

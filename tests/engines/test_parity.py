@@ -108,7 +108,7 @@ def test_a_figure_is_kept_for_its_engine_version_and_processor(tmp_path, monkeyp
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A machine with bf16, whose engines are as exact as told; returns (open, loaded engines)."""
-    monkeypatch.setattr(gated, "engine_precisions", lambda _name: ("fp32", "bf16"))
+    monkeypatch.setattr(gated, "engine_precisions", lambda *_: ("fp32", "bf16"))
 
     def prepare(**found):
         loaded = []
@@ -169,7 +169,7 @@ def test_fp32_that_fails_is_refused(machine):
 
 def test_a_machine_without_bf16_says_so(machine, monkeypatch):
     run, _ = machine(fp32=features())
-    monkeypatch.setattr(gated, "engine_precisions", lambda _name: ("fp32",))
+    monkeypatch.setattr(gated, "engine_precisions", lambda *_: ("fp32",))
     assert run().engine.info.reason == (
         "auto: a test; fp32, this processor has neither AVX-512 BF16 nor AMX"
     )

@@ -12,6 +12,8 @@ import pytest
 from cmamil_sdk.engines import EngineInfo
 from cmamil_sdk.synthetic.svs import write_svs
 
+from ..device_double import CUPY, DeviceArray
+
 
 class MeanEngine:
     """An encoder without weights: mean colour of each sixteenth of a tile, 48 features."""
@@ -34,6 +36,17 @@ class MeanEngine:
 
     def close(self) -> None:
         pass
+
+
+class DeviceEngine(MeanEngine):
+    """An encoder on the device: it takes nothing from the host."""
+
+    info = EngineInfo("mean", "cuda:0", "fp32", "1", "test", takes_device_arrays=True)
+
+    def infer(self, inputs):
+        assert isinstance(inputs["tiles"], DeviceArray), "the tiles left the device"
+        assert inputs["tiles"].__cuda_array_interface__["strides"] is None
+        return super().infer({"tiles": CUPY.asnumpy(inputs["tiles"])})
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.errors import FieldInvalid, NonFiniteOutput, SlideCorrupt, SlideNotFound
-from cmamil_sdk.features.extract import BagBuilder, Cancelled, encode_batch, extract_bag
+from cmamil_sdk.features.encode import encode_batch
+from cmamil_sdk.features.extract import BagBuilder, Cancelled, extract_bag
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.tiling.plan import make_plan

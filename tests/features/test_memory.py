@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cmamil_sdk.features.extract import BagBuilder, EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch
+from cmamil_sdk.features.extract import BagBuilder
 from cmamil_sdk.slides.base import Level, SlideFacts
 from cmamil_sdk.tiling.plan import TilePlan, make_plan
 from cmamil_sdk.tiling.recipe import TilingRecipe, TissueRecipe, parse_scales

@@ -256,7 +256,7 @@ def test_what_is_read_in_strips_is_the_same(noise, monkeypatch, mpp):
     recipe = TilingRecipe(scales=parse_scales("5x,20x"), tile_px=64, tissue=EVERYWHERE)
     with open_slide(path) as reader:
         whole, _ = all_tiles(reader, recipe)
-        monkeypatch.setattr("cmamil_sdk.tiling.blocks._MAX_READ_PX", 9000)
+        monkeypatch.setattr("cmamil_sdk.tiling.blocks.MAX_READ_PX", 9000)
         strips, _ = all_tiles(reader, recipe)
     for name, tiles in whole.items():
         for where, tile in tiles.items():

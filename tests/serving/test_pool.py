@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cmamil_sdk.errors import SlideCorrupt
-from cmamil_sdk.features.extract import EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch
 from cmamil_sdk.serving.messages import Failed, WorkerSetup, frame, parse_reply
 from cmamil_sdk.serving.pool import Job, WorkerPool, WorkerState
 
