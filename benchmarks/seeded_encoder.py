@@ -2,9 +2,9 @@
 
 ``shufflenet_v2_x1_0`` with drawn weights, whose BatchNorm statistics are those of generated tissue.
 Without them a random network's features shrink from layer to layer until rounding errors weigh as much.
-BatchNorm adds 1 to what it scales, so most units are above ReLU's bend: with 0, as drawn, half are below, and
-each layer makes rounding errors larger, as a trained network's do not (bf16: worst cosine about the mean
-feature .986 with 0, .994 with 1).
+BatchNorm adds 1 to what it scales, so most units are above ReLU's bend: with 0, as drawn, half are below,
+and each layer makes rounding errors larger, as a trained network's do not (bf16: worst cosine about the
+mean feature .986 with 0, .994 with 1).
 """
 
 from __future__ import annotations

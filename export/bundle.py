@@ -40,12 +40,12 @@ from .aggregator import (
     eager_outputs,
     explanations_of,
     export_aggregator,
-    probe_bag,
 )
 from .encoder import encoder_of
-from .graph import OPSET
+from .graph_form import OPSET
 from .parity import missed_gates
 from .plans import PlanTarget, write_bundle_plans
+from .probe_bags import probe_bag
 from .tensorrt import OnProgress
 
 GOLDEN_FINEST_TILES = 50

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cmamil_sdk.errors import ParityFailed
 
-OPSET = 20
+from .graph_form import OPSET
 
 
 def export_graph(
@@ -94,4 +94,4 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["OPSET", "export_graph"]
+__all__ = ["export_graph"]

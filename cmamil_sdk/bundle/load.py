@@ -38,6 +38,7 @@ from cmamil_sdk.errors import (
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file, recipe_key
 from cmamil_sdk.files import parse_document, sha256_of_file
+from cmamil_sdk.machine import available_cores
 
 Float32 = npt.NDArray[np.float32]
 
@@ -89,6 +90,7 @@ class Bundle:
         encoder: GatedEncoder,
         aggregator: Engine,
         engine_cache: Path | None,
+        callers: int,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
@@ -98,6 +100,8 @@ class Bundle:
         self.aggregator_info = aggregator.info
         self.warnings = tuple(_warnings(manifest, encoder.parity))
         self._encoder_parity = encoder.parity
+        self._tested_encoder: Engine | None = encoder.engine
+        self._callers = callers
         self._aggregator = aggregator
         self._engine_cache = engine_cache
 
@@ -110,9 +114,13 @@ class Bundle:
         device: str = "auto",
         engine_cache: Path | None = None,
         precision: str = "auto",
+        callers: int | None = None,
         allow_failed_parity: bool = False,
     ) -> Self:
         """Load a bundle, or refuse it with the reason.
+
+        The encoder that the golden test ran on stays open for the first :meth:`open_encoder` with as many
+        callers; where nothing is going to be encoded, :meth:`release_encoder` frees it.
 
         Args:
             path: the directory that holds ``manifest.json``.
@@ -120,6 +128,7 @@ class Bundle:
             device: likewise.
             engine_cache: likewise.
             precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
+            callers: threads that will call the encoder at a time; default one per core.
             allow_failed_parity: take a bundle, or a precision, that misses its gate; every answer then
                 carries a warning.
 
@@ -139,7 +148,10 @@ class Bundle:
                 "--allow-failed-parity."
             )
         golden = read_golden(path, manifest)
-        encoder = _open_encoder(path, manifest, golden, engine, device, engine_cache, precision)
+        callers = callers or available_cores()
+        encoder = _open_encoder(
+            path, manifest, golden, engine, device, engine_cache, precision, callers
+        )
         info = encoder.engine.info
         aggregator = load_engine(
             path / AGGREGATOR_GRAPH,
@@ -147,8 +159,7 @@ class Bundle:
             device=info.device,
             engine_cache=engine_cache,
         )
-        bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache)
-        encoder.engine.close()
+        bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache, callers)
         bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
 
@@ -163,10 +174,15 @@ class Bundle:
         return self.encoder_info.label
 
     def open_encoder(self, threads: int = 1, callers: int | None = None) -> Engine:
-        """A new encoder engine: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
+        """An encoder engine of one's own: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
 
         ``threads`` and ``callers`` are those of :func:`~cmamil_sdk.engines.load_engine`.
         """
+        tested, self._tested_encoder = self._tested_encoder, None
+        if tested is not None:
+            if (threads, callers or available_cores()) == (1, self._callers):
+                return tested
+            tested.close()
         info = self.encoder_info
         return load_engine(
             self.root / ENCODER_GRAPH,
@@ -178,6 +194,12 @@ class Bundle:
             engine_cache=self._engine_cache,
             reason=info.reason,
         )
+
+    def release_encoder(self) -> None:
+        """Close the encoder of the golden test, unless it was handed out."""
+        if self._tested_encoder is not None:
+            self._tested_encoder.close()
+            self._tested_encoder = None
 
     def aggregate_file(self, path: Path) -> Aggregated:
         """Run the aggregator on a feature file.
@@ -240,7 +262,7 @@ class Bundle:
             ParityFailed, SelfTestFailed: they are not reproduced.
         """
         golden = read_golden(self.root, self.manifest)
-        encoder = self.open_encoder(callers=1)
+        encoder = self.open_encoder()
         self._encoder_parity = measure_encoder(encoder, golden.encoder)
         encoder.close()
         return self._check_parity(golden, allow_failed=bool(self.warnings))
@@ -291,6 +313,7 @@ def _open_encoder(
     device: str,
     engine_cache: Path | None,
     precision: str,
+    callers: int,
 ) -> GatedEncoder:
     """The encoder, whether or not it passes; bundles from before the gate's tiles run in fp32."""
     if manifest.schema_version < 3 and precision == "auto":
@@ -307,7 +330,7 @@ def _open_encoder(
         device=device,
         engine_cache=engine_cache,
         precision=precision,
-        callers=1,
+        callers=callers,
         allow_failed=True,
     )
 

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from cmamil_sdk.cli.lists import names_in
 from cmamil_sdk.cli.output import Progress, output_folder, say
 from cmamil_sdk.cli.parity_tables import parity_text
-from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
+from cmamil_sdk.cli.plans import ComputeCapability, plan_table, plan_targets_of
 
 
 def run(
