@@ -7,8 +7,7 @@ from typing import Any
 
 from cmamil_sdk.files import csv_text
 
-from .cases import EAGER, Case, Contestant, compete, ratio_row
-from .pairs import Pairs
+from .cases import EAGER, Case, Contest, Contestant, compete, ratio_row
 
 Row = dict[str, Any]
 
@@ -16,7 +15,7 @@ COLUMNS = (
     *("label", "tiles", "callers", "threads", "verdict", "n"),
     *("tiles_per_s", "throughput_spread", "p95_spread", "p50_s", "p90_s", "p95_s", "p99_s"),
     *("cpu_ms_per_tile", "before_mb", "peak_mb", "gate", "ratio", "ratio_low", "ratio_high"),
-    *("pairs", "version", "cpu", "cores", "time"),
+    *("cpu_ratio", "pairs", "version", "cpu", "cores", "time"),
 )
 
 
@@ -34,7 +33,7 @@ def add_ratios(
     measured: Sequence[tuple[Case, Row]],
     pairs: int,
     on_pair: Callable[[int, int], None],
-) -> dict[str, Pairs]:
+) -> dict[str, Contest]:
     """Compare the fastest row of each label with the fastest eager one, and write that into the rows.
 
     Returns the times by label, pair by pair.

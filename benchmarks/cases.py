@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -142,10 +143,21 @@ class _Turn:
         rounds = _TURN_S * contestant.tiles_per_s / (case.tiles * case.callers)
         self._calls = case.callers * max(1, math.ceil(rounds))
         self.tiles = self._calls * case.tiles
+        self.cpu_s = 0.0
         self._pool = pool
 
     def __call__(self) -> None:
+        started = time.process_time()
         call_each(self._pool, self.opened.call, callers=self._callers, calls=self._calls)
+        self.cpu_s = time.process_time() - started
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A case against the baseline: seconds of the clock per tile, and of processors."""
+
+    wall: Pairs
+    cpu: Pairs
 
 
 def compete(
@@ -153,12 +165,13 @@ def compete(
     others: Mapping[str, Contestant],
     pairs: int,
     on_pair: Callable[[int, int], None],
-) -> dict[str, Pairs]:
-    """Seconds per tile of the baseline and of each of the others, right beside each other.
+) -> dict[str, Contest]:
+    """Time the baseline and each of the others right beside each other.
 
     In a round each of the others has a pair of its own with the baseline; a first round warms up.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+    wall: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
+    cpu: dict[str, list[tuple[float, float]]] = {name: [] for name in others}
     with ExitStack() as stack:
         base, *rest = _turns(stack, [baseline, *others.values()])
         for number in range(-1, pairs):
@@ -166,11 +179,13 @@ def compete(
             for name, turn in zip(others, rest, strict=True):
                 base_s, turn_s = time_in_turns(number, base, turn)
                 if number >= 0:
-                    times[name].append((base_s / base.tiles, turn_s / turn.tiles))
-    return {
-        name: Pairs(*(tuple(side) for side in zip(*found, strict=True)))
-        for name, found in times.items()
-    }
+                    wall[name].append((base_s / base.tiles, turn_s / turn.tiles))
+                    cpu[name].append((base.cpu_s / base.tiles, turn.cpu_s / turn.tiles))
+    return {name: Contest(_paired(wall[name]), _paired(cpu[name])) for name in others}
+
+
+def _paired(found: list[tuple[float, float]]) -> Pairs:
+    return Pairs(*(tuple(side) for side in zip(*found, strict=True)))
 
 
 def _turns(stack: ExitStack, contestants: Iterable[Contestant]) -> Iterator[_Turn]:
@@ -180,24 +195,29 @@ def _turns(stack: ExitStack, contestants: Iterable[Contestant]) -> Iterator[_Tur
         yield _Turn(contestant, opened, pool)
 
 
-def ratio_row(pairs: Pairs) -> dict[str, Any]:
-    """How many times faster than the baseline, with the 95 % interval and the spreads."""
-    ratio, low, high = pairs.ratio()
+def ratio_row(contest: Contest) -> dict[str, Any]:
+    """How many times faster than the baseline, with the 95 % interval and the spreads.
+
+    ``cpu_ratio`` is the same of processor time, on which other programs weigh less.
+    """
+    ratio, low, high = contest.wall.ratio()
     return {
-        "pairs": len(pairs.ours_s),
+        "pairs": len(contest.wall.ours_s),
         "ratio": ratio,
         "ratio_low": low,
         "ratio_high": high,
-        "eager_spread": spread(pairs.baseline_s),
-        "spread": spread(pairs.ours_s),
-        "eager_s_per_tile": list(pairs.baseline_s),
-        "s_per_tile": list(pairs.ours_s),
+        "cpu_ratio": contest.cpu.ratio()[0],
+        "eager_spread": spread(contest.wall.baseline_s),
+        "spread": spread(contest.wall.ours_s),
+        "eager_s_per_tile": list(contest.wall.baseline_s),
+        "s_per_tile": list(contest.wall.ours_s),
     }
 
 
 __all__ = [
     "EAGER",
     "Case",
+    "Contest",
     "Contestant",
     "OpenCase",
     "compete",

@@ -22,7 +22,7 @@ from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.machine import available_cores
 
 from .case_rows import Row, add_ratios, case_csv
-from .cases import EAGER, Case, engine_precision_pairs, measure_apart
+from .cases import EAGER, Case, Contest, engine_precision_pairs, measure_apart
 from .closed_loop import Loop
 from .encoder_case import EncoderCase
 from .environment import describe_machine, load_average
@@ -197,13 +197,13 @@ def _engine_ways(
         yield engine, bench.device, precision, callers, 1
 
 
-def _int8_over_default(rows: list[Row], times: dict[str, Pairs], default: str) -> float | None:
+def _int8_over_default(rows: list[Row], times: dict[str, Contest], default: str) -> float | None:
     """How many times faster int8 is than the default precision; None where it is not offered."""
     passed = [row["label"] for row in rows if not row["missed"] and row["label"].endswith("-int8")]
     if default not in times or not passed:
         return None
-    ratios = [Pairs(times[default].ours_s, times[label].ours_s).ratio()[0] for label in passed]
-    return max(ratios)
+    usual_s = times[default].wall.ours_s
+    return max(Pairs(usual_s, times[label].wall.ours_s).ratio()[0] for label in passed)
 
 
 __all__ = ["EngineBench", "OnStep", "judged", "measure_engines", "write_engines"]

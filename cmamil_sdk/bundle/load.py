@@ -157,6 +157,7 @@ class Bundle:
             path / AGGREGATOR_GRAPH,
             engine=info.name if info.name in TENSORRT else "onnxruntime",
             device=info.device,
+            threads=available_cores(),  # it runs when the encoder has done its work
             engine_cache=engine_cache,
         )
         bundle = cls(path, manifest, sha256, encoder, aggregator, engine_cache, callers)

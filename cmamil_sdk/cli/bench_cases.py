@@ -48,7 +48,7 @@ def say_machine(environment: dict[str, Any], what: str) -> None:
 def ways_table(document: dict[str, Any], first: Sequence[str] = ()) -> str:
     """A line for each way that was measured; ``first``: fields in front."""
     header = [*first, "engine", "tiles", "threads", "tiles/s", "p50 ms", "p95 ms", "spreads", ""]
-    header += ["peak MB", "times eager", "95 %"]
+    header += ["peak MB", "times eager", "95 %", "in CPU time"]
     rows = [[*(row[name] for name in first), *_cells(row)] for row in document["rows"]]
     return table(header, rows)
 
@@ -69,7 +69,10 @@ def say_rest(document: dict[str, Any], targets: list[dict[str, Any]]) -> None:
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     spreads = (row["throughput_spread"], row["p95_spread"])
-    interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}" if "ratio" in row else ""
+    ratios = ["", "", ""]
+    if "ratio" in row:
+        interval = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        ratios = [f"{row['ratio']:.2f}", interval, f"{row['cpu_ratio']:.2f}"]
     return [
         row["label"],
         row["tiles"],
@@ -79,8 +82,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
         ", ".join(_shown(value, 1, 2) for value in spreads),
         row["verdict"],
         round(row["peak_mb"]),
-        f"{row['ratio']:.2f}" if "ratio" in row else "",
-        interval,
+        *ratios,
     ]
 
 

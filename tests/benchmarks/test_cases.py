@@ -89,19 +89,23 @@ def test_a_case_tells_its_figures_or_why_not() -> None:
 
 
 def test_each_takes_turns_with_the_baseline_per_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every turn is said to take a second."""
     monkeypatch.setattr(cases, "_TURN_S", 0.004)
+    monkeypatch.setattr(
+        cases, "time_in_turns", lambda _number, base, ours: (base() or 1.0, ours() or 1.0)
+    )
     closed.clear()
-    baseline = Contestant(Sleeper("eager", 0.004), 250.0)
+    baseline = Contestant(Sleeper("eager", 0.0), 250.0)
     others = {
-        "four at once": Contestant(Sleeper("a", 0.004, tiles=4), 1000.0),
-        "two callers": Contestant(Sleeper("b", 0.004, callers=2), 500.0),
+        "four at once": Contestant(Sleeper("a", 0.0, tiles=4), 1000.0),
+        "two callers": Contestant(Sleeper("b", 0.0, callers=2), 500.0),
     }
     seen: list[tuple[int, int]] = []
     found = compete(baseline, others, 5, lambda done, total: seen.append((done, total)))
     assert list(found) == list(others)
-    assert [len(pairs.ours_s) for pairs in found.values()] == [5, 5]
-    assert 2.5 < found["four at once"].ratio()[0] < 6.0
-    assert 1.3 < found["two callers"].ratio()[0] < 3.0
+    assert [len(contest.cpu.ours_s) for contest in found.values()] == [5, 5]
+    assert found["four at once"].wall.ratios == [4.0] * 5
+    assert found["two callers"].wall.ratios == [2.0] * 5
     assert seen[0] == (0, 5)
     assert {case.label for case in closed} == {"eager", "a", "b"}
 
@@ -109,7 +113,7 @@ def test_each_takes_turns_with_the_baseline_per_tile(monkeypatch: pytest.MonkeyP
 def test_ratios_stand_in_the_fastest_row_of_each_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "_TURN_S", 0.001)
     measured = []
-    for case in (Sleeper("torch-eager", 0.001), Sleeper("x", 0.002), Sleeper("x", 0.002, tiles=9)):
+    for case in (Sleeper("torch-eager", 0.0), Sleeper("x", 0.0), Sleeper("x", 0.0, tiles=9999)):
         settings = {"tiles": case.tiles, "callers": case.callers, "threads": 1}
         measured.append((case, {**settings, **measure_case(case, SHORT)}))
     times = add_ratios(measured, 5, lambda _done, _total: None)
