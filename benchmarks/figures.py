@@ -59,7 +59,31 @@ def draw_floor(table: Path, picture: Path) -> None:
     _save(figure, picture)
 
 
-DRAWERS: dict[str, Callable[[Path, Path], None]] = {"peers": draw_peers, "floor": draw_floor}
+def draw_engine(table: Path, picture: Path) -> None:
+    """Tiles a second of an encoder, a bar for each way to run it, from ``engine.csv``."""
+    rows = _rows(table)
+    names = [
+        f"{row['label']}, {row['tiles']} tiles a call, {row['callers']} x {row['threads']} threads"
+        for row in rows
+    ]
+    values = [float(row["tiles_per_s"]) for row in rows]
+    _draw_ways(rows, names, values, "tiles a second, encoder alone (median)", picture)
+
+
+def draw_aggregator(table: Path, picture: Path) -> None:
+    """Milliseconds a bag of an aggregator, a bar for each way to run it, from ``aggregator.csv``."""
+    rows = _rows(table)
+    names = [f"{row['form']}, {row['tiles']} tiles, {row['label']}" for row in rows]
+    values = [1000 * float(row["p50_s"]) for row in rows]
+    _draw_ways(rows, names, values, "milliseconds a bag (median)", picture)
+
+
+DRAWERS: dict[str, Callable[[Path, Path], None]] = {
+    "aggregator": draw_aggregator,
+    "engine": draw_engine,
+    "floor": draw_floor,
+    "peers": draw_peers,
+}
 """What draws ``<name>.csv``."""
 
 
@@ -80,6 +104,23 @@ def redraw(folder: Path) -> list[Path]:
         DRAWERS[picture.stem](table, picture)
         drawn.append(picture)
     return drawn
+
+
+def _draw_ways(rows: Rows, names: list[str], values: list[float], axis: str, picture: Path) -> None:
+    """Bars with how many times as fast as the eager model, which is grey."""
+    figure, axes = _figure(9.0, 1.0 + 0.36 * len(rows))
+    colours = [_THEIRS if "eager" in row["label"] else _OURS for row in rows]
+    bars = axes.barh(names, values, color=colours)
+    times = [
+        f"   ({float(row['ratio']):.1f} times as fast as eager)" if row["ratio"] else ""
+        for row in rows
+    ]
+    notes = [f"{value:.3g}{note}" for value, note in zip(values, times, strict=True)]
+    axes.bar_label(bars, labels=notes, padding=4, fontsize=9)
+    axes.set_xlim(0, 1.35 * max(values))
+    axes.set_xlabel(axis)
+    axes.invert_yaxis()
+    _save(figure, picture)
 
 
 def _rows(table: Path) -> Rows:
@@ -118,4 +159,4 @@ if __name__ == "__main__":
         sys.stdout.write(f"{path}\n")
 
 
-__all__ = ["DRAWERS", "draw_floor", "draw_peers", "redraw"]
+__all__ = ["DRAWERS", "draw_aggregator", "draw_engine", "draw_floor", "draw_peers", "redraw"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.base import EngineInfo, Inputs
-from cmamil_sdk.errors import FieldInvalid, MemoryTooSmall
+from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.features.slide import extract_slide
 from cmamil_sdk.files import write_json
 from cmamil_sdk.machine import peak_rss_mb, rss_mb
@@ -31,6 +30,7 @@ from cmamil_sdk.synthetic.large_slide import LargeSlide
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
 from .environment import describe_machine, load_average
+from .fresh_process import in_fresh_process
 from .pairs import MIN_PAIRS, Pairs, spread
 from .targets import GROWTH
 from .workshop import Workshop
@@ -171,15 +171,7 @@ def memory_of(slide: Path) -> dict[str, Any]:
     Raises:
         MemoryTooSmall: the process was ended.
     """
-    command = [sys.executable, "-m", __name__, str(slide)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    if done.returncode != 0:
-        raise MemoryTooSmall(
-            f"The run on {slide} ended with status {done.returncode}, as when memory runs out; "
-            "close other programs."
-        )
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
+    return in_fresh_process(__name__, str(slide), what=f"The run on {slide}")
 
 
 def _main(slide: Path) -> None:

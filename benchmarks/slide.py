@@ -7,7 +7,6 @@ warm-up reads the same file.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,21 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import peak_rss_mb
 from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
 from cmamil_sdk.slides import ReaderName, open_slide
 
+from .closed_loop import Loop
 from .environment import describe_machine, load_average
-from .windows import (
-    MIN_WINDOWS,
-    SAMPLES_FOR_P95,
-    Window,
-    median_tiles_per_s,
-    percentiles,
-    stability,
-)
+from .windows import MIN_WINDOWS, SAMPLES_FOR_P95, Window, figures, window_figures
 
 _TIMED_STAGES = tuple(stage for stage in STAGES if stage != "total")
 
@@ -72,20 +64,7 @@ class SlideBench:
 
     def __post_init__(self) -> None:
         """Refuse settings that would measure nothing (FieldInvalid)."""
-        if self.windows < MIN_WINDOWS:
-            raise FieldInvalid(
-                f"--windows {self.windows} cannot show whether a measurement is stable; "
-                f"give at least {MIN_WINDOWS}."
-            )
-        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
-            raise FieldInvalid(
-                f"--duration {self.duration_s} is no length of a window; give seconds above 0."
-            )
-        if self.min_samples < 1 or self.warmup < 1:
-            raise FieldInvalid(
-                f"--min-samples {self.min_samples} and --warmup {self.warmup} must be 1 or more; "
-                "the first prediction fills caches and is never counted."
-            )
+        Loop(self.windows, self.duration_s, self.min_samples, self.warmup)
 
 
 def measure_slide(
@@ -104,7 +83,11 @@ def measure_slide(
     load_before = load_average()
     started = time.perf_counter()
     bundle = Bundle.load(
-        bench.bundle, engine=bench.engine, device=bench.device, precision=bench.precision
+        bench.bundle,
+        engine=bench.engine,
+        device=bench.device,
+        precision=bench.precision,
+        callers=bench.workers,
     )
     predictor = LocalPredictor(bundle, workers=bench.workers)
     ready_s = time.perf_counter() - started
@@ -125,7 +108,7 @@ def measure_slide(
         "slide": _slide_facts(bench, answer),
         "settings": _settings(bench, predictor.workers),
         "result": _result(windows, stages),
-        "windows": [_window_row(window) for window in windows],
+        "windows": [window_figures(window) for window in windows],
         "environment": {
             **describe_machine(),
             "engine": bundle.engine_label,
@@ -166,25 +149,10 @@ def _run_window(
 
 
 def _result(windows: list[Window], stages: list[dict[str, float]]) -> dict[str, Any]:
-    latencies = [value for window in windows for value in window.latencies_s]
-    tiles = sum(window.tiles for window in windows)
-    wall_s = sum(window.wall_s for window in windows)
-    agreement = stability(windows)
+    found = figures(windows)
     return {
-        "verdict": agreement.verdict,
-        "throughput_spread": agreement.throughput_spread,
-        "p95_spread": agreement.p95_spread,
-        "n": len(latencies),
-        "latency_s": {
-            **percentiles(latencies),
-            "min": min(latencies),
-            "mean": sum(latencies) / len(latencies),
-            "max": max(latencies),
-        },
-        "tiles_per_s": median_tiles_per_s(windows),
-        "slides_per_s": len(latencies) / wall_s,
-        "cpu_s_per_tile": sum(window.cpu_s for window in windows) / tiles,
-        "cores_busy": sum(window.cpu_s for window in windows) / wall_s,
+        **found,
+        "slides_per_s": found["n"] / sum(window.wall_s for window in windows),
         "stage_shares": _stage_shares(stages),
         "peak_rss_mb": peak_rss_mb(),
     }
@@ -197,18 +165,6 @@ def _stage_shares(predictions: list[dict[str, float]]) -> dict[str, float]:
         stage: sum(seconds[stage] for seconds in predictions) / total for stage in _TIMED_STAGES
     }
     return {**shares, "other": 1.0 - sum(shares.values())}
-
-
-def _window_row(window: Window) -> dict[str, Any]:
-    return {
-        "n": len(window.latencies_s),
-        "wall_s": window.wall_s,
-        "cpu_s": window.cpu_s,
-        "tiles": window.tiles,
-        "tiles_per_s": window.tiles_per_s,
-        "latency_s": percentiles(window.latencies_s),
-        "latencies_s": list(window.latencies_s),
-    }
 
 
 def _slide_facts(bench: SlideBench, prediction: Prediction) -> dict[str, Any]:

@@ -43,6 +43,11 @@ GROWTH = Target(
     "cost per tile, 100,000 tiles over 5,000: end of the interval", 1.1, 1.0, at_most=True
 )
 PEAK_MEMORY_MB = Target("peak memory of one slide, MB", 600.0, 400.0, at_most=True)
+ENCODER_DEFAULT = Target("encoder, default precision, against torch eager fp32", 4.0, 5.0)
+ENCODER_INT8 = Target("encoder, int8 that passes its gate, against default precision", 1.0, 1.5)
+AGGREGATOR_4000 = Target("aggregator, 4,000 finest tiles, against torch eager", 2.0, 2.5)
+AGGREGATOR_64000 = Target("aggregator, 64,000 finest tiles, against torch eager", 1.5, 2.0)
+READY_S = Target("a bundle from load to ready, s", 2.0, 1.0, at_most=True)
 
 
 def verdict_rows(targets: Iterable[dict[str, Any]]) -> list[list[str]]:
@@ -64,8 +69,13 @@ __all__ = [
     "AGAINST_BEST",
     "AGAINST_BEST_FP32",
     "AGAINST_RECIPE",
+    "AGGREGATOR_4000",
+    "AGGREGATOR_64000",
+    "ENCODER_DEFAULT",
+    "ENCODER_INT8",
     "GROWTH",
     "PEAK_MEMORY_MB",
+    "READY_S",
     "SCALES_IN_ONE_PASS",
     "SHARE_OF_FLOOR",
     "TARGET_HEADER",

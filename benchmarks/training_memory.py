@@ -7,14 +7,13 @@ libraries, bag, model and the optimiser's state are in memory: a step on a small
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any, Literal
 
-from cmamil_sdk.errors import MemoryTooSmall
 from cmamil_sdk.machine import peak_rss_mb, rss_mb
 from cmamil_sdk.training.runtime import reproducible
 
+from .fresh_process import in_fresh_process
 from .training_steps import draw_bag, our_step, published_step
 
 Who = Literal["ours", "published"]
@@ -28,15 +27,11 @@ def step_memory(form: str, finest_tiles: int, feature_dim: int, who: Who) -> dic
     Raises:
         MemoryTooSmall: the process was killed.
     """
-    command = [sys.executable, "-m", __name__, form, str(finest_tiles), str(feature_dim), who]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    if done.returncode != 0:
-        raise MemoryTooSmall(
-            f"A training step of {form} on {finest_tiles} tiles ended with status "
-            f"{done.returncode}, as when memory runs out; close other programs, or give fewer tiles."
-        )
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
+    return in_fresh_process(
+        __name__,
+        *(form, str(finest_tiles), str(feature_dim), who),
+        what=f"A training step of {form} on {finest_tiles} tiles",
+    )
 
 
 def measure_step(form: str, finest_tiles: int, feature_dim: int, who: Who) -> dict[str, Any]:

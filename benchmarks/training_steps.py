@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.build import build_model
 from cmamil_sdk.synthetic.bags import SCALES
 from cmamil_sdk.tiling.nesting import nesting_arrays
@@ -48,8 +49,8 @@ def draw_bag(form: str, finest_tiles: int, feature_dim: int, seed: int) -> Train
     )
 
 
-def our_step(form: str, feature_dim: int) -> Step:
-    """A step with the default settings of ``cmamil train``."""
+def build_form(form: str, feature_dim: int) -> tuple[MILModel, TrainConfig]:
+    """A model as `cmamil train` makes it, and the settings, which are the defaults."""
     hmil = form == "hmil"
     config = (
         make_config(model="hmil", hierarchy=_HIERARCHY)
@@ -65,7 +66,13 @@ def our_step(form: str, feature_dim: int) -> Step:
         cross_attention="none" if hmil else form,
         parents=PARENTS if hmil else None,
     )
-    model = build_model(config.model, settings).train()
+    return build_model(config.model, settings), config
+
+
+def our_step(form: str, feature_dim: int) -> Step:
+    """A step with the default settings of ``cmamil train``."""
+    model, config = build_form(form, feature_dim)
+    model.train()
     objective = make_objective(model, config, range(len(PARENTS)))
 
     def loss(bag: TrainingBag) -> Tensor:
@@ -103,4 +110,4 @@ def _step(
     return step
 
 
-__all__ = ["FORMS", "PARENTS", "Step", "draw_bag", "our_step", "published_step"]
+__all__ = ["FORMS", "PARENTS", "Step", "build_form", "draw_bag", "our_step", "published_step"]

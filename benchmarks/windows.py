@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 PERCENTS = (50, 90, 95, 99)
 
@@ -87,6 +88,41 @@ def median_tiles_per_s(windows: Sequence[Window]) -> float:
     return statistics.median(window.tiles_per_s for window in windows)
 
 
+def window_figures(window: Window) -> dict[str, Any]:
+    """One window as a document holds it."""
+    return {
+        "n": len(window.latencies_s),
+        "wall_s": window.wall_s,
+        "cpu_s": window.cpu_s,
+        "tiles": window.tiles,
+        "tiles_per_s": window.tiles_per_s,
+        "latency_s": percentiles(window.latencies_s),
+        "latencies_s": list(window.latencies_s),
+    }
+
+
+def figures(windows: Sequence[Window]) -> dict[str, Any]:
+    """All windows together: whether they agree, latencies, throughput and processor time."""
+    latencies = [value for window in windows for value in window.latencies_s]
+    agreement = stability(windows)
+    cpu_s = sum(window.cpu_s for window in windows)
+    return {
+        "verdict": agreement.verdict,
+        "throughput_spread": agreement.throughput_spread,
+        "p95_spread": agreement.p95_spread,
+        "n": len(latencies),
+        "latency_s": {
+            **percentiles(latencies),
+            "min": min(latencies),
+            "mean": sum(latencies) / len(latencies),
+            "max": max(latencies),
+        },
+        "tiles_per_s": median_tiles_per_s(windows),
+        "cpu_s_per_tile": cpu_s / sum(window.tiles for window in windows),
+        "cores_busy": cpu_s / sum(window.wall_s for window in windows),
+    }
+
+
 def _spread(values: Sequence[float]) -> float:
     return max(values) / min(values)
 
@@ -98,8 +134,10 @@ __all__ = [
     "STABLE_SPREAD",
     "Stability",
     "Window",
+    "figures",
     "median_tiles_per_s",
     "percentile",
     "percentiles",
     "stability",
+    "window_figures",
 ]

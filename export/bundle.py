@@ -42,9 +42,9 @@ from .aggregator import (
     probe_inputs,
 )
 from .check_slides import Slide
-from .encoder import ExportedEncoder, encoder_of
+from .encoder import ExportedEncoder, encoder_of, loaded_encoder_of
 from .folds import FoldChoice, Trained, load_folds
-from .graph import OPSET
+from .graph_form import OPSET
 from .parity import missed_gates
 from .plans import PlanTarget, write_bundle_plans
 from .precisions import (
@@ -131,7 +131,7 @@ def export_bundle(
             manifest_of(hashed_files(folder), ()),
             lower,
             graphs,
-            encoder.encoder,
+            partial(loaded_encoder_of, trained.meta.encoder, encoder_weights),
             force=force,
             on_slide=on_progress,
         )

@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import os
-import re
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
-from cmamil_sdk import __version__
-from cmamil_sdk.encoders.fit import resize_for
-from cmamil_sdk.encoders.info import EncoderInfo, ProjectionInfo
-from cmamil_sdk.encoders.projection import SeededProjection
-from cmamil_sdk.encoders.registry import (
-    ENCODERS,
-    ONNX_PREFIX,
-    TIMM_PREFIX,
-    EncoderSpec,
-    named_encoder,
-)
-from cmamil_sdk.engines import Engine
-from cmamil_sdk.engines.graphs import graph_in
-from cmamil_sdk.engines.parity import (
-    GATE_VERSION,
-    EncoderParity,
-    EncoderReference,
-    stored_parity,
-)
-from cmamil_sdk.errors import DependencyMissing, FieldInvalid, RecipeMismatch, RunInvalid
-from cmamil_sdk.files import sha256_of_file, write_json
-from cmamil_sdk.runs import read_json
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.encoders.registry import ENCODERS, ONNX_PREFIX
+from cmamil_sdk.engines.parity import EncoderReference
+from cmamil_sdk.errors import FieldInvalid, RecipeMismatch
 
-from .graph import OPSET
-from .half import write_half
-from .reference import load_reference, make_reference, save_reference
-from .tile_network import GRAPH_FORM, TorchEncoder
-from .user_graph import load_user_graph
+from .encoder_cache import (
+    EncoderRequest,
+    ExportedEncoder,
+    graph_folder,
+    keep_graph,
+    read_graph,
+    recall,
+    remember,
+)
+from .reference import make_reference
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """A loaded tile encoder, and who it is."""
+    """A loaded tile encoder, and who it is.
+
+    ``weights_file`` is the one file that its tensors come from; None of a graph, which needs no torch.
+    """
 
     info: EncoderInfo
+    weights_file: Path | None
 
     def features(self, tiles: UInt8) -> Float32:
         """Features ``[B, D]`` of tiles ``[B, px, px, 3]``: the reference for the graph."""
@@ -63,47 +49,6 @@ class Encoder(Protocol):
     def write_graph(self, path: Path) -> None:
         """Write the ONNX graph; it appears under ``path`` when it is complete."""
         ...
-
-
-@dataclass(frozen=True)
-class ExportedEncoder:
-    """An encoder, its graph on disk, and what its features must be like."""
-
-    graph: Path
-    encoder: Encoder
-    reference: EncoderReference
-
-    @property
-    def info(self) -> EncoderInfo:
-        """Who it is."""
-        return self.encoder.info
-
-    def graph_for(self, precision: str) -> Path:
-        """The graph to load in ``precision``, with that in fp16 beside it where it is asked for.
-
-        Raises:
-            FieldInvalid: int8, which is calibrated for a bundle.
-        """
-        if precision == "int8":
-            raise FieldInvalid(
-                "--precision int8 is calibrated and judged for a bundle, by `cmamil export`; take "
-                "features in auto, fp32, bf16 or fp16."
-            )
-        if precision == "fp16":
-            write_half(self.graph, graph_in(self.graph, "fp16"))
-        return self.graph
-
-    def parity(self, engine: Engine) -> EncoderParity:
-        """How close the graph on ``engine`` is to the encoder; measured once and kept beside it."""
-        return stored_parity(self.graph.with_name("parity.json"), engine, self.reference)
-
-
-def cache_directory() -> Path:
-    """Where graphs made on this machine are kept (``CMAMIL_CACHE``, else the user's cache)."""
-    base = os.environ.get("CMAMIL_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cmamil"
 
 
 def exported_encoder(
@@ -123,44 +68,19 @@ def exported_encoder(
         FieldInvalid, WeightsMissing, DependencyMissing: as :func:`load_encoder`.
         ParityFailed: the encoder in float32 is no reference.
     """
-    encoder = load_encoder(
-        name, weights, projection=projection, tile_px=tile_px, resize_tiles=resize_tiles
-    )
-    folder = cache_directory() / "encoders" / _cache_key(encoder.info)
-    graph, kept = folder / "encoder.onnx", folder / "reference.npz"
-    reference = _cached_reference(folder, encoder.info)
-    if reference is None:
-        reference = export_encoder(encoder, graph)
-        save_reference(kept, reference)
-        write_json(
-            folder / "encoder.json",
-            {
-                "encoder": encoder.info.model_dump(mode="json"),
-                "graph_sha256": sha256_of_file(graph),
-                "reference_sha256": sha256_of_file(kept),
-            },
-        )
-    return ExportedEncoder(graph, encoder, reference)
-
-
-def _cache_key(info: EncoderInfo) -> str:
-    readable = re.sub(r"[^A-Za-z0-9.]+", "_", info.id)
-    identity = hashlib.sha256(info.model_dump_json().encode()).hexdigest()
-    form = f"opset{OPSET}-form{GRAPH_FORM}-gate{GATE_VERSION}"
-    return f"{readable}-{identity[:16]}-{form}-{__version__}"
-
-
-def _cached_reference(folder: Path, info: EncoderInfo) -> EncoderReference | None:
-    """The reference of a cached graph; None if there is no graph or reference that can be trusted."""
-    kept = {"graph": folder / "encoder.onnx", "reference": folder / "reference.npz"}
-    try:
-        stored = read_json(folder / "encoder.json")
-        found = {f"{name}_sha256": sha256_of_file(path) for name, path in kept.items()}
-    except (OSError, RunInvalid):
-        return None
-    if stored != {"encoder": info.model_dump(mode="json"), **found}:
-        return None
-    return load_reference(kept["reference"])
+    request = EncoderRequest(name, weights, projection, tile_px, resize_tiles)
+    known = recall(request)
+    if known is not None:
+        return known
+    encoder = load_encoder(**asdict(request))
+    folder = graph_folder(encoder.info)
+    exported = read_graph(folder)
+    if exported is None or exported.info != encoder.info:
+        reference = export_encoder(encoder, folder / "encoder.onnx")
+        exported = keep_graph(folder, encoder.info, reference)
+    if encoder.weights_file is not None:
+        remember(request, encoder.weights_file, exported)
+    return exported
 
 
 def load_encoder(
@@ -188,54 +108,58 @@ def load_encoder(
     """
     if projection:
         _check_projection(name)
+    # onnx and torch take seconds to import, and are not needed where the graph is known.
     if name.startswith(ONNX_PREFIX):
+        from .user_graph import load_user_graph  # noqa: PLC0415
+
         return load_user_graph(name, weights, tile_px=tile_px, resize_tiles=resize_tiles)
-    network, digest, spec = _torch_network(name, weights)
-    projected: ProjectionInfo | None = None
-    if projection:
-        layer = SeededProjection(spec.dim)
-        network, projected = nn.Sequential(network, layer).eval(), layer.info
-    info = EncoderInfo(
-        id=spec.name,
-        weights_sha256=digest,
-        dim=spec.dim if projected is None else projected.dim,
-        tile_px=tile_px or spec.tile_px,
-        mean=spec.mean,
-        std=spec.std,
-        mpp=spec.mpp,
-        resize=resize_for(spec, tile_px, resize_tiles=resize_tiles),
-        projection=projected,
+    from .networks import load_network  # noqa: PLC0415
+
+    return load_network(
+        name, weights, projection=projection, tile_px=tile_px, resize_tiles=resize_tiles
     )
-    return TorchEncoder(network, info)
 
 
 def encoder_of(info: EncoderInfo, weights: Path | None = None) -> ExportedEncoder:
-    """The encoder that ``info`` describes, from its own weights or those given.
+    """The graph of the encoder that ``info`` describes, from its own weights or those given.
 
     Raises:
         RecipeMismatch: it comes out as another.
         FieldInvalid, WeightsMissing, DependencyMissing, ParityFailed: as :func:`exported_encoder`.
     """
-    exported = exported_encoder(
-        info.id,
-        weights,
-        projection=info.projection is not None,
-        tile_px=info.tile_px,
-        resize_tiles=info.resize is not None,
-    )
-    if exported.info.weights_sha256 != info.weights_sha256:
+    exported = exported_encoder(info.id, weights, **_options_of(info))
+    _refuse_other(info, exported.info)
+    return exported
+
+
+def loaded_encoder_of(info: EncoderInfo, weights: Path | None = None) -> Encoder:
+    """The encoder itself, for what its graph is compared with; raises as :func:`encoder_of`."""
+    encoder = load_encoder(info.id, weights, **_options_of(info))
+    _refuse_other(info, encoder.info)
+    return encoder
+
+
+def _options_of(info: EncoderInfo) -> dict[str, Any]:
+    return {
+        "projection": info.projection is not None,
+        "tile_px": info.tile_px,
+        "resize_tiles": info.resize is not None,
+    }
+
+
+def _refuse_other(wanted: EncoderInfo, found: EncoderInfo) -> None:
+    if found.weights_sha256 != wanted.weights_sha256:
         raise RecipeMismatch(
-            f"The run's features were made with weights {info.weights_sha256[:12]}… of {info.id}, these "
-            f"are {exported.info.weights_sha256[:12]}…; give the same file with --weights."
+            f"The run's features were made with weights {wanted.weights_sha256[:12]}… of {wanted.id}, "
+            f"these are {found.weights_sha256[:12]}…; give the same file with --weights."
         )
-    if exported.info != info:
-        theirs, ours = info.model_dump(), exported.info.model_dump()
+    if found != wanted:
+        theirs, ours = wanted.model_dump(), found.model_dump()
         field = next(name for name in theirs if theirs[name] != ours[name])
         raise RecipeMismatch(
-            f"The run's features were made with {field} {theirs[field]} of encoder {info.id}, which is "
+            f"The run's features were made with {field} {theirs[field]} of encoder {wanted.id}, which is "
             f"{ours[field]} here; extract the features again, and train on them."
         )
-    return exported
 
 
 def export_encoder(encoder: Encoder, path: Path) -> EncoderReference:
@@ -246,23 +170,6 @@ def export_encoder(encoder: Encoder, path: Path) -> EncoderReference:
     """
     encoder.write_graph(path)
     return make_reference(encoder, encoder.info.tile_px)
-
-
-def _torch_network(name: str, weights: Path | None) -> tuple[nn.Module, str, EncoderSpec]:
-    """The network, the sha256 of its weights, and its facts."""
-    try:
-        if name.startswith(TIMM_PREFIX):
-            timm_models = importlib.import_module("cmamil_sdk.encoders.timm_models")
-            loaded: tuple[nn.Module, str, EncoderSpec] = timm_models.build(name, weights)
-            return loaded
-        named = named_encoder(name)
-        network, digest = importlib.import_module(named.module).build(weights)
-        return network, digest, named.spec
-    except ImportError as problem:
-        extra = "timm" if name.startswith(TIMM_PREFIX) else "export"
-        raise DependencyMissing(
-            f"Encoder {name} needs the package {problem.name}; install cmamil-sdk[{extra}]."
-        ) from problem
 
 
 def _check_projection(name: str) -> None:
@@ -276,9 +183,9 @@ def _check_projection(name: str) -> None:
 __all__ = [
     "Encoder",
     "ExportedEncoder",
-    "cache_directory",
     "encoder_of",
     "export_encoder",
     "exported_encoder",
     "load_encoder",
+    "loaded_encoder_of",
 ]

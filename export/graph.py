@@ -20,7 +20,7 @@ from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.engines.graphs import PRECISION_KEY
 from cmamil_sdk.errors import ParityFailed
 
-OPSET = 20
+from .graph_form import OPSET
 
 
 def export_graph(
@@ -128,11 +128,4 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = [
-    "OPSET",
-    "all_nodes",
-    "export_graph",
-    "preprocessing_of",
-    "quiet",
-    "with_precision",
-]
+__all__ = ["all_nodes", "export_graph", "preprocessing_of", "quiet", "with_precision"]

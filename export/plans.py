@@ -22,7 +22,7 @@ from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.files import FileEntry, write_atomic, write_json
 from cmamil_sdk.tiling.recipe import Scale
 
-from .encoder import cache_directory
+from .encoder_cache import cache_directory
 from .tensorrt import (
     BuiltPlan,
     OnProgress,

@@ -114,7 +114,7 @@ def judge_precisions(
     manifest: Manifest,
     lower: LowerPrecisions,
     graphs: LowerGraphs,
-    encoder: ReferenceModel,
+    encoder: Callable[[], ReferenceModel],
     *,
     force: bool,
     on_slide: OnSlide | None = None,
@@ -125,7 +125,7 @@ def judge_precisions(
         folder: of the bundle's graphs.
         manifest: of the bundle, as far as it is known.
         lower, graphs: what is judged, and what is known of it.
-        encoder: the eager model.
+        encoder: loads the eager model, if there are slides to judge it on.
         force: note what misses its gate in the report, and do not refuse it.
         on_slide: as :class:`~cmamil_sdk.export.end_to_end.SlideJudge`.
 
@@ -190,13 +190,13 @@ def _slide_judge(
     folder: Path,
     manifest: Manifest,
     lower: LowerPrecisions,
-    encoder: ReferenceModel,
+    encoder: Callable[[], ReferenceModel],
     on_slide: OnSlide | None,
 ) -> SlideJudge | None:
     if lower.dealt is None:
         return None
     tiles = sample_tiles(lower.dealt.judged, manifest.recipe, JUDGED_TILES)
-    reference = EncoderReference(tiles, features_of(encoder, tiles))
+    reference = EncoderReference(tiles, features_of(encoder(), tiles))
     return SlideJudge(folder, manifest, lower.dealt, reference, on_slide)
 
 

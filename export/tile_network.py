@@ -18,9 +18,6 @@ from .graph import export_graph
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 
-GRAPH_FORM = 3
-"""Counts up when the graph around a network changes."""
-
 _MAX_BATCH = 4096
 _EXAMPLE_TILES = 3
 
@@ -52,11 +49,17 @@ class EncoderGraph(nn.Module):
 
 
 class TorchEncoder:
-    """A network in eval mode, normalised images ``[B, 3, H, W]`` to ``[B, D]``, and who it is."""
+    """A network in eval mode, normalised images ``[B, 3, H, W]`` to ``[B, D]``, and who it is.
 
-    def __init__(self, network: nn.Module, info: EncoderInfo) -> None:
+    ``weights_file`` holds its tensors, all of them.
+    """
+
+    def __init__(
+        self, network: nn.Module, info: EncoderInfo, weights_file: Path | None = None
+    ) -> None:
         self.network = network
         self.info = info
+        self.weights_file = weights_file
         self._graph = EncoderGraph(network, info).eval()
 
     def features(self, tiles: UInt8) -> Float32:
@@ -85,4 +88,4 @@ class TorchEncoder:
         )
 
 
-__all__ = ["GRAPH_FORM", "EncoderGraph", "TorchEncoder"]
+__all__ = ["EncoderGraph", "TorchEncoder"]

@@ -68,6 +68,8 @@ class _Ports:
 class OnnxEncoder:
     """A user's graph, and who it is; ``features`` runs the graph as it came."""
 
+    weights_file: Path | None = None
+
     def __init__(self, path: Path, model: ModelProto, ports: _Ports, info: EncoderInfo) -> None:
         self.info = info
         self._path = path

@@ -131,9 +131,11 @@ def load_models(config: ServerConfig) -> list[LoadedModel]:
             engine=config.engine,
             device=config.device,
             precision=config.precision,
+            callers=1,
             allow_failed_parity=config.allow_failed_parity,
             max_attention_mib=config.max_attention_mib,
         )
+        bundle.release_encoder()  # tiles are encoded in the workers' processes
         if bundle.manifest.recipe.tissue.method == "mask":
             raise BundleUnsupported(
                 f"The bundle {path} takes tissue from mask files, which a server is not given; "

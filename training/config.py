@@ -20,11 +20,9 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.files import parse_document
 from cmamil_sdk.models.names import MODELS, why_no_model
 
+from .defaults import DEFAULT_FOLDS, DEFAULT_TEST_SHARE, DEFAULT_VAL_SHARE
 from .option_rules import why_inconsistent
 from .yaml_files import INPUTS, read_hierarchy, read_mapping
-
-DEFAULT_FOLDS, DEFAULT_VAL_SHARE, DEFAULT_TEST_SHARE = 5, 0.15, 0.2
-"""Of folds that are made by lot; CMA-MIL's published folds have 15 % of what is not tested in val."""
 
 Loss = Literal["ce", "svm"]
 Precision = Literal["fp32", "bf16-mixed", "fp16-mixed"]
@@ -66,7 +64,8 @@ class TrainConfig(BaseModel):
     ``defaults`` in the schema are those of a model whose default differs from the field's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # The help describes the fields without ever checking one.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     model: str = Field("cma-mil", description=f"which model is trained: {', '.join(MODELS)}")
     scales: tuple[str, ...] | None = Field(
@@ -389,9 +388,6 @@ def make_config(**fields: Any) -> TrainConfig:
 
 
 __all__ = [
-    "DEFAULT_FOLDS",
-    "DEFAULT_TEST_SHARE",
-    "DEFAULT_VAL_SHARE",
     "TrainConfig",
     "load_config",
     "make_config",

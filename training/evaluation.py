@@ -126,7 +126,8 @@ def evaluate_bundle(
         FeatureFileInvalid, ScaleMismatch: a feature file is damaged or lacks a scale.
         RecipeMismatch: the features were made by another recipe or encoder than the bundle's.
     """
-    bundle = Bundle.load(path, device=device)
+    bundle = Bundle.load(path, device=device, callers=1)
+    bundle.release_encoder()
     manifest = bundle.manifest
     table = read_labels(labels, known_labels=manifest.labels)
     layout = FeatureFolder(features, manifest.recipe.names)

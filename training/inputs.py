@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cmamil_sdk.errors import ConfigInvalid
 
-from .config import DEFAULT_FOLDS, TrainConfig
+from .config import TrainConfig
+from .defaults import DEFAULT_FOLDS
 from .folds import fixed_split, make_folds, with_validation
 from .labels import LabelTable, read_labels
 from .layouts.base import Layout

@@ -33,6 +33,7 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file, recipe_key
+from cmamil_sdk.machine import available_cores
 
 Float32 = npt.NDArray[np.float32]
 
@@ -84,6 +85,7 @@ class Bundle:
         encoder: GatedEncoder,
         aggregator: Engine,
         engine_cache: Path | None,
+        callers: int,
         max_attention_mib: int,
     ) -> None:
         """Use :meth:`load`."""
@@ -94,6 +96,8 @@ class Bundle:
         self.aggregator_info = aggregator.info
         self.warnings = tuple(_warnings(manifest, encoder.parity))
         self._encoder_parity = encoder.parity
+        self._tested_encoder: Engine | None = encoder.engine
+        self._callers = callers
         self._aggregator = aggregator
         self._engine_cache = engine_cache
         self._max_attention_mib = max_attention_mib
@@ -107,10 +111,14 @@ class Bundle:
         device: str = "auto",
         engine_cache: Path | None = None,
         precision: str = "auto",
+        callers: int | None = None,
         allow_failed_parity: bool = False,
         max_attention_mib: int = MAX_ATTENTION_MIB,
     ) -> Self:
         """Load a bundle, or refuse it with the reason.
+
+        The encoder that the golden test ran on stays open for the first :meth:`open_encoder` with as many
+        callers; where nothing is going to be encoded, :meth:`release_encoder` frees it.
 
         Args:
             path: the directory that holds ``manifest.json``.
@@ -118,6 +126,7 @@ class Bundle:
             device: likewise.
             engine_cache: likewise.
             precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
+            callers: threads that will call the encoder at a time; default one per core.
             allow_failed_parity: take a bundle, or a precision, that misses its gate; every answer then
                 carries a warning.
             max_attention_mib: most memory that attention between all tiles of a bag may take.
@@ -138,12 +147,16 @@ class Bundle:
                 "--allow-failed-parity."
             )
         golden = read_golden(path, manifest)
-        encoder = _open_encoder(path, manifest, golden, engine, device, engine_cache, precision)
+        callers = callers or available_cores()
+        encoder = _open_encoder(
+            path, manifest, golden, engine, device, engine_cache, precision, callers
+        )
         bundle = cls.of_graphs(
             path,
             manifest,
             encoder,
             sha256=sha256,
+            callers=callers,
             engine_cache=engine_cache,
             max_attention_mib=max_attention_mib,
         )
@@ -158,10 +171,11 @@ class Bundle:
         encoder: GatedEncoder,
         *,
         sha256: str = "",
+        callers: int | None = None,
         engine_cache: Path | None = None,
         max_attention_mib: int = MAX_ATTENTION_MIB,
     ) -> Self:
-        """A bundle around an encoder that was opened, which is closed; nothing is verified.
+        """A bundle around an encoder that was opened for so many callers; nothing is verified.
 
         Raises:
             BundleUnsupported, EngineMissing: the aggregator cannot be run.
@@ -171,11 +185,20 @@ class Bundle:
             root / AGGREGATOR_GRAPH,
             engine=info.name if info.name in TENSORRT else "onnxruntime",
             device=_aggregator_device(info),
+            threads=available_cores(),  # it runs when the encoder has done its work
             engine_cache=engine_cache,
             precision="fp16" if info.precision == "fp16" else "fp32",
         )
-        encoder.engine.close()
-        return cls(root, manifest, sha256, encoder, aggregator, engine_cache, max_attention_mib)
+        return cls(
+            root,
+            manifest,
+            sha256,
+            encoder,
+            aggregator,
+            engine_cache,
+            callers or available_cores(),
+            max_attention_mib,
+        )
 
     @property
     def label(self) -> str:
@@ -188,10 +211,15 @@ class Bundle:
         return self.encoder_info.label
 
     def open_encoder(self, threads: int = 1, callers: int | None = None) -> Engine:
-        """A new encoder engine: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
+        """An encoder engine of one's own: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
 
         ``threads`` and ``callers`` are those of :func:`~cmamil_sdk.engines.load_engine`.
         """
+        tested, self._tested_encoder = self._tested_encoder, None
+        if tested is not None:
+            if (threads, callers or available_cores()) == (1, self._callers):
+                return tested
+            tested.close()
         info = self.encoder_info
         return load_engine(
             self.root / ENCODER_GRAPH,
@@ -211,6 +239,11 @@ class Bundle:
             TooManyTiles: see :func:`~cmamil_sdk.bundle.bags.check_size`.
         """
         check_size(counts, self.manifest, slide=slide, max_attention_mib=self._max_attention_mib)
+    def release_encoder(self) -> None:
+        """Close the encoder of the golden test, unless it was handed out."""
+        if self._tested_encoder is not None:
+            self._tested_encoder.close()
+            self._tested_encoder = None
 
     def aggregate_file(self, path: Path) -> Aggregated:
         """Run the aggregator on a feature file.
@@ -276,7 +309,7 @@ class Bundle:
             ParityFailed, SelfTestFailed: they are not reproduced.
         """
         golden = read_golden(self.root, self.manifest)
-        encoder = self.open_encoder(callers=1)
+        encoder = self.open_encoder()
         self._encoder_parity = _measure(encoder, self.root, golden)
         encoder.close()
         return self._check_parity(golden, allow_failed=bool(self.warnings))
@@ -346,6 +379,7 @@ def _open_encoder(
     device: str,
     engine_cache: Path | None,
     precision: str,
+    callers: int,
 ) -> GatedEncoder:
     """The encoder, whether or not it passes; bundles from before the gate's tiles run in fp32."""
     if manifest.schema_version < 3 and precision == "auto":
@@ -362,7 +396,7 @@ def _open_encoder(
         device=device,
         engine_cache=engine_cache,
         precision=precision,
-        callers=1,
+        callers=callers,
         allow_failed=True,
     )
 

@@ -9,6 +9,8 @@ import typer
 
 from cmamil_sdk.cli import (
     bench_accuracy,
+    bench_aggregator,
+    bench_engine,
     bench_parts,
     bench_peers,
     bench_pens,
@@ -23,6 +25,8 @@ from cmamil_sdk.wording import counted
 _HELP = "Latency, throughput and accuracy on this machine."
 app = typer.Typer(help=_HELP, no_args_is_help=True)
 app.command("accuracy")(bench_accuracy.run)
+app.command("engine")(bench_engine.run)
+app.command("aggregator")(bench_aggregator.run)
 app.command("readers")(bench_readers.run)
 app.command("pens")(bench_pens.run)
 app.command("scale-source")(bench_scale_source.run)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cmamil_sdk.cli.lists import numbers_in
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, output_folder, say, say_json, table
 from cmamil_sdk.wording import counted
@@ -41,7 +42,7 @@ def run(
         tiles=tiles,
         feature_dim=feature_dim,
         pairs=pairs,
-        threads=_numbers(threads),
+        threads=numbers_in(threads, "--threads"),
         large=large,
     )
     if out is not None:
@@ -56,17 +57,6 @@ def run(
         say_json(document)
     else:
         _say_plainly(document)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    from cmamil_sdk.errors import FieldInvalid
-
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError as problem:
-        raise FieldInvalid(
-            f"--threads {text!r} must be whole numbers with commas between, such as 1,2."
-        ) from problem
 
 
 def _say_plainly(document: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cmamil_sdk.cli.lists import names_in
 from cmamil_sdk.cli.output import Progress, output_folder, say
 from cmamil_sdk.cli.parity_tables import parity_text, precisions_text
-from cmamil_sdk.cli.plans import ComputeCapability, names_in, plan_table, plan_targets_of
+from cmamil_sdk.cli.plans import ComputeCapability, plan_table, plan_targets_of
 
 if TYPE_CHECKING:
     from cmamil_sdk.export.folds import FoldChoice

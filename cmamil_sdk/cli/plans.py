@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cmamil_sdk.cli.lists import names_in
 from cmamil_sdk.cli.output import Progress, output_folder, say, table
 
 if TYPE_CHECKING:
@@ -47,22 +48,6 @@ def run(
             )
         for plan in written:
             say(f"{plan.path} ({plan.size / 2**20:.1f} MiB, built in {plan.seconds:.1f} s)")
-
-
-def names_in(text: str, option: str) -> list[str]:
-    """The names of a list separated by commas.
-
-    Raises:
-        FieldInvalid: there is none, or one is there twice.
-    """
-    from cmamil_sdk.errors import FieldInvalid
-
-    names = [name.strip() for name in text.split(",")]
-    if "" in names or len(set(names)) < len(names):
-        raise FieldInvalid(
-            f"{option} {text!r} is no list of different names; separate them by ','."
-        )
-    return names
 
 
 def plan_targets_of(

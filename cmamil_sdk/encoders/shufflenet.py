@@ -12,7 +12,7 @@ from torch import nn
 from cmamil_sdk.encoders.channel_shuffle import fold_shuffles
 from cmamil_sdk.encoders.download import fetch_weights
 from cmamil_sdk.encoders.torchvision_ops import import_torchvision
-from cmamil_sdk.encoders.weights import load_into, read_weights
+from cmamil_sdk.encoders.weights import LoadedNetwork, load_into, read_weights
 
 import_torchvision()
 
@@ -21,15 +21,12 @@ from torchvision.models import ShuffleNet_V2_X1_0_Weights, shufflenet_v2_x1_0  #
 _NAME = "shufflenet_v2_x1_0"
 
 
-def build(weights: Path | None = None) -> tuple[nn.Module, str]:
-    """Load the encoder in eval mode; returns it with the sha256 of its weights file.
+def build(weights: Path | None = None) -> LoadedNetwork:
+    """Load the encoder; its features ``[B, 1024]`` are the mean of the last map.
 
     Args:
         weights: a state dict of torchvision's network, with its classifier ``fc`` or without it; None
             takes torchvision's ImageNet weights, which are downloaded on first use.
-
-    Returns:
-        Normalised images ``[B, 3, H, W]`` float32 -> features ``[B, 1024]``, the mean of the last map.
 
     Raises:
         FieldInvalid: ``weights`` is missing, or not a state dict of this network.
@@ -42,7 +39,7 @@ def build(weights: Path | None = None) -> tuple[nn.Module, str]:
     features = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     load_into(network, features, path, _NAME)
     fold_shuffles(network)
-    return network.eval(), digest
+    return LoadedNetwork(network.eval(), path, digest)
 
 
 def _published() -> Path:

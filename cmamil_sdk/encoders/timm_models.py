@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cmamil_sdk.encoders.download import fetch_weights
 from cmamil_sdk.encoders.registry import TIMM_PREFIX, EncoderSpec
 from cmamil_sdk.encoders.torchvision_ops import import_torchvision
-from cmamil_sdk.encoders.weights import UNLOADABLE, read_weights, unloadable
+from cmamil_sdk.encoders.weights import UNLOADABLE, LoadedNetwork, read_weights, unloadable
 from cmamil_sdk.errors import FieldInvalid, WeightsMissing
 
 import_torchvision()
@@ -23,8 +23,8 @@ from timm.data.config import resolve_model_data_config  # noqa: E402
 _SIMILAR = 3
 
 
-def build(name: str, weights: Path | None = None) -> tuple[nn.Module, str, EncoderSpec]:
-    """Load a network in eval mode; returns it with the sha256 of its weights file and its facts.
+def build(name: str, weights: Path | None = None) -> tuple[LoadedNetwork, EncoderSpec]:
+    """Load a network; returns it with its facts.
 
     Args:
         name: ``timm:<model>`` or ``timm:<model>.<tag>``, as ``timm.list_models`` has it.
@@ -48,7 +48,7 @@ def build(name: str, weights: Path | None = None) -> tuple[nn.Module, str, Encod
     path = weights or _published(name, model)
     state, digest = read_weights(path, name)
     network = _load(name, model, state, path)
-    return network, digest, _spec(name, network)
+    return LoadedNetwork(network, path, digest), _spec(name, network)
 
 
 def _no_such(name: str, what: str, wanted: str, known: list[str]) -> FieldInvalid:

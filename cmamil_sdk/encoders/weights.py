@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +30,21 @@ UNLOADABLE = (
     struct.error,
     SafetensorError,
 )
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network in eval mode, normalised images ``[B, 3, H, W]`` float32 -> features ``[B, D]``.
+
+    Attributes:
+        network: with all tensors from one file.
+        weights_file: that file.
+        sha256: of it.
+    """
+
+    network: nn.Module
+    weights_file: Path
+    sha256: str
 
 
 def read_weights(path: Path, encoder: str) -> tuple[dict[str, Tensor], str]:
@@ -86,4 +102,4 @@ def _tensor(name: str, value: object) -> Tensor:
     return value
 
 
-__all__ = ["UNLOADABLE", "load_into", "read_weights", "unloadable"]
+__all__ = ["UNLOADABLE", "LoadedNetwork", "load_into", "read_weights", "unloadable"]

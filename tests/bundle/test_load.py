@@ -450,6 +450,37 @@ def test_a_precision_that_fails_on_this_machine(tiny_bundle):
     assert accepted.open_encoder().info.precision == "bf16"
 
 
+def test_the_encoder_that_was_tested_is_handed_out_once(tiny_bundle, monkeypatch):
+    loaded = []
+
+    def counted(graph, **options):
+        loaded.append(graph.name.partition(".")[0])
+        return load_engine(graph, **options)
+
+    for place in ("cmamil_sdk.engines.gated", "cmamil_sdk.bundle.load"):
+        monkeypatch.setattr(f"{place}.load_engine", counted)
+
+    def load():
+        loaded.clear()
+        return Bundle.load(tiny_bundle, engine="onnxruntime", device="cpu", callers=2)
+
+    bundle = load()
+    first = bundle.open_encoder(callers=2)
+    assert loaded == ["encoder", "aggregator"]
+    assert first.info == bundle.encoder_info
+    second = bundle.open_encoder(callers=2)
+    assert loaded == ["encoder", "aggregator", "encoder"]
+    second.close()
+    first.infer({"tiles": np.zeros((1, 224, 224, 3), np.uint8)})
+    load().open_encoder(callers=1)
+    assert loaded == ["encoder", "aggregator", "encoder"], "made for another number of callers"
+    bundle = load()
+    bundle.release_encoder()
+    bundle.release_encoder()
+    bundle.open_encoder(callers=2)
+    assert loaded == ["encoder", "aggregator", "encoder"]
+
+
 def test_tensorrt_runs_both_graphs_and_only_if_named(tiny_bundle, tmp_path, monkeypatch):
     """With plans that onnxruntime stands in for."""
     opened = []
@@ -466,7 +497,6 @@ def test_tensorrt_runs_both_graphs_and_only_if_named(tiny_bundle, tmp_path, monk
     why = "asked for, plan 1; fp32, tensorrt-rtx has no bf16"
     assert bundle.open_encoder().info.reason == bundle.encoder_info.reason == why
     how = ("tensorrt-rtx", "cuda:0", "fp32", tmp_path)
-    graphs = ("encoder.onnx", "aggregator.onnx", "encoder.onnx")
-    assert opened == [(graph, *how) for graph in graphs]
+    assert opened == [(graph, *how) for graph in ("encoder.onnx", "aggregator.onnx")]
     assert "tensorrt" not in Bundle.load(tiny_bundle).engine_label
-    assert len(opened) == 3
+    assert len(opened) == 2

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmamil_sdk.benchmarks import training
+from cmamil_sdk.benchmarks import aggregator, cases, engine, training
 from cmamil_sdk.benchmarks.accuracy import tables
 from cmamil_sdk.benchmarks.accuracy.table import MeanTarget, Row, Table
+from cmamil_sdk.benchmarks.cases import measure_case
 from cmamil_sdk.benchmarks.training_memory import measure_step
 
 SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
@@ -142,3 +143,90 @@ def test_pens(cmamil: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused = cmamil("bench", "pens", tmp_path / "empty", "--um-per-px", 10)
     assert (refused.code, "FIELD_INVALID" in refused.err) == (2, True)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares starting Python for every way to run a network."""
+    for module in (engine, aggregator):
+        monkeypatch.setattr(
+            module, "measure_apart", lambda case, loop, _what: measure_case(case, loop)
+        )
+    loading = {
+        "engine": "x-cpu-fp32",
+        "load_s": 0.5,
+        "ready_s": 0.6,
+        "runs_s": [0.6],
+        "spread": 1.0,
+    }
+    monkeypatch.setattr(engine, "measure_loading", lambda *_: loading)
+    monkeypatch.setattr(cases, "_TURN_S", 0.01)
+
+
+CASES = ("--duration", "0.01", "--min-samples", "1", "--pairs", "5")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_engine_compares_every_way_with_the_eager_model(
+    cmamil: Callable[..., Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    line = ("bench", "engine", "--bundle", tiny_bundle, "--out", tmp_path, *CASES)
+    answer = cmamil(*line, "--engine", "onnxruntime,tensorrt", "--batch", "1,2", "--json")
+    assert answer.code == 0, answer.err
+    document = answer.document
+    assert json.loads((tmp_path / "engine.json").read_text()) == document
+    rows = document["rows"]
+    assert {row["tiles"] for row in rows} == {1, 2}
+    labels = {row["label"] for row in rows}
+    assert {"torch-eager-cpu-fp32", "onnxruntime-cpu-fp32"} <= labels
+    for label in labels - {"torch-eager-cpu-fp32"}:
+        (best,) = [row for row in rows if row["label"] == label and "ratio" in row]
+        assert best["ratio_low"] <= best["ratio"] <= best["ratio_high"]
+        assert best["pairs"] == 5
+    assert "tensorrt" in document["not_here"]
+    assert document["targets"][-1]["verdict"] == "aim"
+    with (tmp_path / "engine.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert (tmp_path / "engine.png").stat().st_size > 5000
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_aggregator_compares_bags_of_every_size(
+    cmamil: Callable[..., Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    line = ("bench", "aggregator", "--out", tmp_path, *CASES)
+    given = ("--engine", "onnxruntime,openvino", "--tiles", "8,4000")
+    answer = cmamil(*line, "--bundle", tiny_bundle, *given)
+    assert answer.code == 0, answer.err
+    assert "nested  onnxruntime-cpu-fp32" in answer.out
+    assert "openvino runs graphs of one" in answer.out
+    assert "aggregator, 4,000 finest tiles" in answer.out
+    with (tmp_path / "aggregator.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["form"] for row in rows} == {"nested"}
+    assert sorted({int(row["tiles"]) for row in rows}) == [8, 4000]
+    assert (tmp_path / "aggregator.png").stat().st_size > 5000
+    own = ("--forms", "none", "--feature-dim", "8", "--tiles", "8", "--engine", "onnxruntime")
+    document = cmamil(*line, *own, "--json").document
+    assert {row["form"] for row in document["rows"]} == {"none"}
+    assert (tmp_path / "aggregator-none-8.onnx").is_file()
+    assert cmamil(*line, "--bundle", tiny_bundle, "--forms", "none").code == 2
+
+
+def test_engine_and_aggregator_refuse_before_they_start(
+    cmamil: Callable[..., Any], tmp_path: Path
+) -> None:
+    for arguments, message in (
+        (("engine", "--batch", "0"), "--batch"),
+        (("engine", "--pairs", "4"), "at least 5"),
+        (("engine", "--loads", "0"), "--loads"),
+        (("engine", "--weights", "x.pth"), "--weights has no effect"),
+        (("engine", "--windows", "2"), "at least 3"),
+        (("aggregator", "--forms", "dense"), "--forms"),
+        (("aggregator", "--tiles", "0"), "--tiles"),
+        (("aggregator", "--threads", "4096"), "cores"),
+        (("aggregator", "--pairs", "4"), "at least 5"),
+    ):
+        answer = cmamil("bench", *arguments, "--out", tmp_path / "new")
+        assert (answer.code, message in answer.err) == (2, True), answer.err
+        assert not (tmp_path / "new").exists()

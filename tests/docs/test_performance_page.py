@@ -26,7 +26,7 @@ def commands() -> list[str]:
 
 def test_the_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes minutes is stopped where it begins; the options have been read by then."""
-    from cmamil_sdk.benchmarks import floor, growth, scales
+    from cmamil_sdk.benchmarks import aggregator, engine, floor, growth, scales
 
     began: list[str] = []
 
@@ -39,18 +39,19 @@ def test_the_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for module, name in (
         *((measure, "measure_peers"), (floor, "measure_floor")),
         *((scales, "measure_scales"), (growth, "measure_growth")),
+        *((engine, "measure_engines"), (aggregator, "measure_aggregators")),
     ):
         stop = partial(begin, name.removeprefix("measure_"))
         monkeypatch.setattr(module, name, lambda *_a, stop=stop, **_o: stop())
     monkeypatch.chdir(tmp_path)
-    assert len(commands()) == 5
+    assert len(commands()) == 7
     for command in commands():
         program, *arguments = shlex.split(command)
         assert program == "cmamil"
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code in (None, 0), command
-    assert began == ["peers", "floor", "scales", "growth"]
+    assert began == ["peers", "floor", "scales", "growth", "engines", "aggregators"]
     assert len(installed) == 3 * 2 + 1, "an environment and its packages for each, one package bare"
 
 

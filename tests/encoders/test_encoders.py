@@ -130,6 +130,6 @@ def test_a_missing_package_is_named(monkeypatch):
     def fail(name: str) -> None:
         raise ImportError("gone", name="efficientnet_lite_pytorch")
 
-    monkeypatch.setattr("cmamil_sdk.export.encoder.importlib.import_module", fail)
+    monkeypatch.setattr("cmamil_sdk.export.networks.importlib.import_module", fail)
     with pytest.raises(DependencyMissing, match=r"efficientnet_lite_pytorch.*cmamil-sdk\[export\]"):
         load_encoder("efficientnet_lite0")

@@ -160,6 +160,6 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(_: str) -> None:
         raise ImportError("gone", name="timm")
 
-    monkeypatch.setattr("cmamil_sdk.export.encoder.importlib.import_module", fail)
+    monkeypatch.setattr("cmamil_sdk.export.networks.importlib.import_module", fail)
     with pytest.raises(DependencyMissing, match=r"timm.*cmamil-sdk\[timm\]"):
         load_encoder(f"timm:{MODEL}")

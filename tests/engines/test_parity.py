@@ -138,7 +138,7 @@ def test_auto_takes_bf16_if_it_passes(machine):
     found = run()
     assert found.engine.info.precision == found.parity.precision == "bf16"
     assert found.engine.info.reason == "auto: a test; bf16, which passes the gate"
-    assert [engine.closed for engine in loaded] == [True, False]
+    assert [engine.closed for engine in loaded] == [False], "fp32 is not loaded in vain"
 
 
 def test_auto_takes_fp32_if_bf16_does_not_pass_and_says_why(machine):
@@ -148,7 +148,12 @@ def test_auto_takes_fp32_if_bf16_does_not_pass_and_says_why(machine):
     assert found.parity.passed
     assert "fp32, bf16 misses the gate: " in found.engine.info.reason
     assert "centred cosine worst 0.9" in found.engine.info.reason
-    assert [engine.closed for engine in loaded] == [False, True]
+    assert [engine.closed for engine in loaded] == [True, False]
+
+
+def test_auto_takes_fp32_where_another_engine_without_bf16_takes_the_graph(machine):
+    run, _ = machine(fp32=features())
+    assert run().engine.info.precision == "fp32"
 
 
 def test_bf16_that_is_asked_for_and_fails_is_refused_with_the_figures(machine):

@@ -14,7 +14,8 @@ onnx = pytest.importorskip("onnx")
 from cmamil_sdk.engines import Engine, load_engine  # noqa: E402
 from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, ParityFailed  # noqa: E402
 from cmamil_sdk.export.aggregator import AggregatorGraph, export_aggregator  # noqa: E402
-from cmamil_sdk.export.graph import OPSET, all_nodes, export_graph  # noqa: E402
+from cmamil_sdk.export.graph import all_nodes, export_graph  # noqa: E402
+from cmamil_sdk.export.graph_form import OPSET  # noqa: E402
 from cmamil_sdk.models.base import MILModel  # noqa: E402
 from cmamil_sdk.models.build import build_model  # noqa: E402
 from cmamil_sdk.tiling.nesting import nesting_arrays  # noqa: E402

@@ -16,8 +16,8 @@ from cmamil_sdk.export.aggregator import (  # noqa: E402
     eager_outputs,
     explanations_of,
     export_aggregator,
-    probe_bag,
 )
+from cmamil_sdk.export.probe_bags import probe_bag  # noqa: E402
 from cmamil_sdk.models.build import build_model  # noqa: E402
 from cmamil_sdk.models.names import SINGLE_SCALE  # noqa: E402
 from cmamil_sdk.tiling.recipe import parse_scales  # noqa: E402

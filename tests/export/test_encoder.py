@@ -17,7 +17,7 @@ from cmamil_sdk.export import encoder as module  # noqa: E402
 from cmamil_sdk.export.encoder import exported_encoder, load_encoder  # noqa: E402
 from cmamil_sdk.export.reference import gate_tiles, probe_tiles  # noqa: E402
 from cmamil_sdk.export.tile_network import TorchEncoder  # noqa: E402
-from cmamil_sdk.files import write_atomic  # noqa: E402
+from cmamil_sdk.files import sha256_of_file, write_atomic  # noqa: E402
 
 INFO = EncoderInfo(
     id="tiny",
@@ -108,6 +108,39 @@ def test_the_cache_is_used_and_every_damage_noticed(tiny):
         assert (again.reference.tiles == len(tiny)).all()
     exported_encoder("tiny")
     assert len(tiny) == 1 + len(damages)
+
+
+def test_a_known_request_needs_no_network(tiny, monkeypatch, tmp_path):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"tensors")
+    info = INFO.model_copy(update={"weights_sha256": sha256_of_file(weights)})
+    loads = []
+
+    def load(**_request):
+        loads.append(1)
+        return TorchEncoder(tiny_network(), info, weights)
+
+    monkeypatch.setattr(module, "load_encoder", load)
+    first = exported_encoder("tiny")
+    known = exported_encoder("tiny")
+    assert (known.graph, known.info, len(loads)) == (first.graph, info, 1)
+    np.testing.assert_array_equal(known.reference.features, first.reference.features)
+    for _ in range(2):
+        exported_encoder("tiny", tile_px=32)
+    assert (len(loads), len(tiny)) == (2, 1), "another request, the same encoder"
+    weights.write_bytes(b"others")
+    exported_encoder("tiny")
+    assert len(loads) == 3
+    weights.write_bytes(b"tensors")
+    exported_encoder("tiny")
+    assert len(loads) == 3
+    for request in (tmp_path / "cache" / "encoders" / "requests").iterdir():
+        request.write_text("{")
+    exported_encoder("tiny")
+    assert (len(loads), len(tiny)) == (4, 1)
+    first.graph.write_bytes(b"damaged")
+    exported_encoder("tiny")
+    assert (len(loads), len(tiny)) == (5, 2)
 
 
 def test_the_real_encoder_in_the_bundle_is_the_eager_one(tiny_bundle):

@@ -20,10 +20,10 @@ from cmamil_sdk.export.aggregator import (  # noqa: E402
     AggregatorGraph,
     eager_outputs,
     export_aggregator,
-    probe_bag,
 )
 from cmamil_sdk.export.bundle import export_bundle  # noqa: E402
 from cmamil_sdk.export.encoder import load_encoder  # noqa: E402
+from cmamil_sdk.export.probe_bags import probe_bag  # noqa: E402
 from cmamil_sdk.features.bag import Bag  # noqa: E402
 from cmamil_sdk.files import write_json  # noqa: E402
 from cmamil_sdk.hierarchy import Hierarchy  # noqa: E402
