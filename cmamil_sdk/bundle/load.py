@@ -239,6 +239,7 @@ class Bundle:
             TooManyTiles: see :func:`~cmamil_sdk.bundle.bags.check_size`.
         """
         check_size(counts, self.manifest, slide=slide, max_attention_mib=self._max_attention_mib)
+
     def release_encoder(self) -> None:
         """Close the encoder of the golden test, unless it was handed out."""
         if self._tested_encoder is not None:

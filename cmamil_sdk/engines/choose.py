@@ -187,7 +187,7 @@ def known_precision(precision: str) -> Precision:
 
 
 def engine_precisions(engine: str, device: str = "cpu") -> tuple[Precision, ...]:
-    """The precisions in which an installed engine computes on a device of this machine, given the graph."""
+    """The precisions in which an installed engine computes on a device here, given the graph."""
     if engine == "torch":
         if not device.startswith("cuda"):
             return ("fp32",)

@@ -40,9 +40,7 @@ def check_bag(inputs: Arrays, manifest: Manifest, config: ServerConfig) -> None:
             f"The bag holds {counted(total, 'tile')}, the limit is {config.max_tiles}; send fewer."
         )
     try:
-        check_size(
-            counts, manifest, slide="The bag", max_attention_mib=config.max_attention_mib
-        )
+        check_size(counts, manifest, slide="The bag", max_attention_mib=config.max_attention_mib)
     except TooManyTiles as problem:  # of a request, not of a slide
         raise RequestTooLarge(str(problem)) from problem
     problems = [
