@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cmamil_sdk.bundle.load import Aggregated, Bundle
+from cmamil_sdk.bundle.answer import Aggregated
+from cmamil_sdk.bundle.load import Bundle
 from cmamil_sdk.bundle.manifest import Manifest
 
 __all__ = ["Aggregated", "Bundle", "Manifest"]

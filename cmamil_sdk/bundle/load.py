@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.bundle.answer import Aggregated, answer_of, is_finite
 from cmamil_sdk.bundle.bags import MAX_ATTENTION_MIB, check_finite, check_size
 from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
@@ -34,33 +33,6 @@ from cmamil_sdk.errors import (
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file, recipe_key
 from cmamil_sdk.machine import available_cores
-
-Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Aggregated:
-    """The aggregator's answer for one bag; C classes, n tiles at a scale.
-
-    Attributes:
-        logits: ``[C]`` before the temperature; ``bias`` plus all contributions add up to it.
-        bias: ``[C]``; None of a model without contributions.
-        probabilities: ``[C]``, calibrated.
-        attention: per scale ``[n]``, sums to 1; of the answered class, where each has its own; None
-            of a model without attention.
-        contribution: per scale ``[n, C]``; None of a model without contributions.
-        seconds: time taken.
-        coarse_probabilities: ``[Cc]``, calibrated, of a model with coarse labels: its own answer, or
-            the sums of ``probabilities`` where it was not trained to give one.
-    """
-
-    logits: Float32
-    bias: Float32 | None
-    probabilities: Float32
-    attention: Mapping[str, Float32] | None
-    contribution: Mapping[str, Float32] | None
-    seconds: float
-    coarse_probabilities: Float32 | None = None
 
 
 class Bundle:
@@ -286,22 +258,12 @@ class Bundle:
             arrays = bag.index_arrays()
             inputs.update({name: arrays[name] for name in self.manifest.index_inputs})
         outputs = self._aggregator.infer(inputs)
-        answers = [outputs[n] for n in ("logits", "coarse_logits") if n in outputs]
-        if not all(np.isfinite(values).all() for values in answers):
+        if not is_finite(outputs):
             raise NonFiniteOutput(
                 f"Slide {bag.slide_id}: bundle {self.label} returned NaN or infinity; "
                 "check the features, or load the bundle on another engine."
             )
-        additive = "contribution" in self.manifest.explanations
-        return Aggregated(
-            logits=outputs["logits"][0],
-            bias=outputs["bias"][0] if additive else None,
-            probabilities=outputs["probabilities"][0],
-            attention=self._attention(outputs),
-            contribution={n: outputs[f"contribution_{n}"] for n in names} if additive else None,
-            seconds=time.perf_counter() - started,
-            coarse_probabilities=self._coarse_probabilities(outputs),
-        )
+        return answer_of(outputs, self.manifest, seconds=time.perf_counter() - started)
 
     def self_test(self) -> dict[str, float]:
         """Reproduce the golden values on this engine; returns the differences found.
@@ -353,23 +315,6 @@ class Bundle:
                 f"(at most {most}); use another engine."
             )
         return {"encoder_cosine": parity.cosine_worst, "aggregator_difference": difference}
-
-    def _coarse_probabilities(self, outputs: Mapping[str, Float32]) -> Float32 | None:
-        hierarchy = self.manifest.hierarchy
-        if hierarchy is None:
-            return None
-        if self.manifest.has_coarse_level:
-            found: Float32 = outputs["coarse_probabilities"][0]
-            return found
-        return hierarchy.summed(outputs["probabilities"][0])
-
-    def _attention(self, outputs: Mapping[str, Float32]) -> dict[str, Float32] | None:
-        """Per scale the row of the answered class, or the only one."""
-        if "attention" not in self.manifest.explanations:
-            return None
-        maps = {n: outputs[f"attention_{n}"] for n in self.manifest.recipe.names}
-        answered = int(outputs["probabilities"][0].argmax())
-        return {n: rows[answered if len(rows) > 1 else 0] for n, rows in maps.items()}
 
 
 def _open_encoder(
@@ -431,4 +376,4 @@ def _warnings(manifest: Manifest, parity: EncoderParity) -> list[str]:
     return warnings
 
 
-__all__ = ["Aggregated", "Bundle", "read_manifest", "verify_files"]
+__all__ = ["Bundle"]

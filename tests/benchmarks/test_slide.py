@@ -16,7 +16,7 @@ import pytest
 
 from cmamil_sdk.benchmarks.report import CSV_COLUMNS, csv_bytes, write_report
 from cmamil_sdk.benchmarks.slide import SlideBench, measure_slide
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.errors import FieldInvalid, SlideNotFound
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines import EngineInfo, load_engine
 from cmamil_sdk.engines.parity import ENCODER_GATES
 from cmamil_sdk.errors import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.bundle.write import write_bundle
 from cmamil_sdk.errors import OutputExists
 

@@ -16,7 +16,7 @@ import pytest
 rtx = pytest.importorskip("tensorrt_rtx")
 
 from cmamil_sdk.bundle import Bundle  # noqa: E402
-from cmamil_sdk.bundle.load import read_manifest  # noqa: E402
+from cmamil_sdk.bundle.verify import read_manifest  # noqa: E402
 from cmamil_sdk.cli.app import main  # noqa: E402
 from cmamil_sdk.engines.cuda import Cuda  # noqa: E402
 from cmamil_sdk.engines.plans import cached_plans, listed_plans  # noqa: E402

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.bundle import Bundle, Manifest
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.cli.app import main
 from cmamil_sdk.engines import parity
 from cmamil_sdk.engines.choose import engine_precisions

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 
 KEYS = {
     *("slide", "label", "probabilities", "coarse", "tiles", "tiles_failed", "mpp", "mpp_source"),

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines.parity import AGGREGATOR_GATES
 from cmamil_sdk.errors import (
     FieldInvalid,

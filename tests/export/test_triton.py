@@ -13,7 +13,7 @@ import onnx
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.errors import BundleCorrupt, FieldInvalid, OutputExists, OutputUnwritable
 from cmamil_sdk.export.triton import ENCODER_MAX_BATCH, export_triton
 from cmamil_sdk.files import write_json

@@ -21,7 +21,7 @@ from cmamil_sdk import __version__
 from cmamil_sdk._proto.inference.open_inference_pb2 import ModelInferResponse
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.client import Client
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.predictor import Predictor
