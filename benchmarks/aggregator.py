@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cmamil_sdk.bundle.load import read_manifest, verify_files
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH
+from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.engines.choose import ENGINES
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.export.aggregator import export_aggregator

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
-from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.errors import DecoderCrashed
 from cmamil_sdk.serving.messages import (
