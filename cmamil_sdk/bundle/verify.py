@@ -8,13 +8,7 @@ import mmap
 import re
 from pathlib import Path
 
-from cmamil_sdk.bundle.manifest import (
-    AGGREGATOR_GRAPH,
-    ENCODER_GRAPH,
-    MANIFEST,
-    SCHEMA_VERSION,
-    Manifest,
-)
+from cmamil_sdk.bundle.manifest import MANIFEST, SCHEMA_VERSION, Manifest
 from cmamil_sdk.errors import BundleCorrupt, BundleUnsupported
 from cmamil_sdk.files import parse_document, sha256_of_file
 
@@ -73,8 +67,8 @@ def verify_files(path: Path, manifest: Manifest) -> None:
                 f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
                 f"{entry.sha256[:12]}…); copy the bundle again."
             )
-    for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH):
-        _refuse_external_data(path / name)
+        if file.suffix == ".onnx":
+            _refuse_external_data(file)
 
 
 def _refuse_external_data(graph: Path) -> None:

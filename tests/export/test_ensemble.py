@@ -12,7 +12,6 @@ pytest.importorskip("onnx")
 
 from cmamil_sdk.bundle import Bundle  # noqa: E402
 from cmamil_sdk.engines import load_engine  # noqa: E402
-from cmamil_sdk.export import aggregator  # noqa: E402
 from cmamil_sdk.export.aggregator import (  # noqa: E402
     AggregatorGraph,
     export_aggregator,
@@ -50,8 +49,7 @@ def members(kind: str, scales: str, options: dict[str, object]) -> list[MILModel
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_graph_is_the_mean_of_the_models(form, tmp_path, monkeypatch):
-    monkeypatch.setattr(aggregator, "PARITY_FINEST_TILES", (1, 7, 300))
+def test_the_graph_is_the_mean_of_the_models(form, tmp_path):
     kind, text, options = FORMS[form]
     scales, models = parse_scales(text), members(kind, text, options)
     coarse = 2.5 if form == "hmil" else None

@@ -96,6 +96,8 @@ def test_validation_slides_are_answered_by_the_mean_of_the_folds_that_did_not_tr
     own = [answers.fine[0][second], answers.fine[1][third], answers.fine[2][third]]
     alone = fit_temperature(np.concatenate(own), answers.truth[second + third + third])
     assert found < 0.9 * alone, "a mean of two is surer than one, and needs less of a temperature"
+    everyone = fit_temperature(answers.fine[:, second + third].mean(axis=0), truth)
+    assert everyone < found, "what error is left makes probabilities modest"
 
 
 def test_folds_left_out_do_not_count_and_neither_does_a_coarse_level_nobody_trained(tmp_path):

@@ -1,4 +1,4 @@
-"""What an exported aggregator needs for a bag of 64,000, 16,000 and 4,000 tiles, in a fresh process."""
+"""Large bags: graphs that still are their models, and the memory they need in a fresh process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from cmamil_sdk.export import aggregator  # noqa: E402
 from cmamil_sdk.models.build import build_model  # noqa: E402
 from cmamil_sdk.tiling.recipe import parse_scales  # noqa: E402
 
+from .conftest import ALL_BAGS  # noqa: E402
+
 FEATURE_DIM, FINEST_TILES = 1024, 64_000
 PROGRAM = Path(__file__).with_name("aggregator_memory.py")
 FORMS = {
@@ -27,6 +29,21 @@ FORMS = {
     "TransformerABMIL": ("torchmil:TransformerABMIL", "20x", {}, 1, 3072),
     "TransMIL": ("torchmil:TransMIL", "20x", {}, 1, 3072),
 }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", FORMS)
+def test_graphs_are_their_models_up_to_the_largest_bags(form, tmp_path, monkeypatch):
+    kind, text, options, folds, _ = FORMS[form]
+    monkeypatch.setattr(aggregator, "PARITY_FINEST_TILES", ALL_BAGS)
+    torch.manual_seed(0)
+    settings = {"scales": text.split(","), "feature_dim": 24, "n_classes": 3, "dim": 16}
+    models = [build_model(kind, settings | options).eval() for _ in range(folds)]
+    coarse = 1.5 if kind == "hmil" else None
+    report = aggregator.export_aggregator(
+        models, parse_scales(text), 1.0, tmp_path / "a.onnx", coarse_temperature=coarse
+    )
+    assert max(report.values()) < 1e-4
 
 
 @pytest.mark.long
