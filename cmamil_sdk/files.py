@@ -156,10 +156,10 @@ def parse_document(
 
 
 _WANTED = {
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "more than {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "less than {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
     "literal_error": "{expected}",
     "finite_number": "a finite number",
     "int_from_float": "a whole number",

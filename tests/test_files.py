@@ -83,6 +83,7 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     epochs: int = 1
+    seed: int = Field(0, lt=2**32)
 
     @model_validator(mode="after")
     def _odd(self) -> Self:
@@ -98,6 +99,10 @@ class Checked(BaseModel):
         ({"colour": 3}, "colour is no entry known here; remove it."),
         ({"epochs": 2}, "epochs is even; give an odd number."),
         ({"epochs": "many"}, "epochs is 'many' and must be a whole number; give another value."),
+        (
+            {"seed": 2**32},
+            "seed is 4294967296 and must be less than 4294967296; give another value.",
+        ),
     ],
 )
 def test_problems_are_said_in_plain_words(document, sentence):

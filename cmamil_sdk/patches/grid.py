@@ -122,16 +122,16 @@ def scale_of_slide(facts: SlideFacts, objective: float | None) -> tuple[float, s
 
     Raises:
         MppUnknown: the slide does not say, and no ``objective`` was given.
-        MppUnusable: what it says contradicts itself.
+        MppUnusable: what it says is nonsense, or contradicts itself.
     """
     power = facts.objective_power
     if facts.mpp is not None:
         if facts.mpp_source == "metadata" and power:
             _check_agreement(facts, facts.mpp, power)
         return facts.mpp, facts.mpp_source
+    if facts.mpp_problem:
+        facts.require_mpp()
     if not (power or objective):
-        if facts.mpp_problem:
-            facts.require_mpp()
         raise MppUnknown(
             f"{facts.path} names neither its microns per pixel nor its objective; give the objective "
             "with --objective (20 or 40, say), or the microns with --mpp."

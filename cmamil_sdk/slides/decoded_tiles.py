@@ -12,7 +12,10 @@ UInt8 = npt.NDArray[np.uint8]
 Key = tuple[int, int]
 
 MAX_BYTES = 12_000_000
-"""Room for two columns of stored tiles of 1024 pixels along a strip of tiles that is 896 pixels high."""
+"""Room for two columns of stored tiles of 512 pixels along a strip of 1792: four 20x tiles at 40x.
+
+Larger ones are decoded more than once.
+"""
 
 
 class DecodedTiles:

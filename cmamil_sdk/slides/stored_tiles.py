@@ -46,9 +46,9 @@ class StoredTiles:
 
     def close(self) -> None:
         """Release the file; reading then raises DamagedTile."""
-        if self.fd >= 0:
-            os.close(self.fd)
-        self.fd = -1  # the number may soon belong to another file
+        fd, self.fd = self.fd, -1  # the number may soon belong to another file
+        if fd >= 0:
+            os.close(fd)
 
 
 __all__ = ["StoredTiles"]

@@ -40,12 +40,12 @@ def unchanged(path: Path) -> Iterator[Callable[[], None]]:
     check()
 
 
-def _check(path: Path, before: Mapping[Path, _Identity | None], problem: Exception | None) -> None:
+def _check(path: Path, before: Mapping[Path, _Identity], problem: Exception | None) -> None:
     now = _identities(path)
     if now == before:
         return
     file = next(f for f in (*before, *now) if before.get(f) != now.get(f))
-    if now.get(file) is None:
+    if file not in now:
         raise SlideNotFound(
             f"{file} vanished while it was being read; bring it back and start again."
         ) from problem
@@ -54,9 +54,10 @@ def _check(path: Path, before: Mapping[Path, _Identity | None], problem: Excepti
     ) from problem
 
 
-def _identities(path: Path) -> dict[Path, _Identity | None]:
-    """Of a slide's file and of those that hold the rest of it."""
-    return {file: _identity(file) for file in (path, *_parts(path))}
+def _identities(path: Path) -> dict[Path, _Identity]:
+    """Of a slide's file and of those that hold the rest of it, as far as they are there."""
+    found = {file: _identity(file) for file in (path, *_parts(path))}
+    return {file: identity for file, identity in found.items() if identity is not None}
 
 
 def _parts(path: Path) -> list[Path]:

@@ -123,6 +123,7 @@ def test_the_scale_of_a_slide() -> None:
     [
         (facts(mpp=None), MppUnknown, r"--objective .* --mpp"),
         (facts(mpp=None, problem="it says 1e6"), MppUnusable, r"it says 1e6.*--mpp"),
+        (facts(mpp=None, problem="no squares", power=20), MppUnusable, r"no squares.*--mpp.*20x"),
         (facts(mpp=0.25, power=20), MppUnusable, r"0\.25 .* 20x.* --mpp"),
     ],
 )

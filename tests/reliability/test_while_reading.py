@@ -142,6 +142,16 @@ def test_the_files_that_hold_the_pixels_are_watched_as_well(
         pixels.unlink()
 
 
+def test_links_to_nothing_beside_a_slide_are_no_part_of_it(tmp_path: Path) -> None:
+    path, parts = tmp_path / "slide.mrxs", tmp_path / "slide"
+    path.write_text("")
+    parts.mkdir()
+    (parts / "old").symlink_to("nothing")
+    with unchanged(path):
+        (parts / "old").unlink()
+        (parts / "new").symlink_to("nothing")
+
+
 def test_openslide_names_a_file_that_is_gone_when_it_has_to_open_it_again(tmp_path: Path) -> None:
     """After an error a handle of OpenSlide is useless and the file is opened anew."""
     slide = write_intact(tmp_path / "slide.svs")

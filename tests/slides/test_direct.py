@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmamil_sdk.errors import FieldInvalid, SlideCorrupt, SlideFormatUnsupported
-from cmamil_sdk.slides import open_slide
+from cmamil_sdk.slides import direct_reader, open_slide
+from cmamil_sdk.slides.decoded_tiles import DecodedTiles
+from cmamil_sdk.slides.jpeg_tiles import decode_tile
 from cmamil_sdk.slides.tiff_grids import tile_grids
 
 from .tiffs import (
@@ -112,7 +114,7 @@ def test_levels_of_a_whole_downsample_are_decoded_here_the_others_by_openslide(t
             False,
         ]
         assert reader.facts.reader_reason == (
-            "JPEG tiles, the same as OpenSlide's at 6 places; OpenSlide resamples and reads level 2"
+            "JPEG tiles, the same as OpenSlide's at 8 places; OpenSlide resamples and reads level 2"
         )
 
 
@@ -224,6 +226,14 @@ def test_pixels_that_differ_are_left_to_openslide(plain, other_order):
     falls_back(plain, "OpenSlide reads something else in level 0 at (0, 0)")
 
 
+def test_glass_in_all_corners_hides_no_difference(tmp_path, monkeypatch):
+    pixels = np.full((200, 260, 3), 244, np.uint8)
+    pixels[:64, 192:256] = picture(64, 64)
+    path = write_levels(tmp_path / "glass.tiff", [pixels])
+    monkeypatch.setattr(direct_reader, "decode_tile", lambda *args: decode_tile(*args)[::-1])
+    falls_back(path, "OpenSlide reads something else in level 0 at (192, 0)")
+
+
 def test_a_tile_that_only_openslide_accepts_is_left_to_it(tmp_path):
     path = write_levels(tmp_path / "padded.tiff", [picture(60, 60)], change=padded)
     falls_back(path, "OpenSlide reads something else in level 0 at (0, 0)")
@@ -328,7 +338,7 @@ def test_a_tile_of_another_size_is_refused_before_memory_is_asked_for(plain):
 def test_a_damaged_sample_does_not_stop_the_reader(plain):
     spoil_tile(plain, 0, lambda tile: bytes(len(tile)))
     with open_slide(plain, reader="direct") as reader:
-        assert "at 5 places" in reader.facts.reader_reason
+        assert "at 7 places" in reader.facts.reader_reason
 
 
 def test_a_read_that_the_system_refuses_is_the_known_error(plain, monkeypatch):
@@ -348,6 +358,7 @@ def test_threads_share_a_reader(noisy_slide):
     boxes = [(x, y) for x in range(0, 600, 60) for y in range(0, 400, 50)]
     with open_slide(noisy_slide, reader="direct") as reader:
         whole = reader.read_region(0, 0, 0, 700, 500)
+        reader.decoded = DecodedTiles(max_bytes=150_000)  # three or so of 35 tiles
         wrong = []
 
         def work(turn: int) -> None:
@@ -370,6 +381,7 @@ def test_closing_releases_the_file_and_reads_no_other(noisy_slide):
     before = descriptors()
     reader = open_slide(noisy_slide, reader="direct")
     assert descriptors() > before
+    assert reader.read_region(0, 0, 0, 8, 8).shape == (8, 8, 3)
     reader.close()
     assert descriptors() == before
     with pytest.raises(SlideCorrupt, match="cannot be read"):
