@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.golden import read_golden
-from cmamil_sdk.bundle.load import read_manifest
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.export.encoder import loaded_encoder_of
 
 from .cases import EAGER, OpenCase, main_of

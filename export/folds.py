@@ -224,7 +224,8 @@ def _logits(
 ) -> Float64:
     probabilities = np.array([float(row[prefix + name]) for name in names])
     # where the exponential has underflowed, the smallest number that it gives
-    return temperature * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    logits: Float64 = temperature * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    return logits
 
 
 def _load_fold(where: Path) -> tuple[MILModel, TracedMeta]:

@@ -165,10 +165,10 @@ def _width(node: NodeProto, constants: dict[str, npt.NDArray[np.float32]]) -> in
     position = next(i for i, n in enumerate(node.input) if n in constants and constants[n].ndim > 1)
     shape = constants[node.input[position]].shape
     if node.op_type == "MatMul":
-        return shape[-1] if position else shape[-2]
+        return int(shape[-1] if position else shape[-2])
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     is_last = node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not transposed)
-    return shape[1 if is_last else 0]
+    return int(shape[1 if is_last else 0])
 
 
 def _inputs_of(node: NodeProto) -> Iterator[str]:

@@ -150,13 +150,13 @@ def judge_precisions(
             )
             if not force:
                 raise _refused(precision, missed[precision])
-        calibrates = precision == "int8" and lower.dealt is not None
+        calibrating = lower.dealt.calibration if precision == "int8" and lower.dealt else ()
         reports.append(
             PrecisionReport(
                 precision=precision,
                 graphs=own_graphs(folder, precision),
-                calibration_slides=len(lower.dealt.calibration) if calibrates else 0,
-                calibration_tiles=graphs.calibration_tiles if calibrates else 0,
+                calibration_slides=len(calibrating),
+                calibration_tiles=graphs.calibration_tiles if calibrating else 0,
                 aggregator=graphs.aggregator.get(precision, {}),
                 end_to_end=found,
                 missed=missed.get(precision, ""),

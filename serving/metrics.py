@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cmamil_sdk.features.extract import EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch
 
 from .calls import Call
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from cmamil_sdk._proto.inference.open_inference_pb2 import ModelInferRequest
-from cmamil_sdk.features.extract import CPU_CALL_TILES
+from cmamil_sdk.features.encode import CPU_CALL_TILES
 
 from ..config import ServerConfig
 from ..messages import RunGraph
