@@ -150,12 +150,13 @@ def judge_precisions(
             )
             if not force:
                 raise _refused(precision, missed[precision])
-        calibrates = precision == "int8" and lower.dealt is not None
+        calibrates = precision == "int8"
+        slides = lower.dealt.calibration if calibrates and lower.dealt is not None else ()
         reports.append(
             PrecisionReport(
                 precision=precision,
                 graphs=own_graphs(folder, precision),
-                calibration_slides=len(lower.dealt.calibration) if calibrates else 0,
+                calibration_slides=len(slides),
                 calibration_tiles=graphs.calibration_tiles if calibrates else 0,
                 aggregator=graphs.aggregator.get(precision, {}),
                 end_to_end=found,
