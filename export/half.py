@@ -163,7 +163,7 @@ def _float_tensors(graph: GraphProto) -> set[str]:
 def _width(node: NodeProto, constants: dict[str, npt.NDArray[np.float32]]) -> int:
     """Outputs of a layer, per place."""
     position = next(i for i, n in enumerate(node.input) if n in constants and constants[n].ndim > 1)
-    shape = constants[node.input[position]].shape
+    shape: tuple[int, ...] = constants[node.input[position]].shape
     if node.op_type == "MatMul":
         return int(shape[-1] if position else shape[-2])
     transposed = any(a.name == "transB" and a.i for a in node.attribute)

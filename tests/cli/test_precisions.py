@@ -103,13 +103,15 @@ def test_the_manifest_says_what_is_there_and_how_it_was_judged(manifest: Manifes
     assert reports.keys() == expected
     assert reports["fp16"].graphs == ("encoder.fp16.onnx", "aggregator.fp16.onnx")
     assert reports["int8"].graphs == ("encoder.int8.onnx",)
-    assert (reports["int8"].calibration_slides, reports["int8"].calibration_tiles) == (1, 4)
+    assert (reports["int8"].calibration_slides, reports["fp16"].calibration_slides) == (1, 0)
+    assert 30 < reports["int8"].calibration_tiles <= 49, "no tile of the judged slides"
     assert 0 < reports["fp16"].aggregator["aggregator_logits"] < 1e-2
     assert reports["int8"].aggregator == {}
     for report in reports.values():
         found = report.end_to_end
         assert found is not None
-        assert (found.slides, found.held_out, found.labelled, found.tiles.tiles) == (2, True, 2, 8)
+        assert (found.slides, found.held_out, found.labelled) == (2, True, 2)
+        assert found.tiles.tiles > 60
         assert found.probability_change > 0
         assert found.auc is not None and report.missed == ""
     rows = {row.label for row in manifest.encoder_parity}
@@ -148,7 +150,7 @@ def test_predict_and_verify(cmamil: Callable[..., Any], bundle: Path, run: Path)
     reported = {report["precision"] for report in document["precisions_at_export"]}
     assert {"fp16", "int8"} <= reported
     table = cmamil("verify", bundle).out
-    for said in ("aggregator in fp16", "label flips", "calibrated on 4 tiles of 1 slide"):
+    for said in ("aggregator in fp16", "label flips", "tiles of 1 slide\n"):
         assert said in table
 
 
@@ -183,7 +185,7 @@ def test_a_precision_that_misses_its_gate(
     refused = cmamil(*arguments)
     assert refused.code == 3
     assert "PARITY_FAILED: In fp16 the bundle is not close enough" in refused.err
-    assert "onnxruntime-cpu-fp16: cosine worst 0.99" in refused.err
+    assert "onnxruntime-cpu-fp16: cosine worst 1.000000 (gate 1.01)" in refused.err
     assert not (tmp_path / "x").exists()
     forced = cmamil(*arguments, "--force")
     assert forced.code == 0

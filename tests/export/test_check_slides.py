@@ -116,7 +116,9 @@ def test_tiles_of_each_slide_and_every_scale(synthetic_slide, tmp_path):
     assert tiles.shape == (20, 224, 224, 3)
     np.testing.assert_array_equal(tiles, sample_tiles(slides, recipe, 20))
     assert len(sample_tiles(slides[:1], recipe, 10_000)) == 36 + 4
-    write_svs(np.full((500, 500, 3), 250, np.uint8), tmp_path / "glass.svs", mpp=0.5)
+    write_svs(
+        np.full((500, 500, 3), 250, np.uint8), tmp_path / "glass.svs", mpp=0.5, objective_power=20.0
+    )
     masked = recipe.model_copy(update={"tissue": TissueRecipe(method="mask")})
     with pytest.raises(FieldInvalid, match="columns slide and mask"):
         sample_tiles(slides, masked, 4)
