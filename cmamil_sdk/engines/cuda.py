@@ -9,6 +9,7 @@ from typing import Any
 from cmamil_sdk.errors import EngineMissing, MemoryTooSmall
 
 _NON_BLOCKING = 1
+_NAME_BYTES = 256
 
 
 class Cuda:
@@ -131,13 +132,31 @@ class Cuda:
 
 def driver_devices() -> int:
     """How many devices the NVIDIA driver shows; 0 without a driver. Needs no package."""
+    driver = _driver()
+    count = ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def device_name(device: str) -> str:
+    """What the NVIDIA driver calls ``cuda:N``; the name itself where there is no such device."""
+    driver, handle = _driver(), ctypes.c_int(0)
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    index = int(device.partition(":")[2] or 0)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(handle), index):
+        return device
+    driver.cuDeviceGetName(name, _NAME_BYTES, handle)
+    return name.value.decode(errors="replace")
+
+
+def _driver() -> ctypes.CDLL | None:
+    """The driver's library, ready; every call of it gives 0 if it worked."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    asked = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return count.value if asked else 0
+        return None
+    return None if driver.cuInit(0) else driver
 
 
 def _load() -> Any:
@@ -150,4 +169,4 @@ def _load() -> Any:
         ) from problem
 
 
-__all__ = ["Cuda", "driver_devices"]
+__all__ = ["Cuda", "device_name", "driver_devices"]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from cmamil_sdk.engines.base import Engine, EngineInfo
 from cmamil_sdk.engines.choose import engine_precisions
+from cmamil_sdk.engines.cuda import device_name
 from cmamil_sdk.errors import ParityFailed
 from cmamil_sdk.files import write_json
 from cmamil_sdk.machine import processor_name
@@ -145,12 +146,13 @@ def _read_parities(path: Path) -> list[EncoderParity]:
 
 def _measured_on(info: EngineInfo) -> dict[str, Any]:
     """What decides the figures, apart from the encoder."""
+    processor = processor_name() if info.device == "cpu" else device_name(info.device)
     return {
         "engine": info.name,
         "device": info.device,
         "precision": info.precision,
         "version": info.version,
-        "processor": f"{processor_name()}, {', '.join(engine_precisions(info.name, info.device))}",
+        "processor": f"{processor}, {', '.join(engine_precisions(info.name, info.device))}",
         "gate_version": GATE_VERSION,
     }
 

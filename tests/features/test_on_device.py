@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine
 from cmamil_sdk.engines.parity import feature_cosines
@@ -20,6 +21,8 @@ from cmamil_sdk.features import encode
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.encode import decoding_device, encode_batch
 from cmamil_sdk.features.extract import Cancelled, extract_bag
+from cmamil_sdk.features.file import read_provenance
+from cmamil_sdk.features.slide import extract_slide
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.slides.cucim_cuda import why_no_cuda_decoding
 from cmamil_sdk.slides.cucim_process import cucim_installed
@@ -78,6 +81,24 @@ def test_blocks_are_reduced_on_the_device(tmp_path: Path, images, mpp) -> None:
     expected = extract_bag(plan, MeanEngine(), engine.dim).finish()
     assert_same(bag, expected, 0.0 if mpp == 0.25 else 0.05)
     assert sum(map(sum, (image.asked for image in images))) > 2
+
+
+def test_a_feature_file_says_what_decoded(synthetic_slide: Path, tmp_path: Path, images) -> None:
+    encoder = EncoderInfo(
+        id="mean", weights_sha256="0" * 64, dim=48, tile_px=224, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    done = extract_slide(
+        synthetic_slide,
+        tmp_path,
+        recipe=EVERYWHERE,
+        encoder=encoder,
+        engine=DeviceEngine(),
+        reader="cucim",
+    )
+    provenance = read_provenance(done.path)
+    assert provenance.engine == "mean-cuda-fp32"
+    assert "; decoded on cuda:0, where " in provenance.reader
+    assert provenance.reader.endswith("by 0.00 grey levels on average and 0 at most")
 
 
 def test_damaged_tiles_are_counted_as_on_the_cpu(
