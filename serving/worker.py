@@ -192,8 +192,7 @@ class Worker:
     def _public(self, message: str, task: Task) -> str:
         """Name slide or graph as the client may: beneath its root, never by descriptor or whole path."""
         if isinstance(task, RunGraph):
-            path = Path(self._graph(task).graph)
-            return message.replace(str(path), path.name)
+            return message.replace(f"{Path(self._graph(task).graph).parent}/", "")
         ref = task.slide
         for (opened, _), known in self._slides.items():
             if opened == ref:
