@@ -97,6 +97,7 @@ def site(
     try:
         assert program.stdout is not None
         said = program.stdout.readline()
+        watchdog.cancel()
         assert said.startswith("serving on 127.0.0.1:"), "".join(log)
         yield Site(folder, said.split()[-1], log)
         program.send_signal(signal.SIGTERM)

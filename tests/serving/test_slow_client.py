@@ -44,7 +44,9 @@ def test_a_client_that_does_not_read_gives_its_place_up(config: ServerConfig) ->
             call = asyncio.create_task(
                 services._stream_predict_slide(request.SerializeToString(), context)
             )
-            await context.stuck.wait()
+            stuck = asyncio.create_task(context.stuck.wait())
+            await asyncio.wait((call, stuck), return_when=asyncio.FIRST_COMPLETED)
+            assert stuck.done(), call.exception()
             assert services.predictor is not None
             assert services.predictor.admission.active == 0
             with pytest.raises(DeadlineExceeded):
