@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import settings
 
 from cmamil_sdk.synthetic.svs import write_svs
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 LABELS = ("benign", "in_situ", "invasive")
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
