@@ -128,3 +128,18 @@ def test_profiles_of_bags_have_room_for_sparse_slides() -> None:
             "children_5x": ((1, 16), (limit // 32, 16), (limit // 4, 16)),
             "ancestor_20x": ((1, 1), (limit // 2, 1), (limit, 1)),
         }
+
+
+def test_a_plan_of_a_graph_in_half(tmp_path: Path) -> None:
+    from cmamil_sdk.engines.graphs import graph_in
+    from cmamil_sdk.export.half import write_half
+
+    from .small_encoder import write_small_graph
+
+    graph = write_small_graph(tmp_path)
+    half = graph_in(graph, "fp16")
+    write_half(graph, half)
+    plan = build_rtx(half, encoder_profiles, compute_capabilities=["89"], precision="fp16")
+    assert plan.document.key.precision == "fp16"
+    assert plan.document.key.graph_sha256 == sha256_of_file(half) != sha256_of_file(graph)
+    assert plan.document.inputs["tiles"].dtype == "uint8"
