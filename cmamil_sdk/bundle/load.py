@@ -302,7 +302,7 @@ class Bundle:
         try:
             outputs = self._aggregator.infer(golden.inputs)
         except FieldInvalid as problem:
-            raise _foreign(self.root / AGGREGATOR_GRAPH, problem) from problem
+            raise _foreign(self.root / AGGREGATOR_GRAPH, str(problem)) from problem
         difference = golden.aggregator_difference(outputs)
         accepted = allow_failed and (self.manifest.parity_failed or parity.precision != "fp32")
         if not accepted and parity.precision != "fp32":
@@ -350,13 +350,15 @@ def _open_encoder(
 def _measure(encoder: Engine, root: Path, golden: Golden) -> EncoderParity:
     try:
         return measure_encoder(encoder, golden.encoder)
-    except (FieldInvalid, KeyError) as problem:  # another input, or no output of that name
-        raise _foreign(root / ENCODER_GRAPH, problem) from problem
+    except FieldInvalid as problem:
+        raise _foreign(root / ENCODER_GRAPH, str(problem)) from problem
+    except KeyError as problem:
+        raise _foreign(root / ENCODER_GRAPH, f"it has no output {problem}") from problem
 
 
-def _foreign(graph: Path, problem: Exception) -> BundleUnsupported:
+def _foreign(graph: Path, why: str) -> BundleUnsupported:
     return BundleUnsupported(
-        f"{graph} is no graph of this bundle ({str(problem).partition(';')[0]}); export the model again."
+        f"{graph} is no graph of this bundle ({why.partition(';')[0]}); export the model again."
     )
 
 
