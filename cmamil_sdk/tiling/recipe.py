@@ -159,8 +159,8 @@ class TilingRecipe(_Recipe):
             ratio = coarse.mpp / fine.mpp
             if ratio < 2 - _RATIO_TOLERANCE or abs(ratio - round(ratio)) > _RATIO_TOLERANCE:
                 raise ScaleMismatch(
-                    f"Scale {coarse.name} ({coarse.mpp} µm/px) is not a whole multiple of "
-                    f"{fine.name} ({fine.mpp} µm/px); order scales from coarse to fine and "
+                    f"Scale {coarse.name} ({coarse.mpp:.4g} µm/px) is not a whole multiple of "
+                    f"{fine.name} ({fine.mpp:.4g} µm/px); order scales from coarse to fine and "
                     "choose mpp values that nest, for example 5x,10x,20x."
                 )
         if scales[0].mpp / scales[-1].mpp > MAX_RATIO + _RATIO_TOLERANCE:
