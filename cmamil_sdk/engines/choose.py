@@ -264,10 +264,14 @@ def _about_openvino() -> tuple[str, str]:
 
 def _about_torch() -> tuple[str, str]:
     """Without a driver it is not imported, which takes seconds."""
-    for package in ("torch", "onnx"):
-        if importlib.util.find_spec(package) is None:
-            raise EngineMissing(f"{package} is not installed; install cmamil-sdk[torch].")
-    return importlib.metadata.version("torch"), "CPU and CUDA" if _torch_cuda() else "CPU"
+    try:
+        versions = [importlib.metadata.version(package) for package in ("torch", "onnx")]
+        there = all(importlib.util.find_spec(package) for package in ("torch", "onnx"))
+    except ImportError:  # also where a package is not known at all
+        there = False
+    if not there:
+        raise EngineMissing("torch or onnx is not installed; install cmamil-sdk[torch].")
+    return versions[0], "CPU and CUDA" if _torch_cuda() else "CPU"
 
 
 def _place(engine: str) -> str:

@@ -35,8 +35,8 @@ def in_blocks(answer: Callable[..., Tensor], *asking: Tensor, rows: int = SCORE_
     n = asking[0].shape[0]
     blocks = (n + rows - 1) // rows
     filled = tuple(
-        F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, blocks * rows - n]).reshape(
-            blocks, rows, *tensor.shape[1:]
+        F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, blocks * rows - n]).unflatten(  # type: ignore[no-untyped-call]
+            0, (blocks, rows)
         )
         for tensor in asking
     )

@@ -113,7 +113,7 @@ def test_help_is_quick_and_imports_nothing_heavy(arguments: list[str]) -> None:
     told = json.loads(done.stderr.splitlines()[-1])
     assert told["code"] == 0
     assert told["loaded"] == (list(HEAVY[:1]) if "train" in arguments else [])
-    assert told["cpu_s"] < 0.5
+    assert told["cpu_s"] < 0.8, "0.2 to 0.5 on the machines of 2026, with room for slow ones"
     assert "Usage:" in done.stdout
 
 

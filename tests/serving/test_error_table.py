@@ -54,6 +54,11 @@ CAUSES = {
     "DEADLINE_EXCEEDED": "test_limits.py::test_a_request_without_deadline_has_the_servers",
     "DECODER_CRASHED": "test_faults.py::test_a_slide_that_ends_its_workers_fails_alone",
     "NON_FINITE_OUTPUT": "test_error_table.py::test_an_output_that_is_no_number",
+    "REQUEST_TOO_LARGE": "open_inference/test_refusals.py::test_more_tiles_than_a_call_may_hold",
+    "REQUEST_UNSUPPORTED": (
+        "open_inference/test_refusals.py::test_what_triton_does_and_this_server_does_not"
+    ),
+    "MEMORY_TOO_SMALL": "open_inference/test_running.py::test_what_goes_wrong_is_typed",
     "UNEXPECTED_ERROR": "test_limits.py::test_an_unforeseen_error_is_typed_and_tells_nothing",
 }
 

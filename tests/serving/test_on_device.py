@@ -36,7 +36,7 @@ from ..features.conftest import DeviceEngine, MeanEngine
 pytestmark = pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
 
 RECIPE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
-SPEC = EncoderSpec("encoder.onnx", "0" * 64, RECIPE, DeviceEngine.info)
+SPEC = EncoderSpec("encoder.onnx", "0" * 64, DeviceEngine.info, RECIPE)
 SETUP = WorkerSetup(0, (SPEC,), "cucim", 0, 1, 1000, 2**40, 2**20, 32)
 
 

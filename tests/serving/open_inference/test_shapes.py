@@ -42,6 +42,7 @@ def table(**changes: Any) -> ModelTable:
         "encoder": SimpleNamespace(tile_px=4, dim=2),
         "recipe": SimpleNamespace(names=SCALES),
         "index_inputs": ("children_5x", "ancestor_10x"),
+        "attention_rows": None,
     }
     bundle: Any = SimpleNamespace(manifest=SimpleNamespace(**manifest | changes))
     models = ModelTable()
