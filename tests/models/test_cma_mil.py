@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental import _config as symbolic_shapes
 
 from cmamil_sdk.errors import ConfigInvalid, ScaleMismatch
 from cmamil_sdk.models.build import build_model
@@ -365,11 +366,14 @@ def test_torch_export_with_free_bag_sizes_equals_eager_down_to_one_tile(
         {s: {0: rows[s]} for s in SCALES},
         {name: {0: rows[name.split("_")[1]]} for name in index},
     )
-    with torch.no_grad():  # as the exporter does: a scan would carry gradients along
+    # As the exporter does: a scan would carry gradients along, and a bag of one block be the only one.
+    with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
         exported = torch.export.export(
-            _Logits(model), (features, index), dynamic_shapes=shapes
+            _Logits(model),
+            (features, index),
+            dynamic_shapes=shapes,
         ).module()
-    for counts in ((1, 1, 1), (1, 4, 16), (13, 40, 150)):
+    for counts in ((1, 1, 1), (1, 4, 16), (13, 40, 150), (40, 150, 590)):
         features, index = make_bag(counts, seed=7)
         index = {name: index[name] for name in model.index_names}
         torch.testing.assert_close(
