@@ -48,7 +48,12 @@ def members(kind: str, scales: str, options: dict[str, object]) -> list[MILModel
     return made
 
 
-@pytest.mark.parametrize("form", FORMS)
+_DEAR = {"TransMIL"}  # half a minute to export
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(f, marks=[pytest.mark.long] * (f in _DEAR)) for f in FORMS]
+)
 def test_the_graph_is_the_mean_of_the_models(form, tmp_path):
     kind, text, options = FORMS[form]
     scales, models = parse_scales(text), members(kind, text, options)

@@ -92,7 +92,7 @@ def check(facts: Facts) -> None:
         assert facts.auc("sizes", "in_situ", "invasive", classifier) < 0.6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_shortcut_on_small_slides(tmp_path: Path) -> None:
     """80 slides a class at a third of the area, so that there are enough to mean it."""
     plan = [

@@ -288,6 +288,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     assert list(run.iterdir()) == []
 
 
+@pytest.mark.long
 def test_kill_9_at_random_moments(shared_cohort: Cohort, whole_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert killed(shared_cohort, run, "6") == 0

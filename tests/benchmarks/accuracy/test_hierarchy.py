@@ -10,7 +10,7 @@ from cmamil_sdk.benchmarks.accuracy.table import run_table
 REDUCED = {"epochs": 10, "lr": 3e-3, "schedule": "onecycle", "accumulate": 8}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_recipe_beats_the_same_network_without_a_hierarchy() -> None:
     """10 epochs instead of 40, and 40 test bags of each class instead of 100."""
     (ours,), (flat,) = (
