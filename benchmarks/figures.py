@@ -112,7 +112,7 @@ def _draw_ways(rows: Rows, names: list[str], values: list[float], axis: str, pic
     colours = [_THEIRS if "eager" in row["label"] else _OURS for row in rows]
     bars = axes.barh(names, values, color=colours)
     times = [
-        f"   ({float(row['ratio']):.1f} times as fast as eager)" if row["ratio"] else ""
+        f"   ({float(row['ratio']):.1f} x eager)" if row["ratio"] else ""
         for row in rows
     ]
     notes = [f"{value:.3g}{note}" for value, note in zip(values, times, strict=True)]
