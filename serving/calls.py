@@ -117,6 +117,9 @@ class Call:
         return self.started_ns + time.perf_counter_ns() - self._began_ns
 
 
+ID_CHARACTERS, URI_CHARACTERS = 36, 200
+"""Of what a client may write into the log."""
+
 _CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
@@ -222,4 +225,13 @@ def _reason(trailers: tuple[tuple[str, bytes], ...]) -> str:
     return ""
 
 
-__all__ = ["HEALTH", "Call", "CallObserver", "StageTime", "current_call", "peer_class"]
+__all__ = [
+    "HEALTH",
+    "ID_CHARACTERS",
+    "URI_CHARACTERS",
+    "Call",
+    "CallObserver",
+    "StageTime",
+    "current_call",
+    "peer_class",
+]

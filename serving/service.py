@@ -14,7 +14,7 @@ from cmamil_sdk import __version__
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
 from cmamil_sdk.errors import CmamilError, MessageTooLarge, QueueFull, UnexpectedError
 
-from .calls import current_call
+from .calls import ID_CHARACTERS, URI_CHARACTERS, current_call
 from .config import ServerConfig
 from .convert import (
     WORKER_STATES,
@@ -38,7 +38,6 @@ from .streaming import CallContext, stream_prediction
 LOG = logging.getLogger(__name__)
 
 _ENVELOPE_BYTES = 256  # what a stream adds to a result
-_ID_CHARACTERS, _URI_CHARACTERS = 36, 200  # of what a client may write into the log
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
 
 
@@ -178,7 +177,7 @@ class Services:
     def _checked(self, message: prediction_pb2.PredictSlideRequest) -> tuple[str, SlideRequest]:
         """The id of a prediction request, and what it asks for."""
         call, identity = current_call(), request_id(message)
-        call.request_id, call.slide = identity[:_ID_CHARACTERS], message.slide.uri[:_URI_CHARACTERS]
+        call.request_id, call.slide = identity[:ID_CHARACTERS], message.slide.uri[:URI_CHARACTERS]
         request = prediction_request(message, self.models)
         call.model = request.model.bundle.label
         return identity, request
@@ -219,7 +218,7 @@ class Services:
     async def _inspect_slide(self, data: bytes, context: CallContext) -> Message:
         message = parse(slide_pb2.InspectSlideRequest, data, self._config.max_request_bytes)
         call = current_call()
-        call.slide = message.slide.uri[:_URI_CHARACTERS]
+        call.slide = message.slide.uri[:URI_CHARACTERS]
         request = inspection_request(message, self.models)
         call.model = request.model.bundle.label
         predictor = self._ready_predictor()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
@@ -15,6 +13,7 @@ from cmamil_sdk._proto.inference import open_inference_pb2 as pb
 from cmamil_sdk.errors import MessageTooLarge
 
 from ..admission import Ticket
+from ..calls import ID_CHARACTERS, URI_CHARACTERS, current_call
 from ..config import ServerConfig
 from ..models import ModelTable
 from ..predictor import Predictor, SlideRequest
@@ -24,8 +23,6 @@ from .calls import Call, read_call
 from .catalogue import find_model, versions
 from .metadata import model_config, model_metadata, server_metadata
 from .tensors import Arrays, write_outputs
-
-LOG = logging.getLogger(__name__)
 
 OPEN_INFERENCE = "inference.GRPCInferenceService"
 
@@ -91,9 +88,9 @@ class OpenInference:
         return pb.ModelConfigResponse(config=config)
 
     async def _model_infer(self, data: bytes, context: CallContext) -> Message:
-        started_s = time.monotonic()
         # In a thread: to read 16 MiB takes the event loop's time from every other call.
         call = await asyncio.to_thread(read_call, data, self._models, self._config)
+        _note(call)
         predictor = self._predictor()
         remaining_s = context.time_remaining()
         with predictor.admission.enter(timeout_s=call.queue_timeout_s) as ticket:
@@ -102,11 +99,7 @@ class OpenInference:
             else:
                 parts = await predictor.run_graph(call.work, ticket, remaining_s=remaining_s)
                 found = _joined(parts), call.model.loaded.bundle.warnings
-        answer = self._answer(call, *found)
-        LOG.info(
-            "ModelInfer of %s: done after %.2f s", call.model.name, time.monotonic() - started_s
-        )
-        return answer
+        return self._answer(call, *found)
 
     def _answer(self, call: Call, arrays: Arrays, warnings: Sequence[str]) -> Message:
         """The response, refused if it is longer than a message may be."""
@@ -123,6 +116,14 @@ class OpenInference:
                 "raise the server's max_message_bytes."
             )
         return response
+
+
+def _note(call: Call) -> None:
+    """Tell those who watch the server's calls what this one asks for."""
+    watched = current_call()
+    watched.model, watched.request_id = call.model.loaded.bundle.label, call.id[:ID_CHARACTERS]
+    if isinstance(call.work, SlideRequest):
+        watched.slide = call.work.uri[:URI_CHARACTERS]
 
 
 async def _predict(
