@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.tiling.channels import greatest_channel, least_channel
 from cmamil_sdk.tiling.regions import drop_small, grow
 
 UInt8 = npt.NDArray[np.uint8]
@@ -45,8 +46,8 @@ def pen_marks(rgb: UInt8, *, cell_um: float, min_um2: float) -> BoolMask:
 
 
 def _black(density: Float32, *, least: float, evenness: float) -> BoolMask:
-    lowest = density.min(axis=-1)
-    black: BoolMask = (lowest >= least) & (lowest >= evenness * density.max(axis=-1))
+    lowest = least_channel(density)
+    black: BoolMask = (lowest >= least) & (lowest >= evenness * greatest_channel(density))
     return black
 
 
