@@ -111,10 +111,7 @@ def _draw_ways(rows: Rows, names: list[str], values: list[float], axis: str, pic
     figure, axes = _figure(9.0, 1.0 + 0.36 * len(rows))
     colours = [_THEIRS if "eager" in row["label"] else _OURS for row in rows]
     bars = axes.barh(names, values, color=colours)
-    times = [
-        f"   ({float(row['ratio']):.1f} x eager)" if row["ratio"] else ""
-        for row in rows
-    ]
+    times = [f"   ({float(row['ratio']):.1f} x eager)" if row["ratio"] else "" for row in rows]
     notes = [f"{value:.3g}{note}" for value, note in zip(values, times, strict=True)]
     axes.bar_label(bars, labels=notes, padding=4, fontsize=9)
     axes.set_xlim(0, 1.35 * max(values))
