@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +18,26 @@ _KINDS = {
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
     (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a service.
+
+    Attributes:
+        behaviour: takes the bytes of a request, or an asynchronous iterator of them, and a context;
+            returns its answer, or None of one that writes a stream of them.
+        request_streaming, response_streaming: which side is a stream.
+    """
+
+    behaviour: Callable[[Any, Any], Awaitable[Any]]
+    request_streaming: bool = False
+    response_streaming: bool = False
+
+    def handler(self, behaviour: Behaviour) -> grpc.RpcMethodHandler:
+        """The handler of its kind that does ``behaviour``: its own with something around it."""
+        _, build = _KINDS[self.request_streaming, self.response_streaming]
+        return build(behaviour)
 
 
 def wrapped(
@@ -41,4 +62,4 @@ def _writing(behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Behaviour:
     return handle
 
 
-__all__ = ["Behaviour", "wrapped"]
+__all__ = ["Behaviour", "Method", "wrapped"]

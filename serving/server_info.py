@@ -1,0 +1,40 @@
+"""What a server says of itself: versions and limits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from cmamil_sdk._proto.cmamil.v1 import server_pb2
+
+from .config import ServerConfig
+from .convert import duration
+
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
+
+
+def limits(config: ServerConfig) -> server_pb2.Limits:
+    """What the server takes, as it is configured."""
+    return server_pb2.Limits(
+        max_active_slides=config.max_active_slides,
+        max_queued=config.max_queued,
+        max_tiles=config.max_tiles,
+        max_slide_pixels=config.max_slide_pixels,
+        default_deadline=duration(config.default_deadline_s),
+        max_deadline=duration(config.max_deadline_s),
+        max_request_bytes=config.max_request_bytes,
+    )
+
+
+def packages() -> list[server_pb2.PackageVersion]:
+    """The installed packages that matter, with their versions."""
+    found = []
+    for package in _PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(server_pb2.PackageVersion(package=package, version=version))
+    return found
+
+
+__all__ = ["limits", "packages"]
