@@ -22,8 +22,9 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/cmamil demo --out demo
 
+# A process per core; what a file shares is made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

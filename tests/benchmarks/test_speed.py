@@ -69,8 +69,14 @@ def test_three_scales_in_one_pass_and_apart(
     together, apart = document["tiles_together"], document["tiles_apart"]
     assert together == {"5x": 4, "10x": 12, "20x": 36}
     assert apart["20x"] == 36
-    assert sum(read) == 2 * 6 * (sum(together.values()) + sum(apart.values()))
-    assert [row["what"] for row in document["rows"]] == [scales.ALONE, "read", "read and encode"]
+    one_pass, three_passes = sum(together.values()), sum(apart.values())
+    assert sum(read) == 6 * (2 * one_pass + 2 * (one_pass + three_passes))
+    assert [row["what"] for row in document["rows"]] == [
+        scales.SAME_PIXELS,
+        scales.ALONE,
+        "read",
+        "read and encode",
+    ]
     assert scales.judged(document)[0]["value"] == document["rows"][0]["ratio"]
     for row in document["rows"]:
         ratios = [first / second for first, second in row["pairs_s"]]
