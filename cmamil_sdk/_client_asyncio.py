@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,22 +13,30 @@ import grpc.aio
 
 from cmamil_sdk._client_base import BaseClient
 from cmamil_sdk._client_calls import (
-    PREDICTION_STREAM,
     OnProgress,
     Question,
+    Stream,
     ask_health,
     ask_inspection,
     ask_models,
+    ask_prediction,
     ask_server_info,
     ask_server_stats,
     no_result,
     prediction_request,
-    result_of,
 )
 from cmamil_sdk._client_errors import Refusal
+from cmamil_sdk._client_jobs import (
+    PredictionJob,
+    ask_cancellation,
+    ask_deletion,
+    ask_job,
+    ask_jobs,
+    ask_new_job,
+    ask_watch,
+)
 from cmamil_sdk._client_results import ModelFacts, ServerFacts, ServerStats, SlideInspection
 from cmamil_sdk._client_retries import Retries
-from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from cmamil_sdk.predict import Prediction
 
 _T = TypeVar("_T")
@@ -96,8 +105,67 @@ class AsyncClient(BaseClient):
             expected_sha256=expected_sha256,
             request_id=request_id,
         )
+        stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        return await _retried(lambda left_s: self._stream(request, on_progress, left_s), retries)
+        return await _retried(lambda left_s: self._stream(stream, left_s), retries)
+
+    async def create_job(
+        self,
+        uri: str,
+        *,
+        mpp: float | None = None,
+        top_k: int = 16,
+        attention: bool = False,
+        model: str | None = None,
+        expected_sha256: str = "",
+        request_id: str = "",
+    ) -> PredictionJob:
+        """As :meth:`Client.create_job`."""
+        return await self._ask(
+            ask_new_job(
+                prediction_request(
+                    uri,
+                    mpp=mpp,
+                    top_k=top_k,
+                    attention=attention,
+                    model=model,
+                    expected_sha256=expected_sha256,
+                    request_id=request_id or str(uuid.uuid4()),
+                )
+            )
+        )
+
+    async def job(self, name: str) -> PredictionJob:
+        """As :meth:`Client.job`."""
+        return await self._ask(ask_job(name))
+
+    async def jobs(self, *, state: str | None = None) -> AsyncIterator[PredictionJob]:
+        """As :meth:`Client.jobs`."""
+        token: str | None = ""
+        while token is not None:
+            page, token = await self._ask(ask_jobs(state, token))
+            for job in page:
+                yield job
+
+    async def watch_job(
+        self,
+        name: str,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> PredictionJob:
+        """As :meth:`Client.watch_job`; ``on_progress`` is called in the event loop."""
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s, lasting=True)
+        stream = ask_watch(name, on_progress)
+        return await _retried(lambda left_s: self._stream(stream, left_s), retries)
+
+    async def cancel_job(self, name: str) -> PredictionJob:
+        """As :meth:`Client.cancel_job`."""
+        return await self._ask(ask_cancellation(name))
+
+    async def delete_job(self, name: str) -> None:
+        """As :meth:`Client.delete_job`."""
+        await self._ask(ask_deletion(name))
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
@@ -141,21 +209,16 @@ class AsyncClient(BaseClient):
         seconds = self.timeout_s if question.timeout_s is None else question.timeout_s
         return await _retried(attempt, Retries(seconds, retried=question.retried))
 
-    async def _stream(
-        self,
-        request: prediction_pb2.StreamPredictSlideRequest,
-        on_progress: OnProgress | None,
-        timeout_s: float,
-    ) -> Prediction:
+    async def _stream(self, stream: Stream[_T], timeout_s: float) -> _T:
         method = self._connected().unary_stream(
-            PREDICTION_STREAM,
-            request_serializer=prediction_pb2.StreamPredictSlideRequest.SerializeToString,
-            response_deserializer=prediction_pb2.StreamPredictSlideResponse.FromString,
+            stream.method,
+            request_serializer=type(stream.message).SerializeToString,
+            response_deserializer=stream.answer.FromString,
         )
-        call = method(request, timeout=timeout_s, metadata=self._connection.metadata)
+        call = method(stream.message, timeout=timeout_s, metadata=self._connection.metadata)
         try:
             async for event in call:
-                result = result_of(event, on_progress)
+                result = stream.read(event)
                 if result is not None:
                     return result
         except grpc.RpcError as problem:

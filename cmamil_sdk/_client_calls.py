@@ -29,7 +29,6 @@ _T = TypeVar("_T")
 _QUICK_TIMEOUT_S = 10.0
 
 OnProgress = Callable[[ProgressEvent], None]
-PREDICTION_STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,16 @@ class Question(Generic[_T]):
     read: Callable[[Any], _T]
     timeout_s: float | None = _QUICK_TIMEOUT_S
     retried: bool = True
+
+
+@dataclass(frozen=True)
+class Stream(Generic[_T]):
+    """A call whose answer is a stream of events; ``read`` returns the result from the last of them."""
+
+    method: str
+    message: Message
+    answer: type[Any]
+    read: Callable[[Any], _T | None]
 
 
 def ask_health() -> Question[str]:
@@ -112,19 +121,30 @@ def prediction_request(
     model: str | None,
     expected_sha256: str,
     request_id: str,
-) -> prediction_pb2.StreamPredictSlideRequest:
-    """A prediction with progress, the message of :data:`PREDICTION_STREAM`."""
-    request = prediction_pb2.PredictSlideRequest(
+) -> prediction_pb2.PredictSlideRequest:
+    """What is asked of a slide."""
+    return prediction_pb2.PredictSlideRequest(
         model=_model_name(model),
         slide=slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256),
         tiling=slide_pb2.TilingOptions(mpp_override=mpp),
         output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
         request_id=request_id,
     )
-    return prediction_pb2.StreamPredictSlideRequest(request=request)
 
 
-def result_of(
+def ask_prediction(
+    request: prediction_pb2.PredictSlideRequest, on_progress: OnProgress | None
+) -> Stream[Prediction]:
+    """A prediction with progress."""
+    return Stream(
+        "/cmamil.v1.SlidePredictionService/StreamPredictSlide",
+        prediction_pb2.StreamPredictSlideRequest(request=request),
+        prediction_pb2.StreamPredictSlideResponse,
+        lambda event: _result_of(event, on_progress),
+    )
+
+
+def _result_of(
     event: prediction_pb2.StreamPredictSlideResponse, on_progress: OnProgress | None
 ) -> Prediction | None:
     """The prediction if ``event`` of a stream is its result; tells progress on the way."""
@@ -154,15 +174,15 @@ def _model_name(model: str | None) -> str:
 
 
 __all__ = [
-    "PREDICTION_STREAM",
     "OnProgress",
     "Question",
+    "Stream",
     "ask_health",
     "ask_inspection",
     "ask_models",
+    "ask_prediction",
     "ask_server_info",
     "ask_server_stats",
     "no_result",
     "prediction_request",
-    "result_of",
 ]

@@ -101,22 +101,29 @@ def _unreachable(message: str, server: str, secure: bool) -> CmamilError:
 
 def _details(problem: Any) -> tuple[str, float | None]:
     """Reason and retry delay in the status details that our server adds; ``("", None)`` if none."""
-    reason, delay_s = "", None
     for key, value in problem.trailing_metadata() or ():
-        if key != _DETAILS_KEY:
-            continue
-        try:
-            status = status_pb2.Status.FromString(value)
-            for detail in status.details:
-                info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-                if detail.Unpack(info) and info.domain == _DOMAIN:
-                    reason = info.reason
-                elif detail.Unpack(retry):
-                    delay_s = retry.retry_delay.ToNanoseconds() / 1e9
-        except DecodeError:
-            # Not ours, then: the code alone has to do.
-            return "", None
+        if key == _DETAILS_KEY:
+            try:
+                return _reason_and_delay(status_pb2.Status.FromString(value))
+            except DecodeError:
+                break  # not ours, then: the code alone has to do
+    return "", None
+
+
+def error_in(status: status_pb2.Status) -> CmamilError:
+    """The typed error of a status that our server made."""
+    return error_from_reason(_reason_and_delay(status)[0], status.message)
+
+
+def _reason_and_delay(status: status_pb2.Status) -> tuple[str, float | None]:
+    reason, delay_s = "", None
+    for detail in status.details:
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info) and info.domain == _DOMAIN:
+            reason = info.reason
+        elif detail.Unpack(retry):
+            delay_s = retry.retry_delay.ToNanoseconds() / 1e9
     return reason, delay_s
 
 
-__all__ = ["Refusal", "refusal_of"]
+__all__ = ["Refusal", "error_in", "refusal_of"]

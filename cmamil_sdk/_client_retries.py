@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain, repeat
 
 from cmamil_sdk._client_errors import Refusal
 
@@ -11,11 +12,15 @@ _LONGEST_DELAY_S = 5.0
 
 
 class Retries:
-    """The attempts of one call, all of them within ``timeout_s``; one alone unless ``retried``."""
+    """The attempts of one call, all of them within ``timeout_s``.
 
-    def __init__(self, timeout_s: float, *, retried: bool = True) -> None:
+    One alone unless ``retried``; if ``lasting``, as many as there is time for.
+    """
+
+    def __init__(self, timeout_s: float, *, retried: bool = True, lasting: bool = False) -> None:
         self._deadline_s = time.monotonic() + timeout_s
-        self._delays_s = iter(_DELAYS_S if retried else ())
+        delays_s = _DELAYS_S if retried else ()
+        self._delays_s = chain(delays_s, repeat(_DELAYS_S[-1]) if lasting else ())
 
     def left_s(self) -> float:
         """Seconds that the next attempt may take."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,19 +17,28 @@ try:
     from cmamil_sdk._client_asyncio import AsyncClient
     from cmamil_sdk._client_base import BaseClient
     from cmamil_sdk._client_calls import (
-        PREDICTION_STREAM,
         OnProgress,
         Question,
+        Stream,
         ask_health,
         ask_inspection,
         ask_models,
+        ask_prediction,
         ask_server_info,
         ask_server_stats,
         no_result,
         prediction_request,
-        result_of,
     )
     from cmamil_sdk._client_errors import Refusal
+    from cmamil_sdk._client_jobs import (
+        PredictionJob,
+        ask_cancellation,
+        ask_deletion,
+        ask_job,
+        ask_jobs,
+        ask_new_job,
+        ask_watch,
+    )
     from cmamil_sdk._client_results import (
         CallCount,
         Durations,
@@ -39,7 +49,6 @@ try:
         WorkerFacts,
     )
     from cmamil_sdk._client_retries import Retries
-    from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 except ImportError as missing:
     raise DependencyMissing(
         f"The client needs {missing.name}, which is not installed; install cmamil-sdk[client]."
@@ -140,8 +149,98 @@ class Client(BaseClient):
             expected_sha256=expected_sha256,
             request_id=request_id,
         )
+        stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        return _retried(lambda left_s: self._stream(request, on_progress, left_s), retries)
+        return _retried(lambda left_s: self._stream(stream, left_s), retries)
+
+    def create_job(
+        self,
+        uri: str,
+        *,
+        mpp: float | None = None,
+        top_k: int = 16,
+        attention: bool = False,
+        model: str | None = None,
+        expected_sha256: str = "",
+        request_id: str = "",
+    ) -> PredictionJob:
+        """Have the server predict a slide as a job, which needs nobody to wait for it.
+
+        Arguments as of :meth:`predict`. With the ``request_id`` of a job that the server still has, the
+        answer is that job; without, a new id is made, so that a call that is repeated makes one job.
+
+        Raises:
+            QueueFull: as many jobs wait as may.
+            RequestIdReused: another request has this id.
+            JobsDisabled: the server keeps no jobs.
+        """
+        return self._ask(
+            ask_new_job(
+                prediction_request(
+                    uri,
+                    mpp=mpp,
+                    top_k=top_k,
+                    attention=attention,
+                    model=model,
+                    expected_sha256=expected_sha256,
+                    request_id=request_id or str(uuid.uuid4()),
+                )
+            )
+        )
+
+    def job(self, name: str) -> PredictionJob:
+        """A job as it stands, with its prediction or error once it has ended.
+
+        Raises:
+            JobNotFound: the server has no such job, or not one of yours.
+        """
+        return self._ask(ask_job(name))
+
+    def jobs(self, *, state: str | None = None) -> Iterator[PredictionJob]:
+        """Your jobs, an administrator's view of everybody's, the newest first; without predictions.
+
+        ``state``: only those in it, for example ``RUNNING``. Pages are fetched as they are needed.
+        """
+        token: str | None = ""
+        while token is not None:
+            page, token = self._ask(ask_jobs(state, token))
+            yield from page
+
+    def watch_job(
+        self,
+        name: str,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> PredictionJob:
+        """Wait until a job has ended; returns it with its prediction or its error.
+
+        While the server cannot be reached it is asked again, until the time is over: the job goes on
+        when the server is back. Arguments as of :meth:`predict`.
+
+        Raises:
+            DeadlineExceeded: the time is over; the job goes on.
+            JobNotFound: as :meth:`job`.
+        """
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s, lasting=True)
+        return _retried(lambda left_s: self._stream(ask_watch(name, on_progress), left_s), retries)
+
+    def cancel_job(self, name: str) -> PredictionJob:
+        """End a job that waits or is at work.
+
+        Raises:
+            JobFinished: it has ended.
+            JobNotFound: as :meth:`job`.
+        """
+        return self._ask(ask_cancellation(name))
+
+    def delete_job(self, name: str) -> None:
+        """Have the server forget a job; one that has not ended is cancelled first.
+
+        Raises:
+            JobNotFound: as :meth:`job`.
+        """
+        self._ask(ask_deletion(name))
 
     def close(self) -> None:
         """Close the connection; calls in flight end."""
@@ -178,21 +277,16 @@ class Client(BaseClient):
         seconds = self.timeout_s if question.timeout_s is None else question.timeout_s
         return _retried(attempt, Retries(seconds, retried=question.retried))
 
-    def _stream(
-        self,
-        request: prediction_pb2.StreamPredictSlideRequest,
-        on_progress: OnProgress | None,
-        timeout_s: float,
-    ) -> Prediction:
+    def _stream(self, stream: Stream[_T], timeout_s: float) -> _T:
         method = self._channel.unary_stream(
-            PREDICTION_STREAM,
-            request_serializer=prediction_pb2.StreamPredictSlideRequest.SerializeToString,
-            response_deserializer=prediction_pb2.StreamPredictSlideResponse.FromString,
+            stream.method,
+            request_serializer=type(stream.message).SerializeToString,
+            response_deserializer=stream.answer.FromString,
         )
-        call = method(request, timeout=timeout_s, metadata=self._connection.metadata)
+        call = method(stream.message, timeout=timeout_s, metadata=self._connection.metadata)
         try:
             for event in call:
-                result = result_of(event, on_progress)
+                result = stream.read(event)
                 if result is not None:
                     return result
         except grpc.RpcError as problem:
@@ -216,6 +310,7 @@ __all__ = [
     "Client",
     "Durations",
     "ModelFacts",
+    "PredictionJob",
     "ServerFacts",
     "ServerStats",
     "SlideInspection",

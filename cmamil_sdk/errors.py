@@ -15,7 +15,8 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── OutputUnwritable          INVALID_ARGUMENT
     │   ├── ScaleMismatch             INVALID_ARGUMENT
     │   ├── RequestTooLarge           OUT_OF_RANGE
-    │   └── RequestUnsupported        UNIMPLEMENTED
+    │   ├── RequestUnsupported        UNIMPLEMENTED
+    │   └── RequestIdReused           ALREADY_EXISTS
     ├── InputError                    exit 3   an input file cannot be used
     │   ├── SlideNotFound             NOT_FOUND
     │   ├── SlideUriForbidden         PERMISSION_DENIED
@@ -51,7 +52,11 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── QueueFull                 RESOURCE_EXHAUSTED
     │   ├── MessageTooLarge           RESOURCE_EXHAUSTED
     │   ├── MemoryTooSmall            RESOURCE_EXHAUSTED
-    │   └── DeadlineExceeded          DEADLINE_EXCEEDED
+    │   ├── DeadlineExceeded          DEADLINE_EXCEEDED
+    │   ├── JobNotFound               NOT_FOUND
+    │   ├── JobFinished               FAILED_PRECONDITION
+    │   ├── JobsDisabled              FAILED_PRECONDITION
+    │   └── JobsUnavailable           UNAVAILABLE
     └── InternalError                 exit 5   a fault of ours
         ├── DecoderCrashed            INTERNAL
         ├── NonFiniteOutput           INTERNAL
@@ -126,6 +131,12 @@ class RequestUnsupported(UsageError):
     """A request asks for something that its protocol knows and this server does not do."""
 
     grpc_status = "UNIMPLEMENTED"
+
+
+class RequestIdReused(UsageError):
+    """Another request was made with the same id before."""
+
+    grpc_status = "ALREADY_EXISTS"
 
 
 class InputError(CmamilError):
@@ -312,6 +323,26 @@ class DeadlineExceeded(CapabilityError):
     """The deadline passed before the work was done."""
 
     grpc_status = "DEADLINE_EXCEEDED"
+
+
+class JobNotFound(CapabilityError):
+    """The server has no job of that name, or not one of this caller."""
+
+    grpc_status = "NOT_FOUND"
+
+
+class JobFinished(CapabilityError):
+    """The job has ended, so that there is nothing left to cancel."""
+
+
+class JobsDisabled(CapabilityError):
+    """The server is not configured to keep jobs."""
+
+
+class JobsUnavailable(CapabilityError):
+    """The server cannot read or write its jobs now, as when its disk is full."""
+
+    grpc_status = "UNAVAILABLE"
 
 
 class InternalError(CmamilError):

@@ -25,8 +25,15 @@ _ROLES = {
     "cmamil.v1.ServerService": ("predict", "admin", "metrics"),
     "grpc.reflection.v1alpha.ServerReflection": ("predict", "admin", "metrics"),
     "inference.GRPCInferenceService": ("predict",),
+    # Jobs outlive the callers that made them, so that somebody else has to be able to end them.
+    "cmamil.v1.SlidePredictionService/GetPredictionJob": ("predict", "admin"),
+    "cmamil.v1.SlidePredictionService/ListPredictionJobs": ("predict", "admin"),
+    "cmamil.v1.SlidePredictionService/WatchPredictionJob": ("predict", "admin"),
+    "cmamil.v1.SlidePredictionService/CancelPredictionJob": ("predict", "admin"),
+    "cmamil.v1.SlidePredictionService/DeletePredictionJob": ("predict", "admin"),
 }
-"""Roles of which a caller needs one. A service that is not named here is for administrators."""
+"""Roles of which a caller needs one; a method's own count before its service's. A service that is not
+named here is for administrators."""
 _ANYBODY = frozenset({"predict", "metrics"})
 _SCHEME = "bearer "
 
@@ -49,8 +56,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler | None:
         """The method's handler, or one that refuses before a message is received."""
-        service = handler_call_details.method.strip("/").partition("/")[0]
-        if service == _OPEN:
+        method = handler_call_details.method.strip("/")
+        if method.partition("/")[0] == _OPEN:
             return await continuation(handler_call_details)
         caller = None
         try:
@@ -58,7 +65,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            _check_role(caller, service)
+            _check_role(caller, method)
         except (TokenInvalid, RoleMissing) as problem:
             return _refusing(problem, caller)
         return wrapped(handler, lambda behaviour: self._bounded(behaviour, caller))
@@ -80,7 +87,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         """The same, for at most so many calls of a client at a time."""
 
         async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            current_call().client = caller.name
+            call = current_call()
+            call.client, call.roles = caller.name, caller.roles
             client = caller.name or context.peer().rpartition(":")[0]
             if self._calls[client] >= self._max_calls:
                 calls = counted(self._max_calls, "call")
@@ -97,8 +105,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         return handle
 
 
-def _check_role(caller: Caller, service: str) -> None:
-    needed = _ROLES.get(service, ("admin",))
+def _check_role(caller: Caller, method: str) -> None:
+    needed = _ROLES.get(method) or _ROLES.get(method.partition("/")[0], ("admin",))
     if not caller.roles.isdisjoint(needed):
         return
     if not caller.name:

@@ -20,9 +20,10 @@ _MEMORY = 0.8  # weight of the past in the mean time of a slide
 class Ticket:
     """The place of one request; leaving the ``with`` block gives it up."""
 
-    def __init__(self, admission: Admission, timeout_s: float | None) -> None:
+    def __init__(self, admission: Admission, timeout_s: float | None, bounded: bool) -> None:
         self._admission = admission
         self._timeout_s = timeout_s
+        self.bounded = bounded
         self._entered_s = asyncio.get_running_loop().time()
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.started_s: float | None = None
@@ -84,8 +85,10 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def enter(self, *, timeout_s: float | None = None) -> Ticket:
+    def enter(self, *, timeout_s: float | None = None, bounded: bool = True) -> Ticket:
         """A place at work or in the queue, where the request may wait for ``timeout_s``.
+
+        ``bounded=False``: a place beyond ``max_queued``, for what is few by itself.
 
         Raises:
             ServerDraining: no new work is taken.
@@ -93,12 +96,12 @@ class Admission:
         """
         if self.draining:
             raise ServerDraining("The server is shutting down; ask another, or later.")
-        if self.active >= self._max_active and len(self.waiting) >= self._max_queued:
+        if bounded and self.active >= self._max_active and self._queued() >= self._max_queued:
             raise QueueFull(
                 f"The server works on {counted(self.active, 'request')}, with {len(self.waiting)} "
                 f"waiting; try again in {self.retry_after_s():.0f} s."
             )
-        ticket = Ticket(self, timeout_s)
+        ticket = Ticket(self, timeout_s, bounded)
         self.waiting.append(ticket)
         self.present += 1
         self._idle.clear()
@@ -128,6 +131,9 @@ class Admission:
     async def idle(self) -> None:
         """Wait until nobody waits, works, or is being answered."""
         await self._idle.wait()
+
+    def _queued(self) -> int:
+        return sum(ticket.bounded for ticket in self.waiting)
 
     def _advance(self) -> None:
         while self.waiting and self.active < self._max_active:

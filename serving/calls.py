@@ -49,8 +49,10 @@ class Call:
         peer: the caller's address, as gRPC writes it.
         headers: W3C trace context, as it came.
         client: name of the caller's token.
+        roles: what the caller may do.
         model: ``NAME/VERSION``.
         request_id, slide: as the client gave them.
+        job: name of the prediction job that it is about.
         seconds: of a prediction, by stage, as its answer says.
         stages: what was done one after the other.
         answered: the answer is made: who hangs up now has been served.
@@ -61,9 +63,11 @@ class Call:
     peer: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     client: str = ""
+    roles: frozenset[str] = frozenset()
     model: str = ""
     request_id: str = ""
     slide: str = ""
+    job: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     stages: list[StageTime] = field(default_factory=list)
     answered: bool = False
@@ -126,6 +130,11 @@ _CURRENT: ContextVar[Call | None] = ContextVar("call", default=None)
 def current_call() -> Call:
     """The call that is being answered here; one that nobody sees where there is none."""
     return _CURRENT.get() or Call("")
+
+
+def act_for(call: Call) -> None:
+    """Let :func:`current_call` be ``call`` in this task: for work that no client waits for."""
+    _CURRENT.set(call)
 
 
 class CallObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
@@ -232,6 +241,7 @@ __all__ = [
     "Call",
     "CallObserver",
     "StageTime",
+    "act_for",
     "current_call",
     "peer_class",
 ]

@@ -20,7 +20,10 @@ from cmamil_sdk.slides import ReaderName
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_PATHS = {"bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"}
+_PATHS = {
+    *("bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"),
+    "jobs_file",
+}
 
 
 class ServerConfig(BaseModel):
@@ -99,6 +102,17 @@ class ServerConfig(BaseModel):
     max_levels: int = Field(32, ge=1, description="stored pyramid levels of a slide")
     max_request_bytes: int = Field(4 * 2**20, ge=1024)
     max_message_bytes: int = Field(16 * 2**20, ge=1024, description="of any message, both ways")
+
+    jobs_file: Path | None = Field(
+        None, description="SQLite file of prediction jobs, on a local disk; no jobs without"
+    )
+    max_active_jobs: int = Field(
+        2, ge=1, description="jobs at work, or first in line for it, at a time"
+    )
+    max_waiting_jobs: int = Field(1000, ge=1)
+    keep_jobs_s: float = Field(
+        604_800.0, gt=0, description="a job that has ended is forgotten after so long"
+    )
 
     default_deadline_s: float = Field(900.0, gt=0, description="for requests that set none")
     max_deadline_s: float = Field(3600.0, gt=0)

@@ -33,6 +33,27 @@ class Event:
         return " ".join([self.name, *_pairs(self.values)])
 
 
+def job_event(call: Call, state: str, *, slides: bool) -> Event:
+    """How a prediction job ended; ``call`` holds what is known of its work."""
+    return Event(
+        "job",
+        job=call.job,
+        state=state,
+        reason=call.reason,
+        model=call.model,
+        request_id=call.request_id,
+        duration_s=round(call.took_s, 4),
+        seconds=_rounded(call.seconds),
+        stage="" if call.code == "OK" else call.stage,
+        client=call.client,
+        slide=call.slide if slides else "",
+    )
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(took_s, 4) for stage, took_s in seconds.items()}
+
+
 def _pairs(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key, value in values.items():
@@ -97,8 +118,9 @@ class CallLog:
             reason=call.reason,
             model=call.model,
             request_id=call.request_id,
+            job=call.job,
             duration_s=round(call.took_s, 4),
-            seconds={stage: round(took_s, 4) for stage, took_s in call.seconds.items()},
+            seconds=_rounded(call.seconds),
             stage="" if call.code == "OK" else call.stage,
             client=call.client,
             peer_class=peer_class(call.peer),
@@ -108,4 +130,4 @@ class CallLog:
         )
 
 
-__all__ = ["CallLog", "Event", "JsonLines", "set_up_logging"]
+__all__ = ["CallLog", "Event", "JsonLines", "job_event", "set_up_logging"]

@@ -22,6 +22,7 @@ _STAGE_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 _TILES = (1, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 _GIVEN_UP = ("CANCELLED", "DEADLINE_EXCEEDED")
 _NOBODYS = "UNAUTHENTICATED"
+_ENDS = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Now:
     Attributes:
         active_slides, queued_slides, queued_batches: at work; waiting; waiting for a worker.
         worker_restarts: since the start.
+        jobs: prediction jobs by state, of those that have not ended.
         runtimes: ``(model, version, part, provider)`` of each engine in use.
     """
 
@@ -38,6 +40,7 @@ class Now:
     queued_slides: int = 0
     queued_batches: int = 0
     worker_restarts: int = 0
+    jobs: tuple[tuple[str, int], ...] = (("pending", 0), ("running", 0))
     runtimes: tuple[tuple[str, str, str, str], ...] = field(default=())
 
 
@@ -86,6 +89,11 @@ class Metrics:
             ("stage",),
             registry=registry,
         )
+        self._jobs_ended = Counter(
+            "cmamil_jobs_ended", "Prediction jobs that ended.", ("state",), registry=registry
+        )
+        for state in _ENDS:
+            self._jobs_ended.labels(state)
         registry.register(_Gauges(now))
         ProcessCollector(registry=registry)
 
@@ -96,6 +104,14 @@ class Metrics:
         model, _, version = call.model.partition("/")
         self._calls.labels(rpc, model, version, call.code).inc()
         self._durations.labels(rpc).observe(call.took_s)
+        self._count_work(call)
+
+    def count_job(self, call: Call, state: str) -> None:
+        """Count a prediction job that ended ``succeeded``, ``failed`` or ``cancelled``."""
+        self._jobs_ended.labels(state).inc()
+        self._count_work(call)
+
+    def _count_work(self, call: Call) -> None:
         for stage, seconds in call.seconds.items():
             if stage == "queued":
                 self._waits.observe(seconds)
@@ -159,6 +175,12 @@ class _Gauges(Collector):
         depth.add_metric(["slides"], now.queued_slides)
         depth.add_metric(["batches"], now.queued_batches)
         yield depth
+        jobs = GaugeMetricFamily(
+            "cmamil_jobs", "Prediction jobs that wait and run.", labels=["state"]
+        )
+        for state, count in now.jobs:
+            jobs.add_metric([state], count)
+        yield jobs
         yield CounterMetricFamily(
             "cmamil_decode_worker_restarts",
             "Worker processes that died and were started again.",

@@ -44,18 +44,18 @@ class Predictions:
     async def _predict_slide(self, data: bytes, context: CallContext) -> Message:
         kind = prediction_pb2.PredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes)
-        identity, request = self._checked(message)
+        identity, request = checked(message, self._models)
         predictor = self._predictor()
         with predictor.admission.enter() as ticket:
             answer = await predictor.predict(
-                request, ticket, remaining_s=context.time_remaining(), report=_entering
+                request, ticket, remaining_s=context.time_remaining(), report=entering
             )
             return await self._written(predictor, answer, request.model, message, identity)
 
     async def _stream_predict_slide(self, data: bytes, context: CallContext) -> None:
         kind = prediction_pb2.StreamPredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes).request
-        identity, request = self._checked(message)
+        identity, request = checked(message, self._models)
         predictor = self._predictor()
         with predictor.admission.enter() as ticket:
 
@@ -63,7 +63,7 @@ class Predictions:
                 report: Callable[[Stage], None],
             ) -> prediction_pb2.PredictSlideResponse:
                 def enter(stage: Stage) -> None:
-                    _entering(stage)
+                    entering(stage)
                     report(stage)
 
                 answer = await predictor.predict(
@@ -81,14 +81,6 @@ class Predictions:
                     predict, context, accepted, identity, heartbeat_s=self._config.heartbeat_s
                 )
 
-    def _checked(self, message: prediction_pb2.PredictSlideRequest) -> tuple[str, SlideRequest]:
-        """The id of a prediction request, and what it asks for."""
-        call, identity = current_call(), request_id(message)
-        call.request_id, call.slide = identity[:ID_CHARACTERS], message.slide.uri[:URI_CHARACTERS]
-        request = prediction_request(message, self._models)
-        call.model = request.model.bundle.label
-        return identity, request
-
     async def _written(
         self,
         predictor: Predictor,
@@ -97,34 +89,59 @@ class Predictions:
         message: prediction_pb2.PredictSlideRequest,
         identity: str,
     ) -> prediction_pb2.PredictSlideResponse:
-        """The answer to a prediction request, made in a thread."""
-        call = current_call()
-        call.enter("answering")
-        call.seconds = {"queued": answer.seconds_queued, **answer.prediction.seconds}
-        written = await predictor.in_thread(self._answer, answer, model, message, identity)
-        call.answered = True  # the client may hang up on the answer, before the call's end
-        return written
-
-    def _answer(
-        self,
-        answer: Answer,
-        model: LoadedModel,
-        message: prediction_pb2.PredictSlideRequest,
-        identity: str,
-    ) -> prediction_pb2.PredictSlideResponse:
-        """The answer, refused if it is longer than a message may be; runs in a thread."""
-        written = prediction_message(answer, model, identity, attention=message.output.attention)
-        size, limit = written.ByteSize(), self._config.max_message_bytes - _ENVELOPE_BYTES
-        if size > limit:
-            raise MessageTooLarge(
-                f"The answer is {size} bytes long, the limit is {limit}; ask without attention, or "
-                "raise the server's max_message_bytes and the client's limit."
-            )
+        limit = self._config.max_message_bytes - _ENVELOPE_BYTES
+        written = await written_answer(predictor, answer, model, message, identity, limit)
+        current_call().answered = True  # the client may hang up on it, before the call's end
         return written
 
 
-def _entering(stage: Stage) -> None:
+def checked(
+    message: prediction_pb2.PredictSlideRequest, models: ModelTable
+) -> tuple[str, SlideRequest]:
+    """The id of a prediction request, and what it asks for; both are noted of the current call.
+
+    Errors as :func:`prediction_request`.
+    """
+    call, identity = current_call(), request_id(message)
+    call.request_id, call.slide = identity[:ID_CHARACTERS], message.slide.uri[:URI_CHARACTERS]
+    request = prediction_request(message, models)
+    call.model = request.model.bundle.label
+    return identity, request
+
+
+def entering(stage: Stage) -> None:
+    """Note the stage of the current call."""
     current_call().enter(stage.name)
 
 
-__all__ = ["Predictions"]
+async def written_answer(
+    predictor: Predictor,
+    answer: Answer,
+    model: LoadedModel,
+    message: prediction_pb2.PredictSlideRequest,
+    identity: str,
+    max_bytes: int,
+) -> prediction_pb2.PredictSlideResponse:
+    """The answer to a prediction request, made in a thread; its times are noted of the current call.
+
+    Raises:
+        MessageTooLarge: longer than ``max_bytes``.
+    """
+    call = current_call()
+    call.enter("answering")
+    call.seconds = {"queued": answer.seconds_queued, **answer.prediction.seconds}
+
+    def write() -> prediction_pb2.PredictSlideResponse:
+        written = prediction_message(answer, model, identity, attention=message.output.attention)
+        size = written.ByteSize()
+        if size > max_bytes:
+            raise MessageTooLarge(
+                f"The answer is {size} bytes long, the limit is {max_bytes}; ask without attention, "
+                "or raise the server's max_message_bytes and the client's limit."
+            )
+        return written
+
+    return await predictor.in_thread(write)
+
+
+__all__ = ["Predictions", "checked", "entering", "written_answer"]

@@ -22,6 +22,7 @@ _MessageT = TypeVar("_MessageT", bound=Message)
 DEFAULT_TOP_K = 16
 _MAX_TOP_K = 1000
 _MAX_URI_CHARACTERS = 4096
+_MAX_UUID_CHARACTERS = 45  # with urn:uuid: in front
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
 
 
@@ -114,6 +115,8 @@ def _slide_problems(
 
 
 def _is_uuid(text: str) -> bool:
+    if len(text) > _MAX_UUID_CHARACTERS:
+        return False  # any number of hyphens would do for Python
     try:
         uuid.UUID(text)
     except ValueError:

@@ -70,17 +70,19 @@ class Server:
         """Start and wait until ready. On an error nothing is left running.
 
         Raises:
-            ConfigInvalid: the address, a certificate, a key or the tokens cannot be used, or two
-                bundles are the same.
+            ConfigInvalid: the address, a certificate, a key, the tokens or the file of jobs cannot be
+                used, or two bundles are the same.
             CmamilError: a bundle cannot be loaded, as :meth:`Bundle.load` says.
         """
         started_s = time.monotonic()
         LOG.info(Event("starting", version=__version__, bundles=len(self.config.bundles)))
         try:
+            await self._services.jobs.open()
             await self._listen()
             models = await asyncio.to_thread(load_models, self.config)
             await self._start_workers(models)
             self._services.models.fill(models)
+            self._services.jobs.begin()
             await self._update_health()
         except BaseException:
             await self.stop(grace_s=0.0)
@@ -109,6 +111,7 @@ class Server:
                 await _pause(self.config.drain_delay_s, hurry)
                 grace_s = self.config.grace_s
             admission.draining = True
+            await self._services.jobs.stop()
             idle = asyncio.create_task(admission.idle())
             done = await _first(idle, hurry, grace_s)
             idle.cancel()
@@ -123,6 +126,7 @@ class Server:
             await pool.stop()
         if predictor is not None:
             predictor.close()
+        await self._services.jobs.close()
 
     async def __aenter__(self) -> Self:
         """The started server."""

@@ -25,6 +25,7 @@ from .convert import (
     stats_message,
 )
 from .handlers import Behaviour, Method
+from .jobs.service import PredictionJobs
 from .messages import Ready
 from .metrics import Metrics, Now
 from .models import ModelTable
@@ -60,6 +61,7 @@ class Services:
         self.engines: Ready | None = None
         self.metrics = Metrics(self.now)
         self._predictions = Predictions(config, self.models, self._ready_predictor)
+        self.jobs = PredictionJobs(config, self.models, self._ready_predictor, self.metrics)
         self._open_inference = OpenInference(
             config, self.models, self._ready_predictor, self.is_ready
         )
@@ -73,7 +75,7 @@ class Services:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
         services: dict[str, dict[str, Method]] = {
-            "cmamil.v1.SlidePredictionService": self._predictions.methods(),
+            "cmamil.v1.SlidePredictionService": self._predictions.methods() | self.jobs.methods(),
             "cmamil.v1.SlideService": {"InspectSlide": Method(self._inspect_slide)},
             "cmamil.v1.ModelService": {
                 "ListModels": Method(self._list_models),
@@ -185,6 +187,7 @@ class Services:
             queued_slides=0 if admission is None else len(admission.waiting),
             queued_batches=0 if self.pool is None else self.pool.waiting,
             worker_restarts=0 if self.pool is None else self.pool.restarts,
+            jobs=self.jobs.counts,
             runtimes=tuple(self._runtimes()),
         )
 

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from cmamil_sdk.errors import (
     CmamilError,
     FieldInvalid,
+    JobsUnavailable,
     ModelNotReady,
     QueueFull,
     ServerDraining,
@@ -21,6 +22,7 @@ DOMAIN = "cmamil.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_CHARACTERS = 1000  # HTTP/2 trailers are limited to 8 KiB in all
 _RETRY_AFTER_S: dict[type[CmamilError], float] = {
+    JobsUnavailable: 5.0,
     ModelNotReady: 1.0,
     QueueFull: 2.0,
     ServerDraining: 1.0,

@@ -1,4 +1,4 @@
-"""The event stream of one prediction: accepted, progress now and then, exactly one result."""
+"""Streams of progress: of one prediction, accepted, progress now and then, exactly one result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -15,6 +15,7 @@ from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from .convert import progress_message
 from .predictor import Stage
 
+_T = TypeVar("_T")
 _SHORTEST_GAP_S = 0.5
 _SMALLEST_STEP = 0.01
 
@@ -80,12 +81,27 @@ async def stream_prediction(
     *,
     heartbeat_s: float,
 ) -> None:
-    """Run ``predict`` and write its events to ``context``; errors are raised as ``predict`` does.
+    """Run ``predict`` and write its events to ``context``; errors are raised as ``predict`` does."""
+    events = _Events(context, request_id)
+
+    async def write(stage: Stage) -> None:
+        await events.write(progress=progress_message(stage))
+
+    await events.write(accepted=accepted)
+    await events.write(result=await stream_progress(predict, write, heartbeat_s=heartbeat_s))
+
+
+async def stream_progress(
+    run: Callable[[Callable[[Stage], None]], Awaitable[_T]],
+    write: Callable[[Stage], Awaitable[None]],
+    *,
+    heartbeat_s: float,
+) -> _T:
+    """What ``run`` returns or raises; meanwhile ``write`` the stages that it reports, as they are due.
 
     Only the latest progress is kept, so a slow client delays nothing and costs no memory. When the
-    client is gone this coroutine is cancelled, and with it ``predict``.
+    client is gone this coroutine is cancelled, and with it ``run``.
     """
-    events = _Events(context, request_id)
     latest = Stage("queued")
     changed = asyncio.Event()
 
@@ -94,22 +110,22 @@ async def stream_prediction(
         latest = stage
         changed.set()
 
-    async def run() -> prediction_pb2.PredictSlideResponse:
+    async def run_to_the_end() -> _T:
         try:
-            return await predict(report)
+            return await run(report)
         finally:
             changed.set()
 
-    await events.write(accepted=accepted)
-    work = asyncio.create_task(run())
+    work = asyncio.create_task(run_to_the_end())
     progress = ProgressFilter(heartbeat_s)
     try:
         while not work.done():
             now_s = time.monotonic()
             delay = progress.delay(latest, now_s)
             if delay == 0.0 or progress.heartbeat(now_s) == 0.0:
-                await events.write(progress=progress_message(latest))
-                progress.sent(latest, time.monotonic())
+                stage = latest
+                await write(stage)
+                progress.sent(stage, time.monotonic())
                 continue
             silence_s = progress.heartbeat(now_s)
             if delay is None:
@@ -117,7 +133,7 @@ async def stream_prediction(
                 await _wait(changed, silence_s)
             else:
                 await asyncio.wait([work], timeout=min(delay, silence_s))
-        await events.write(result=await work)
+        return await work
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
@@ -145,4 +161,4 @@ class _Events:
         await self._context.write(message.SerializeToString())
 
 
-__all__ = ["CallContext", "ProgressFilter", "stream_prediction"]
+__all__ = ["CallContext", "ProgressFilter", "stream_prediction", "stream_progress"]

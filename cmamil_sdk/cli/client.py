@@ -7,20 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cmamil_sdk.cli.connection import ServerOptions, asks_server
+from cmamil_sdk.cli import client_jobs
+from cmamil_sdk.cli.connection import Model, Mpp, ServerOptions, TopK, Uri, asks_server
 from cmamil_sdk.cli.options import Json
 from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.wording import counted
 
 app = typer.Typer(
-    help="Talk to a server: health, models, info, stats, inspect, predict.", no_args_is_help=True
+    help="Talk to a server: health, models, info, stats, inspect, predict, jobs.",
+    no_args_is_help=True,
 )
-
-Uri = Annotated[
-    str, typer.Argument(help="file: URI, absolute path, or path relative to the server's roots.")
-]
-Mpp = Annotated[float | None, typer.Option(help="Microns per pixel of level 0.")]
-Model = Annotated[str | None, typer.Option(help="NAME or NAME/VERSION, where there are several.")]
+app.add_typer(client_jobs.app, name="jobs")
 
 
 @app.command()
@@ -123,7 +120,7 @@ def predict(
     uri: Uri,
     mpp: Mpp = None,
     model: Model = None,
-    top_k: Annotated[int, typer.Option(min=0, max=1000, help="How many telling tiles.")] = 16,
+    top_k: TopK = 16,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Give up after so long.")] = 900.0,
     json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The options that name a server and say who asks, for every command of ``cmamil client``."""
+"""What several commands of ``cmamil client`` take: the options that name a server and say who asks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from cmamil_sdk.client import Client
 
 TOKEN_VARIABLE = "CMAMIL_TOKEN"
+
+Uri = Annotated[
+    str, typer.Argument(help="file: URI, absolute path, or path relative to the server's roots.")
+]
+Mpp = Annotated[float | None, typer.Option(help="Microns per pixel of level 0.")]
+Model = Annotated[str | None, typer.Option(help="NAME or NAME/VERSION, where there are several.")]
+TopK = Annotated[int, typer.Option(min=0, max=1000, help="How many telling tiles.")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,4 +96,4 @@ def asks_server(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-__all__ = ["TOKEN_VARIABLE", "ServerOptions", "asks_server"]
+__all__ = ["TOKEN_VARIABLE", "Model", "Mpp", "ServerOptions", "TopK", "Uri", "asks_server"]

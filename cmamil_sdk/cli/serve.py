@@ -76,6 +76,9 @@ def run(
     max_calls_per_client: Annotated[
         int, typer.Option(min=1, help="Calls of one client at a time.")
     ] = 16,
+    jobs_file: Annotated[
+        Path | None, typer.Option(help="Keep prediction jobs in this SQLite file.")
+    ] = None,
     drain_delay_s: Annotated[
         float, typer.Option(min=0, help="Take new work for so long after SIGTERM.")
     ] = 0.0,

@@ -30,6 +30,7 @@ from ..serving.certificates import issue
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text("utf-8")
 HEAD = PAGE.partition("\n## ")[0]
 ACCESS = PAGE.partition("## Access")[2].partition("\n## ")[0]
+JOBS = PAGE.partition("## Jobs")[2].partition("\n## ")[0]
 WATCHING = PAGE.partition("## Watching it")[2].partition("\n## ")[0]
 READY_WITHIN_S = 60
 
@@ -82,6 +83,7 @@ def site(
     assert shell(MAKE_TOKEN.replace("clinic", "other").replace(",metrics", ""), folder).stderr == ""
     assert WATCH.startswith(START.strip())
     more = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--health-port", "0"]
+    more += ["--jobs-file", "jobs.sqlite"]
     program = subprocess.Popen(
         [sys.executable, "-m", "cmamil_sdk.cli", *WATCH.split()[1:], *more, "--workers", "1"],
         cwd=folder,
@@ -136,6 +138,21 @@ def test_the_examples_work(site: Site) -> None:
     *events, last = said_by(plain, site)
     assert last.startswith(f"{label} {{") and "ProgressEvent" in events[0]
     assert said_by(on_asyncio, site) == [f"case-17 {label}", f"case-18 {label}"]
+
+
+def test_the_jobs_are_those_of_the_page(site: Site) -> None:
+    (example,) = blocks("python", JOBS)
+    named, *events, last = said_by(example, site)
+    assert re.fullmatch(r"jobs/[0-9a-f-]{36} PENDING", named) and "ProgressEvent" in events[0]
+    assert last.endswith("['case-17.svs']")
+    create, listing = blocks("bash", JOBS)[0].splitlines()
+    who = "--ca authority.crt --token-file clinic.token"
+    made = site.type(f"{create} {who}")
+    assert made.returncode == 0, made.stderr
+    watched = site.type(f"cmamil client jobs watch {made.stdout.strip()} {who}")
+    assert watched.returncode == 0 and "case-17" in watched.stdout
+    listed = site.type(f"{listing} {who}")
+    assert made.stdout.strip() in listed.stdout and listed.stdout.count("SUCCEEDED") == 2
 
 
 def test_the_metrics_are_those_of_the_page(site: Site) -> None:

@@ -58,6 +58,11 @@ CAUSES = {
     "REQUEST_UNSUPPORTED": (
         "open_inference/test_refusals.py::test_what_triton_does_and_this_server_does_not"
     ),
+    "REQUEST_ID_REUSED": "test_jobs.py::test_a_request_id_makes_one_job",
+    "JOB_NOT_FOUND": "test_jobs.py::test_unknown_jobs_are_not_found",
+    "JOB_FINISHED": "test_jobs.py::test_a_job_may_fail",
+    "JOBS_DISABLED": "test_jobs.py::test_without_a_file_there_are_no_jobs",
+    "JOBS_UNAVAILABLE": "test_job_store.py::test_a_full_disk_is_typed_and_loses_nothing",
     "MEMORY_TOO_SMALL": "open_inference/test_running.py::test_what_goes_wrong_is_typed",
     "UNEXPECTED_ERROR": "test_limits.py::test_an_unforeseen_error_is_typed_and_tells_nothing",
 }

@@ -22,6 +22,11 @@ _PREDICT = "/cmamil.v1.SlidePredictionService/PredictSlide"
 _STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
 _METHODS = (
     _PREDICT,
+    "/cmamil.v1.SlidePredictionService/CreatePredictionJob",
+    "/cmamil.v1.SlidePredictionService/GetPredictionJob",
+    "/cmamil.v1.SlidePredictionService/ListPredictionJobs",
+    "/cmamil.v1.SlidePredictionService/CancelPredictionJob",
+    "/cmamil.v1.SlidePredictionService/DeletePredictionJob",
     "/cmamil.v1.SlideService/InspectSlide",
     "/cmamil.v1.ModelService/ListModels",
     "/cmamil.v1.ModelService/GetModel",

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,25 +30,8 @@ from cmamil_sdk.serving import server as server_module
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import Server, background_server
 
+from .program import start_program
 from .waiting import wait_until
-
-_PROGRAM = """
-import sys
-from cmamil_sdk.serving.config import ServerConfig
-from cmamil_sdk.serving.server import serve
-config = ServerConfig.model_validate_json(sys.argv[1])
-serve(config, on_ready=lambda port: print(port, flush=True))
-"""
-
-
-def start_program(config: ServerConfig) -> tuple[subprocess.Popen[str], int]:
-    program = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, config.model_dump_json()],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert program.stdout is not None
-    return program, int(program.stdout.readline())
 
 
 def children(pid: int) -> list[int]:

@@ -24,39 +24,69 @@ _sym_db = _symbol_database.Default()
 
 from cmamil_sdk._proto.cmamil.v1 import slide_pb2 as cmamil_dot_v1_dot_slide__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63mamil/v1/prediction.proto\x12\tcmamil.v1\x1a\x15\x63mamil/v1/slide.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\rOutputOptions\x12\x11\n\tattention\x18\x01 \x01(\x08\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xb3\x01\n\x13PredictSlideRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12(\n\x06output\x18\x04 \x01(\x0b\x32\x18.cmamil.v1.OutputOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"L\n\x19StreamPredictSlideRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"0\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"K\n\x07TopTile\x12\r\n\x05scale\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x03\x12\t\n\x01y\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\r\n\x05score\x18\x05 \x01(\x01\"k\n\x0eScaleAttention\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\ttile_size\x18\x02 \x01(\x01\x12\x0e\n\x06\x63oords\x18\x03 \x03(\x03\x12\x11\n\tattention\x18\x04 \x03(\x02\x12\x14\n\x0c\x63ontribution\x18\x05 \x03(\x02\"\xbb\x02\n\x0cStageTimings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06tissue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\taggregate\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x03\n\x14PredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x10\n\x08slide_id\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12%\n\x06scores\x18\x07 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12,\n\rcoarse_scores\x18\x08 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12.\n\x0ftiles_per_scale\x18\t \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\n \x01(\x03\x12\x0b\n\x03mpp\x18\x0b \x01(\x01\x12(\n\nmpp_source\x18\x0c \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12(\n\x07timings\x18\r \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12%\n\ttop_tiles\x18\x0f \x03(\x0b\x32\x12.cmamil.v1.TopTile\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12,\n\tattention\x18\x11 \x03(\x0b\x32\x19.cmamil.v1.ScaleAttention\"1\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"H\n\x08Progress\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.cmamil.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"\xd0\x01\n\x1aStreamPredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponseH\x00\x42\x07\n\x05\x65vent*l\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_PLANNING\x10\x02\x12\x0f\n\x0bSTAGE_TILES\x10\x03\x12\x15\n\x11STAGE_AGGREGATING\x10\x04\x32\xce\x01\n\x16SlidePredictionService\x12O\n\x0cPredictSlide\x12\x1e.cmamil.v1.PredictSlideRequest\x1a\x1f.cmamil.v1.PredictSlideResponse\x12\x63\n\x12StreamPredictSlide\x12$.cmamil.v1.StreamPredictSlideRequest\x1a%.cmamil.v1.StreamPredictSlideResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63mamil/v1/prediction.proto\x12\tcmamil.v1\x1a\x15\x63mamil/v1/slide.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"@\n\rOutputOptions\x12\x11\n\tattention\x18\x01 \x01(\x08\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xb3\x01\n\x13PredictSlideRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12(\n\x06output\x18\x04 \x01(\x0b\x32\x18.cmamil.v1.OutputOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"L\n\x19StreamPredictSlideRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"0\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"K\n\x07TopTile\x12\r\n\x05scale\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x03\x12\t\n\x01y\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\r\n\x05score\x18\x05 \x01(\x01\"k\n\x0eScaleAttention\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\ttile_size\x18\x02 \x01(\x01\x12\x0e\n\x06\x63oords\x18\x03 \x03(\x03\x12\x11\n\tattention\x18\x04 \x03(\x02\x12\x14\n\x0c\x63ontribution\x18\x05 \x03(\x02\"\xbb\x02\n\x0cStageTimings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06tissue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\taggregate\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x03\n\x14PredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x10\n\x08slide_id\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12%\n\x06scores\x18\x07 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12,\n\rcoarse_scores\x18\x08 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12.\n\x0ftiles_per_scale\x18\t \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\n \x01(\x03\x12\x0b\n\x03mpp\x18\x0b \x01(\x01\x12(\n\nmpp_source\x18\x0c \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12(\n\x07timings\x18\r \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12%\n\ttop_tiles\x18\x0f \x03(\x0b\x32\x12.cmamil.v1.TopTile\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12,\n\tattention\x18\x11 \x03(\x0b\x32\x19.cmamil.v1.ScaleAttention\"1\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"H\n\x08Progress\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.cmamil.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"\xd0\x01\n\x1aStreamPredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponseH\x00\x42\x07\n\x05\x65vent\"\xe8\x04\n\rPredictionJob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.cmamil.v1.PredictionJob.State\x12/\n\x07request\x18\x03 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\x12%\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.Progress\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x06result\x18\x06 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponse\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12\x16\n\x0equeue_position\x18\x0c \x01(\x05\"\x80\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"M\n\x1a\x43reatePredictionJobRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"D\n\x1b\x43reatePredictionJobResponse\x12%\n\x03job\x18\x01 \x01(\x0b\x32\x18.cmamil.v1.PredictionJob\"\'\n\x17GetPredictionJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x18GetPredictionJobResponse\x12%\n\x03job\x18\x01 \x01(\x0b\x32\x18.cmamil.v1.PredictionJob\"q\n\x19ListPredictionJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.cmamil.v1.PredictionJob.State\"]\n\x1aListPredictionJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.cmamil.v1.PredictionJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x19WatchPredictionJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"U\n\x1aWatchPredictionJobResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12%\n\x03job\x18\x02 \x01(\x0b\x32\x18.cmamil.v1.PredictionJob\"*\n\x1a\x43\x61ncelPredictionJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x1b\x43\x61ncelPredictionJobResponse\x12%\n\x03job\x18\x01 \x01(\x0b\x32\x18.cmamil.v1.PredictionJob\"*\n\x1a\x44\x65letePredictionJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1d\n\x1b\x44\x65letePredictionJobResponse*l\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_PLANNING\x10\x02\x12\x0f\n\x0bSTAGE_TILES\x10\x03\x12\x15\n\x11STAGE_AGGREGATING\x10\x04\x32\xa5\x06\n\x16SlidePredictionService\x12O\n\x0cPredictSlide\x12\x1e.cmamil.v1.PredictSlideRequest\x1a\x1f.cmamil.v1.PredictSlideResponse\x12\x63\n\x12StreamPredictSlide\x12$.cmamil.v1.StreamPredictSlideRequest\x1a%.cmamil.v1.StreamPredictSlideResponse0\x01\x12\x64\n\x13\x43reatePredictionJob\x12%.cmamil.v1.CreatePredictionJobRequest\x1a&.cmamil.v1.CreatePredictionJobResponse\x12[\n\x10GetPredictionJob\x12\".cmamil.v1.GetPredictionJobRequest\x1a#.cmamil.v1.GetPredictionJobResponse\x12\x61\n\x12ListPredictionJobs\x12$.cmamil.v1.ListPredictionJobsRequest\x1a%.cmamil.v1.ListPredictionJobsResponse\x12\x63\n\x12WatchPredictionJob\x12$.cmamil.v1.WatchPredictionJobRequest\x1a%.cmamil.v1.WatchPredictionJobResponse0\x01\x12\x64\n\x13\x43\x61ncelPredictionJob\x12%.cmamil.v1.CancelPredictionJobRequest\x1a&.cmamil.v1.CancelPredictionJobResponse\x12\x64\n\x13\x44\x65letePredictionJob\x12%.cmamil.v1.DeletePredictionJobRequest\x1a&.cmamil.v1.DeletePredictionJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cmamil.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1815
-  _globals['_STAGE']._serialized_end=1923
-  _globals['_OUTPUTOPTIONS']._serialized_start=96
-  _globals['_OUTPUTOPTIONS']._serialized_end=160
-  _globals['_PREDICTSLIDEREQUEST']._serialized_start=163
-  _globals['_PREDICTSLIDEREQUEST']._serialized_end=342
-  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_start=344
-  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_end=420
-  _globals['_CLASSSCORE']._serialized_start=422
-  _globals['_CLASSSCORE']._serialized_end=470
-  _globals['_TOPTILE']._serialized_start=472
-  _globals['_TOPTILE']._serialized_end=547
-  _globals['_SCALEATTENTION']._serialized_start=549
-  _globals['_SCALEATTENTION']._serialized_end=656
-  _globals['_STAGETIMINGS']._serialized_start=659
-  _globals['_STAGETIMINGS']._serialized_end=974
-  _globals['_PREDICTSLIDERESPONSE']._serialized_start=977
-  _globals['_PREDICTSLIDERESPONSE']._serialized_end=1477
-  _globals['_ACCEPTED']._serialized_start=1479
-  _globals['_ACCEPTED']._serialized_end=1528
-  _globals['_PROGRESS']._serialized_start=1530
-  _globals['_PROGRESS']._serialized_end=1602
-  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_start=1605
-  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_end=1813
-  _globals['_SLIDEPREDICTIONSERVICE']._serialized_start=1926
-  _globals['_SLIDEPREDICTIONSERVICE']._serialized_end=2132
+  _globals['_STAGE']._serialized_start=3278
+  _globals['_STAGE']._serialized_end=3386
+  _globals['_OUTPUTOPTIONS']._serialized_start=154
+  _globals['_OUTPUTOPTIONS']._serialized_end=218
+  _globals['_PREDICTSLIDEREQUEST']._serialized_start=221
+  _globals['_PREDICTSLIDEREQUEST']._serialized_end=400
+  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_start=402
+  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_end=478
+  _globals['_CLASSSCORE']._serialized_start=480
+  _globals['_CLASSSCORE']._serialized_end=528
+  _globals['_TOPTILE']._serialized_start=530
+  _globals['_TOPTILE']._serialized_end=605
+  _globals['_SCALEATTENTION']._serialized_start=607
+  _globals['_SCALEATTENTION']._serialized_end=714
+  _globals['_STAGETIMINGS']._serialized_start=717
+  _globals['_STAGETIMINGS']._serialized_end=1032
+  _globals['_PREDICTSLIDERESPONSE']._serialized_start=1035
+  _globals['_PREDICTSLIDERESPONSE']._serialized_end=1535
+  _globals['_ACCEPTED']._serialized_start=1537
+  _globals['_ACCEPTED']._serialized_end=1586
+  _globals['_PROGRESS']._serialized_start=1588
+  _globals['_PROGRESS']._serialized_end=1660
+  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_start=1663
+  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_end=1871
+  _globals['_PREDICTIONJOB']._serialized_start=1874
+  _globals['_PREDICTIONJOB']._serialized_end=2490
+  _globals['_PREDICTIONJOB_STATE']._serialized_start=2362
+  _globals['_PREDICTIONJOB_STATE']._serialized_end=2490
+  _globals['_CREATEPREDICTIONJOBREQUEST']._serialized_start=2492
+  _globals['_CREATEPREDICTIONJOBREQUEST']._serialized_end=2569
+  _globals['_CREATEPREDICTIONJOBRESPONSE']._serialized_start=2571
+  _globals['_CREATEPREDICTIONJOBRESPONSE']._serialized_end=2639
+  _globals['_GETPREDICTIONJOBREQUEST']._serialized_start=2641
+  _globals['_GETPREDICTIONJOBREQUEST']._serialized_end=2680
+  _globals['_GETPREDICTIONJOBRESPONSE']._serialized_start=2682
+  _globals['_GETPREDICTIONJOBRESPONSE']._serialized_end=2747
+  _globals['_LISTPREDICTIONJOBSREQUEST']._serialized_start=2749
+  _globals['_LISTPREDICTIONJOBSREQUEST']._serialized_end=2862
+  _globals['_LISTPREDICTIONJOBSRESPONSE']._serialized_start=2864
+  _globals['_LISTPREDICTIONJOBSRESPONSE']._serialized_end=2957
+  _globals['_WATCHPREDICTIONJOBREQUEST']._serialized_start=2959
+  _globals['_WATCHPREDICTIONJOBREQUEST']._serialized_end=3000
+  _globals['_WATCHPREDICTIONJOBRESPONSE']._serialized_start=3002
+  _globals['_WATCHPREDICTIONJOBRESPONSE']._serialized_end=3087
+  _globals['_CANCELPREDICTIONJOBREQUEST']._serialized_start=3089
+  _globals['_CANCELPREDICTIONJOBREQUEST']._serialized_end=3131
+  _globals['_CANCELPREDICTIONJOBRESPONSE']._serialized_start=3133
+  _globals['_CANCELPREDICTIONJOBRESPONSE']._serialized_end=3201
+  _globals['_DELETEPREDICTIONJOBREQUEST']._serialized_start=3203
+  _globals['_DELETEPREDICTIONJOBREQUEST']._serialized_end=3245
+  _globals['_DELETEPREDICTIONJOBRESPONSE']._serialized_start=3247
+  _globals['_DELETEPREDICTIONJOBRESPONSE']._serialized_end=3276
+  _globals['_SLIDEPREDICTIONSERVICE']._serialized_start=3389
+  _globals['_SLIDEPREDICTIONSERVICE']._serialized_end=4194
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,8 @@ import datetime
 
 from cmamil_sdk._proto.cmamil.v1 import slide_pb2 as _slide_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -175,3 +177,123 @@ class StreamPredictSlideResponse(_message.Message):
     progress: Progress
     result: PredictSlideResponse
     def __init__(self, request_id: _Optional[str] = ..., sequence: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[PredictSlideResponse, _Mapping]] = ...) -> None: ...
+
+class PredictionJob(_message.Message):
+    __slots__ = ("name", "state", "request", "progress", "error", "result", "create_time", "start_time", "end_time", "expire_time", "fingerprint", "queue_position")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[PredictionJob.State]
+        STATE_PENDING: _ClassVar[PredictionJob.State]
+        STATE_RUNNING: _ClassVar[PredictionJob.State]
+        STATE_SUCCEEDED: _ClassVar[PredictionJob.State]
+        STATE_FAILED: _ClassVar[PredictionJob.State]
+        STATE_CANCELLED: _ClassVar[PredictionJob.State]
+    STATE_UNSPECIFIED: PredictionJob.State
+    STATE_PENDING: PredictionJob.State
+    STATE_RUNNING: PredictionJob.State
+    STATE_SUCCEEDED: PredictionJob.State
+    STATE_FAILED: PredictionJob.State
+    STATE_CANCELLED: PredictionJob.State
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: PredictionJob.State
+    request: PredictSlideRequest
+    progress: Progress
+    error: _status_pb2.Status
+    result: PredictSlideResponse
+    create_time: _timestamp_pb2.Timestamp
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    expire_time: _timestamp_pb2.Timestamp
+    fingerprint: str
+    queue_position: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[PredictionJob.State, str]] = ..., request: _Optional[_Union[PredictSlideRequest, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., result: _Optional[_Union[PredictSlideResponse, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., fingerprint: _Optional[str] = ..., queue_position: _Optional[int] = ...) -> None: ...
+
+class CreatePredictionJobRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: PredictSlideRequest
+    def __init__(self, request: _Optional[_Union[PredictSlideRequest, _Mapping]] = ...) -> None: ...
+
+class CreatePredictionJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: PredictionJob
+    def __init__(self, job: _Optional[_Union[PredictionJob, _Mapping]] = ...) -> None: ...
+
+class GetPredictionJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetPredictionJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: PredictionJob
+    def __init__(self, job: _Optional[_Union[PredictionJob, _Mapping]] = ...) -> None: ...
+
+class ListPredictionJobsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "state")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    state: PredictionJob.State
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., state: _Optional[_Union[PredictionJob.State, str]] = ...) -> None: ...
+
+class ListPredictionJobsResponse(_message.Message):
+    __slots__ = ("jobs", "next_page_token")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[PredictionJob]
+    next_page_token: str
+    def __init__(self, jobs: _Optional[_Iterable[_Union[PredictionJob, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class WatchPredictionJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class WatchPredictionJobResponse(_message.Message):
+    __slots__ = ("sequence", "job")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    job: PredictionJob
+    def __init__(self, sequence: _Optional[int] = ..., job: _Optional[_Union[PredictionJob, _Mapping]] = ...) -> None: ...
+
+class CancelPredictionJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class CancelPredictionJobResponse(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: PredictionJob
+    def __init__(self, job: _Optional[_Union[PredictionJob, _Mapping]] = ...) -> None: ...
+
+class DeletePredictionJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeletePredictionJobResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Prediction jobs: kept in SQLite, run in line with the calls, followed and ended by callers."""

@@ -1,0 +1,254 @@
+"""The methods of prediction jobs."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
+from cmamil_sdk.errors import JobsDisabled, QueueFull
+
+from ..admission import Ticket
+from ..calls import Call, current_call
+from ..config import ServerConfig
+from ..handlers import Method
+from ..logs import job_event
+from ..metrics import Metrics
+from ..models import ModelTable
+from ..predictions import checked, entering, written_answer
+from ..predictor import Predictor, Stage
+from ..requests import parse
+from ..status import FieldProblem, RequestInvalid
+from ..streaming import CallContext, stream_progress
+from .board import Report
+from .keeper import JobKeeper
+from .messages import PREFIX, fingerprint_of, job_message
+from .store import JobRow, JobState
+
+LOG = logging.getLogger(__name__)
+
+_PAGE, _MAX_PAGE = 50, 200
+_MAX_WATCHERS = 32  # half of the calls that the server keeps free for other things than slides
+_ENVELOPE_BYTES = 1024  # what a job adds to its request and its result
+_TOKEN = re.compile(r"[0-9]{1,18}")
+_MessageT = TypeVar("_MessageT", bound=Message)
+
+
+class PredictionJobs:
+    """Runs jobs with the models of a table, by the predictor that ``predictor`` returns."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        models: ModelTable,
+        predictor: Callable[[], Predictor],
+        metrics: Metrics,
+    ) -> None:
+        self._config, self._models, self._predictor = config, models, predictor
+        self._metrics = metrics
+        self._watchers = 0
+        self._opened: JobKeeper | None = None
+
+    def methods(self) -> dict[str, Method]:
+        """Each method by its name."""
+        return {
+            "CreatePredictionJob": Method(self._create),
+            "GetPredictionJob": Method(self._get),
+            "ListPredictionJobs": Method(self._list),
+            "WatchPredictionJob": Method(self._watch, response_streaming=True),
+            "CancelPredictionJob": Method(self._cancel),
+            "DeletePredictionJob": Method(self._delete),
+        }
+
+    @property
+    def counts(self) -> tuple[tuple[str, int], ...]:
+        """How many jobs wait and run."""
+        counts = {} if self._opened is None else self._opened.counts
+        states = (JobState.PENDING, JobState.RUNNING)
+        return tuple((state.name.lower(), counts.get(state, 0)) for state in states)
+
+    async def open(self) -> None:
+        """Open the file of jobs, if the configuration names one.
+
+        Raises:
+            ConfigInvalid: it cannot be used.
+        """
+        if self._config.jobs_file is None:
+            return
+        keeper = JobKeeper(
+            self._config.jobs_file,
+            self._predict,
+            on_end=self._on_end,
+            max_active=self._config.max_active_jobs,
+            max_waiting=self._config.max_waiting_jobs,
+            keep_s=self._config.keep_jobs_s,
+        )
+        await keeper.open()
+        self._opened = keeper
+
+    def begin(self) -> None:
+        """Begin to work on the jobs."""
+        if self._opened is not None:
+            self._opened.begin(self._predictor().admission)
+
+    async def stop(self) -> None:
+        """Stop working: the jobs go on when the server is started again."""
+        if self._opened is not None:
+            await self._opened.stop()
+
+    async def close(self) -> None:
+        """Let go of the file."""
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def _create(self, data: bytes, _context: CallContext) -> Message:
+        message = self._parsed(prediction_pb2.CreatePredictionJobRequest, data).request
+        keeper = self._keeper()
+        identity, request = checked(message, self._models)
+        message.DiscardUnknownFields()
+        fingerprint = fingerprint_of(message)
+        # A later version of the model must not answer what is asked today.
+        message.request_id, message.model = identity, request.model.resource
+        row = await keeper.add(
+            current_call().client, identity, fingerprint, message.SerializeToString()
+        )
+        current_call().job = f"{PREFIX}{row.id}"
+        job = job_message(row, keeper.stage(row.id))
+        return prediction_pb2.CreatePredictionJobResponse(job=job)
+
+    async def _get(self, data: bytes, _context: CallContext) -> Message:
+        message = self._parsed(prediction_pb2.GetPredictionJobRequest, data)
+        job, keeper = _named(message.name), self._keeper()
+        row = await keeper.get(job, _owner(), with_result=True)
+        return prediction_pb2.GetPredictionJobResponse(job=job_message(row, keeper.stage(job)))
+
+    async def _list(self, data: bytes, _context: CallContext) -> Message:
+        message = self._parsed(prediction_pb2.ListPredictionJobsRequest, data)
+        state, before = _filter(message)
+        keeper = self._keeper()
+        size = min(message.page_size or _PAGE, _MAX_PAGE)
+        rows = await keeper.page(_owner(), state, before, size + 1)
+        return prediction_pb2.ListPredictionJobsResponse(
+            jobs=[job_message(row, keeper.stage(row.id)) for row in rows[:size]],
+            next_page_token=str(rows[size - 1].number) if len(rows) > size else "",
+        )
+
+    async def _watch(self, data: bytes, context: CallContext) -> None:
+        message = self._parsed(prediction_pb2.WatchPredictionJobRequest, data)
+        job, keeper, owner = _named(message.name), self._keeper(), _owner()
+        await keeper.get(job, owner)
+        if self._watchers >= _MAX_WATCHERS:
+            raise QueueFull(
+                f"{self._watchers} calls watch jobs, the server's limit; ask with GetPredictionJob."
+            )
+        sequence = 0
+
+        async def write(row: JobRow) -> None:
+            nonlocal sequence
+            event = prediction_pb2.WatchPredictionJobResponse(
+                sequence=sequence, job=job_message(row, keeper.stage(job))
+            )
+            sequence += 1
+            await context.write(event.SerializeToString())
+
+        async def write_progress(_: Stage) -> None:
+            row = await keeper.get(job, owner)
+            if not row.state.ended:  # else it comes at once, with its result
+                await write(row)
+
+        self._watchers += 1
+        try:
+            await stream_progress(
+                lambda report: keeper.follow(job, report),
+                write_progress,
+                heartbeat_s=self._config.heartbeat_s,
+            )
+            await write(await keeper.get(job, owner, with_result=True))
+        finally:
+            self._watchers -= 1
+
+    async def _cancel(self, data: bytes, _context: CallContext) -> Message:
+        message = self._parsed(prediction_pb2.CancelPredictionJobRequest, data)
+        row = await self._keeper().cancel(_named(message.name), _owner())
+        return prediction_pb2.CancelPredictionJobResponse(job=job_message(row, None))
+
+    async def _delete(self, data: bytes, _context: CallContext) -> Message:
+        message = self._parsed(prediction_pb2.DeletePredictionJobRequest, data)
+        await self._keeper().delete(_named(message.name), _owner())
+        return prediction_pb2.DeletePredictionJobResponse()
+
+    def _parsed(self, kind: type[_MessageT], data: bytes) -> _MessageT:
+        return parse(kind, data, self._config.max_request_bytes)
+
+    def _keeper(self) -> JobKeeper:
+        if self._opened is None:
+            raise JobsDisabled(
+                "This server keeps no jobs; call PredictSlide, or have its administrator set "
+                "jobs_file."
+            )
+        return self._opened
+
+    async def _predict(self, row: JobRow, ticket: Ticket, report: Report) -> bytes:
+        """The result of a job; runs in a task of its own."""
+        message = prediction_pb2.PredictSlideRequest.FromString(row.request)
+        identity, request = checked(message, self._models)
+        predictor = self._predictor()
+
+        def enter(stage: Stage) -> None:
+            entering(stage)
+            report(stage)
+
+        answer = await predictor.predict(
+            request, ticket, remaining_s=self._config.max_deadline_s, report=enter
+        )
+        limit = self._config.max_message_bytes - _ENVELOPE_BYTES - len(row.request)
+        written = await written_answer(predictor, answer, request.model, message, identity, limit)
+        return await predictor.in_thread(written.SerializeToString)
+
+    def _on_end(self, call: Call, state: JobState) -> None:
+        ended = state.name.lower()
+        self._metrics.count_job(call, ended)
+        LOG.info(job_event(call, ended, slides=self._config.log_slides))
+
+
+def _named(name: str) -> str:
+    """The UUID in a job's name, which is noted of the current call."""
+    job = name.removeprefix(PREFIX)
+    try:
+        if name.startswith(PREFIX) and str(uuid.UUID(job)) == job:
+            current_call().job = name
+            return job
+    except ValueError:
+        pass  # said below
+    raise RequestInvalid([FieldProblem("name", f"must read {PREFIX}UUID, as the server gave it")])
+
+
+def _owner() -> str | None:
+    """Whose jobs the caller may see; None: everybody's."""
+    call = current_call()
+    return None if "admin" in call.roles else call.client
+
+
+def _filter(
+    message: prediction_pb2.ListPredictionJobsRequest,
+) -> tuple[JobState | None, int | None]:
+    """The state and the page that a list is about."""
+    problems = []
+    if message.page_size < 0:
+        problems.append(FieldProblem("page_size", "must not be negative"))
+    if message.page_token and not _TOKEN.fullmatch(message.page_token):
+        problems.append(FieldProblem("page_token", "must be one that the server gave"))
+    if message.state not in (0, *JobState):
+        problems.append(FieldProblem("state", "must be a state of jobs"))
+    if problems:
+        raise RequestInvalid(problems)
+    state = JobState(message.state) if message.state else None
+    return state, int(message.page_token) if message.page_token else None
+
+
+__all__ = ["PredictionJobs"]
