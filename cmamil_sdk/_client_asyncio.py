@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,6 +16,7 @@ from cmamil_sdk._client_calls import (
     PREDICTION_STREAM,
     OnProgress,
     Question,
+    ask_deletion,
     ask_health,
     ask_inspection,
     ask_models,
@@ -25,9 +27,16 @@ from cmamil_sdk._client_calls import (
     result_of,
 )
 from cmamil_sdk._client_errors import Refusal
-from cmamil_sdk._client_results import ModelFacts, ServerFacts, ServerStats, SlideInspection
+from cmamil_sdk._client_results import (
+    ModelFacts,
+    ServerFacts,
+    ServerStats,
+    SlideInspection,
+    UploadedSlide,
+)
 from cmamil_sdk._client_retries import Retries
-from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
+from cmamil_sdk._client_uploads import UPLOAD, SlideFile, uploaded_from
+from cmamil_sdk._proto.cmamil.v1 import prediction_pb2, slide_pb2
 from cmamil_sdk.predict import Prediction
 
 _T = TypeVar("_T")
@@ -99,6 +108,22 @@ class AsyncClient(BaseClient):
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
         return await _retried(lambda left_s: self._stream(request, on_progress, left_s), retries)
 
+    async def upload_slide(
+        self,
+        path: Path | str,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> UploadedSlide:
+        """As :meth:`Client.upload_slide`; ``on_progress`` is called in the event loop."""
+        file = await asyncio.to_thread(SlideFile, Path(path), on_progress)
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        return await _retried(lambda left_s: self._upload(file, left_s), retries)
+
+    async def delete_slide(self, slide_id: str) -> None:
+        """As :meth:`Client.delete_slide`."""
+        await self._ask(ask_deletion(slide_id))
+
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
         if self._channel is not None:
@@ -163,6 +188,19 @@ class AsyncClient(BaseClient):
         finally:
             call.cancel()
         raise no_result(self.server)
+
+    async def _upload(self, file: SlideFile, timeout_s: float) -> UploadedSlide:
+        method = self._connected().stream_unary(
+            UPLOAD,
+            request_serializer=slide_pb2.UploadSlideRequest.SerializeToString,
+            response_deserializer=slide_pb2.UploadSlideResponse.FromString,
+        )
+        metadata = self._connection.metadata
+        call = method(file.messages_on_a_loop(), timeout=timeout_s, metadata=metadata)
+        try:
+            return uploaded_from(await call)
+        except grpc.RpcError as problem:
+            raise self._refusal(problem) from problem
 
 
 async def _retried(attempt: Callable[[float], Awaitable[_T]], retries: Retries) -> _T:

@@ -23,6 +23,7 @@ _STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
 _METHODS = (
     _PREDICT,
     "/cmamil.v1.SlideService/InspectSlide",
+    "/cmamil.v1.SlideService/DeleteSlide",
     "/cmamil.v1.ModelService/ListModels",
     "/cmamil.v1.ModelService/GetModel",
     "/cmamil.v1.ServerService/GetServerInfo",
