@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,6 +17,7 @@ from cmamil_sdk._client_calls import (
     OnProgress,
     Question,
     Stream,
+    ask_deletion,
     ask_health,
     ask_inspection,
     ask_models,
@@ -29,14 +31,22 @@ from cmamil_sdk._client_errors import Refusal
 from cmamil_sdk._client_jobs import (
     PredictionJob,
     ask_cancellation,
-    ask_deletion,
     ask_job,
+    ask_job_deletion,
     ask_jobs,
     ask_new_job,
     ask_watch,
 )
-from cmamil_sdk._client_results import ModelFacts, ServerFacts, ServerStats, SlideInspection
+from cmamil_sdk._client_results import (
+    ModelFacts,
+    ServerFacts,
+    ServerStats,
+    SlideInspection,
+    UploadedSlide,
+)
 from cmamil_sdk._client_retries import Retries
+from cmamil_sdk._client_uploads import UPLOAD, SlideFile, uploaded_from
+from cmamil_sdk._proto.cmamil.v1 import slide_pb2
 from cmamil_sdk.predict import Prediction
 
 _T = TypeVar("_T")
@@ -165,7 +175,23 @@ class AsyncClient(BaseClient):
 
     async def delete_job(self, name: str) -> None:
         """As :meth:`Client.delete_job`."""
-        await self._ask(ask_deletion(name))
+        await self._ask(ask_job_deletion(name))
+
+    async def upload_slide(
+        self,
+        path: Path | str,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> UploadedSlide:
+        """As :meth:`Client.upload_slide`; ``on_progress`` is called in the event loop."""
+        file = await asyncio.to_thread(SlideFile, Path(path), on_progress)
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        return await _retried(lambda left_s: self._upload(file, left_s), retries)
+
+    async def delete_slide(self, slide_id: str) -> None:
+        """As :meth:`Client.delete_slide`."""
+        await self._ask(ask_deletion(slide_id))
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
@@ -226,6 +252,19 @@ class AsyncClient(BaseClient):
         finally:
             call.cancel()
         raise no_result(self.server)
+
+    async def _upload(self, file: SlideFile, timeout_s: float) -> UploadedSlide:
+        method = self._connected().stream_unary(
+            UPLOAD,
+            request_serializer=slide_pb2.UploadSlideRequest.SerializeToString,
+            response_deserializer=slide_pb2.UploadSlideResponse.FromString,
+        )
+        metadata = self._connection.metadata
+        call = method(file.messages_on_a_loop(), timeout=timeout_s, metadata=metadata)
+        try:
+            return uploaded_from(await call)
+        except grpc.RpcError as problem:
+            raise self._refusal(problem) from problem
 
 
 async def _retried(attempt: Callable[[float], Awaitable[_T]], retries: Retries) -> _T:

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from cmamil_sdk._client_results import (
+    UPLOAD_SCHEME,
     ModelFacts,
     ServerFacts,
     ServerStats,
@@ -102,7 +103,7 @@ def ask_inspection(uri: str, *, mpp: float | None, model: str | None) -> Questio
     return Question(
         "/cmamil.v1.SlideService/InspectSlide",
         slide_pb2.InspectSlideRequest(
-            slide=slide_pb2.SlideSource(uri=uri),
+            slide=_slide_source(uri),
             tiling=slide_pb2.TilingOptions(mpp_override=mpp),
             model=_model_name(model),
         ),
@@ -125,7 +126,7 @@ def prediction_request(
     """What is asked of a slide."""
     return prediction_pb2.PredictSlideRequest(
         model=_model_name(model),
-        slide=slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256),
+        slide=_slide_source(uri, expected_sha256),
         tiling=slide_pb2.TilingOptions(mpp_override=mpp),
         output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
         request_id=request_id,
@@ -165,6 +166,24 @@ def no_result(server: str) -> UnexpectedError:
     )
 
 
+def ask_deletion(slide_id: str) -> Question[None]:
+    """Remove an uploaded slide."""
+    return Question(
+        "/cmamil.v1.SlideService/DeleteSlide",
+        slide_pb2.DeleteSlideRequest(slide_id=slide_id.removeprefix(UPLOAD_SCHEME)),
+        slide_pb2.DeleteSlideResponse,
+        lambda _reply: None,
+        retried=False,
+    )
+
+
+def _slide_source(uri: str, expected_sha256: str = "") -> slide_pb2.SlideSource:
+    if uri.startswith(UPLOAD_SCHEME):
+        slide_id = uri.removeprefix(UPLOAD_SCHEME)
+        return slide_pb2.SlideSource(slide_id=slide_id, expected_sha256=expected_sha256)
+    return slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256)
+
+
 def _model_name(model: str | None) -> str:
     """A resource name; ``NAME`` and ``NAME/VERSION`` are spelled out."""
     if not model or model.startswith("models/"):
@@ -177,6 +196,7 @@ __all__ = [
     "OnProgress",
     "Question",
     "Stream",
+    "ask_deletion",
     "ask_health",
     "ask_inspection",
     "ask_models",

@@ -136,7 +136,7 @@ def ask_cancellation(name: str) -> Question[PredictionJob]:
     )
 
 
-def ask_deletion(name: str) -> Question[None]:
+def ask_job_deletion(name: str) -> Question[None]:
     """That a job be forgotten."""
     return Question(
         f"{_SERVICE}/DeletePredictionJob",
@@ -186,8 +186,8 @@ def _iso(when: datetime | None) -> str | None:
 __all__ = [
     "PredictionJob",
     "ask_cancellation",
-    "ask_deletion",
     "ask_job",
+    "ask_job_deletion",
     "ask_jobs",
     "ask_new_job",
     "ask_watch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy as np
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
 from cmamil_sdk.predict import STAGES, Prediction, ProgressEvent, ScaleMap, TopTile
 from cmamil_sdk.slides.base import Level
+
+UPLOAD_SCHEME = "upload:"
+"""In front of a slide id, where a URI is asked for."""
 
 _MPP_SOURCES = {
     slide_pb2.MPP_SOURCE_METADATA: "metadata",
@@ -82,6 +86,24 @@ class SlideInspection:
         if self.tissue_fraction is not None:
             document["tissue_fraction"] = round(self.tissue_fraction, 4)
         return document
+
+
+@dataclass(frozen=True)
+class UploadedSlide:
+    """A slide that a server stores for a while.
+
+    Attributes:
+        slide_id: its sha256.
+        expires: when the server removes it, in UTC.
+    """
+
+    slide_id: str
+    expires: datetime
+
+    @property
+    def uri(self) -> str:
+        """What names it where the client's methods take a URI: ``upload:SLIDE_ID``."""
+        return f"{UPLOAD_SCHEME}{self.slide_id}"
 
 
 @dataclass(frozen=True)
@@ -302,6 +324,7 @@ def _map_from(message: prediction_pb2.ScaleAttention, classes: int) -> ScaleMap:
 
 
 __all__ = [
+    "UPLOAD_SCHEME",
     "CallCount",
     "Durations",
     "ModelFacts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ try:
         OnProgress,
         Question,
         Stream,
+        ask_deletion,
         ask_health,
         ask_inspection,
         ask_models,
@@ -33,8 +35,8 @@ try:
     from cmamil_sdk._client_jobs import (
         PredictionJob,
         ask_cancellation,
-        ask_deletion,
         ask_job,
+        ask_job_deletion,
         ask_jobs,
         ask_new_job,
         ask_watch,
@@ -46,9 +48,12 @@ try:
         ServerFacts,
         ServerStats,
         SlideInspection,
+        UploadedSlide,
         WorkerFacts,
     )
     from cmamil_sdk._client_retries import Retries
+    from cmamil_sdk._client_uploads import UPLOAD, SlideFile, uploaded_from
+    from cmamil_sdk._proto.cmamil.v1 import slide_pb2
 except ImportError as missing:
     raise DependencyMissing(
         f"The client needs {missing.name}, which is not installed; install cmamil-sdk[client]."
@@ -102,7 +107,8 @@ class Client(BaseClient):
         """Say what a slide is and how many tiles ``model`` would take of it.
 
         Args:
-            uri: a ``file:`` URI, an absolute path, or a path relative to the server's slides roots.
+            uri: a ``file:`` URI, an absolute path, a path relative to the server's slides roots, or
+                an :class:`UploadedSlide`'s.
             mpp: microns per pixel of level 0, overriding the file.
             model: ``NAME`` or ``NAME/VERSION``; may be left out where the server has only one.
         """
@@ -124,7 +130,8 @@ class Client(BaseClient):
         """Predict one slide.
 
         Args:
-            uri: a ``file:`` URI, an absolute path, or a path relative to the server's slides roots.
+            uri: a ``file:`` URI, an absolute path, a path relative to the server's slides roots, or
+                an :class:`UploadedSlide`'s.
             mpp: microns per pixel of level 0, overriding the file.
             top_k: how many telling tiles to name, at most 1,000.
             attention: fetch the maps of all tiles, as the local predictor's have them.
@@ -240,7 +247,39 @@ class Client(BaseClient):
         Raises:
             JobNotFound: as :meth:`job`.
         """
-        self._ask(ask_deletion(name))
+        self._ask(ask_job_deletion(name))
+
+    def upload_slide(
+        self,
+        path: Path | str,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> UploadedSlide:
+        """Store a slide on the server, for predictions and inspections by its ``uri``.
+
+        The same bytes have the same id; what the server has of this caller is not sent again.
+
+        Args:
+            path: of the file here; its name is shown in answers.
+            on_progress: called in another thread, the stage ``upload`` in bytes.
+            timeout_s: for the transfer, in place of the client's.
+
+        Raises:
+            SlideNotFound, SlideUnreadable: the file cannot be read here.
+            UploadsDisabled, UploadsFull, SlideTooLarge: the server does not take it.
+        """
+        file = SlideFile(Path(path), on_progress)
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        return _retried(lambda left_s: self._upload(file, left_s), retries)
+
+    def delete_slide(self, slide_id: str) -> None:
+        """Remove an uploaded slide of this caller's, named by its id or its ``uri``.
+
+        Raises:
+            SlideNotFound: this caller has no such slide there.
+        """
+        self._ask(ask_deletion(slide_id))
 
     def close(self) -> None:
         """Close the connection; calls in flight end."""
@@ -295,6 +334,18 @@ class Client(BaseClient):
             call.cancel()
         raise no_result(self.server)
 
+    def _upload(self, file: SlideFile, timeout_s: float) -> UploadedSlide:
+        method = self._channel.stream_unary(
+            UPLOAD,
+            request_serializer=slide_pb2.UploadSlideRequest.SerializeToString,
+            response_deserializer=slide_pb2.UploadSlideResponse.FromString,
+        )
+        metadata = self._connection.metadata
+        try:
+            return uploaded_from(method(file.messages(), timeout=timeout_s, metadata=metadata))
+        except grpc.RpcError as problem:
+            raise self._refusal(problem) from problem
+
 
 def _retried(attempt: Callable[[float], _T], retries: Retries) -> _T:
     while True:
@@ -314,5 +365,6 @@ __all__ = [
     "ServerFacts",
     "ServerStats",
     "SlideInspection",
+    "UploadedSlide",
     "WorkerFacts",
 ]

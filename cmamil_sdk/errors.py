@@ -24,6 +24,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── SlideFormatUnsupported    INVALID_ARGUMENT
     │   ├── SlideCorrupt              DATA_LOSS
     │   ├── SlideHashMismatch         FAILED_PRECONDITION
+    │   ├── UploadIncomplete          DATA_LOSS
     │   ├── SlideTooLarge             FAILED_PRECONDITION
     │   ├── TooManyTiles              FAILED_PRECONDITION
     │   ├── MppUnknown                FAILED_PRECONDITION
@@ -50,6 +51,8 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── TokenInvalid              UNAUTHENTICATED
     │   ├── RoleMissing               PERMISSION_DENIED
     │   ├── QueueFull                 RESOURCE_EXHAUSTED
+    │   ├── UploadsDisabled           FAILED_PRECONDITION
+    │   ├── UploadsFull               RESOURCE_EXHAUSTED
     │   ├── MessageTooLarge           RESOURCE_EXHAUSTED
     │   ├── MemoryTooSmall            RESOURCE_EXHAUSTED
     │   ├── DeadlineExceeded          DEADLINE_EXCEEDED
@@ -180,6 +183,12 @@ class SlideHashMismatch(InputError):
     """The slide's sha256 is not the one the request expects."""
 
 
+class UploadIncomplete(InputError):
+    """An upload ended before all of its slide had come."""
+
+    grpc_status = "DATA_LOSS"
+
+
 class SlideTooLarge(InputError):
     """The slide is larger than the limits allow."""
 
@@ -303,6 +312,16 @@ class RoleMissing(CapabilityError):
 
 class QueueFull(CapabilityError):
     """The server has as much work as it accepts, from all or from this client."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class UploadsDisabled(CapabilityError):
+    """The server takes no uploads."""
+
+
+class UploadsFull(CapabilityError):
+    """The server has no room for another uploaded slide."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
 

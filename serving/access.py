@@ -15,7 +15,7 @@ from cmamil_sdk.wording import counted
 from .calls import current_call
 from .handlers import Behaviour, wrapped
 from .status import status_of
-from .tokens import Caller, TokenFile
+from .tokens import CALLER, Caller, TokenFile
 
 _OPEN = "grpc.health.v1.Health"
 _ROLES = {
@@ -87,8 +87,8 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         """The same, for at most so many calls of a client at a time."""
 
         async def handle(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            call = current_call()
-            call.client, call.roles = caller.name, caller.roles
+            current_call().client = caller.name
+            CALLER.set(caller)
             client = caller.name or context.peer().rpartition(":")[0]
             if self._calls[client] >= self._max_calls:
                 calls = counted(self._max_calls, "call")

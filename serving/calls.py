@@ -49,7 +49,6 @@ class Call:
         peer: the caller's address, as gRPC writes it.
         headers: W3C trace context, as it came.
         client: name of the caller's token.
-        roles: what the caller may do.
         model: ``NAME/VERSION``.
         request_id, slide: as the client gave them.
         job: name of the prediction job that it is about.
@@ -63,7 +62,6 @@ class Call:
     peer: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     client: str = ""
-    roles: frozenset[str] = frozenset()
     model: str = ""
     request_id: str = ""
     slide: str = ""

@@ -22,7 +22,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 _PATHS = {
     *("bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"),
-    "jobs_file",
+    *("jobs_file", "uploads"),
 }
 
 
@@ -124,6 +124,18 @@ class ServerConfig(BaseModel):
     grace_s: float = Field(30.0, ge=0, description="then, for work in flight")
     heartbeat_s: float = Field(10.0, gt=0, description="longest silence on a progress stream")
 
+    uploads: Path | None = Field(
+        None, description="folder for slides that clients upload; without it none are taken"
+    )
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="of one uploaded slide")
+    uploads_total_bytes: int = Field(
+        64 * 2**30, ge=1, description="of all uploaded slides, those on their way included"
+    )
+    upload_expiry_s: float = Field(
+        86_400.0, gt=0, description="an uploaded slide is removed so long after it came"
+    )
+    upload_idle_s: float = Field(30.0, gt=0, description="longest silence within an upload")
+
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     log_slides: bool = Field(False, description="write slides' addresses into the log")
@@ -179,13 +191,21 @@ class ServerConfig(BaseModel):
         """Validate ``document``; ``where`` names its origin in errors.
 
         Raises:
-            ConfigInvalid: unknown key, value out of range, or a slides root that is no directory.
+            ConfigInvalid: unknown key, value out of range, a slides root that is no directory, or
+                uploads beneath one.
         """
         config = parse_document(cls, document, where=where, error=ConfigInvalid)
         for root in config.slides_roots:
             if not root.is_dir():
                 raise ConfigInvalid(
                     f"{where}: slides root {root} is no directory; name one that exists."
+                )
+            if config.uploads is not None and config.uploads.resolve().is_relative_to(
+                root.resolve()
+            ):
+                raise ConfigInvalid(
+                    f"{where}: uploads ({config.uploads}) lies beneath the slides root {root}, where "
+                    "everybody could name its files; choose a folder elsewhere."
                 )
         return config
 

@@ -38,10 +38,14 @@ class SlideHasher:
             digest = await loop.run_in_executor(self._threads, _hash, ref, cancelled)
         finally:
             cancelled.set()
+        self.remember(ref, digest)
+        return digest
+
+    def remember(self, ref: SlideRef, digest: str) -> None:
+        """Take ``digest`` for the slide's from now on."""
         self._known[ref] = digest
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        return digest
 
     def close(self) -> None:
         """Drop what has not begun."""

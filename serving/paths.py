@@ -38,6 +38,7 @@ class SlideRef:
         root: the slides root, as configured.
         parts: path components beneath it.
         device, inode, size, mtime_ns: of the file when it was found.
+        label: a file name that messages and answers show in place of the path.
     """
 
     root: str
@@ -46,16 +47,17 @@ class SlideRef:
     inode: int
     size: int
     mtime_ns: int
+    label: str = ""
 
     @property
     def shown(self) -> str:
-        """The path beneath the root: what messages may say."""
-        return "/".join(self.parts)
+        """The label, or the path beneath the root: what messages may say."""
+        return self.label or "/".join(self.parts)
 
     @property
     def name(self) -> str:
-        """File name."""
-        return self.parts[-1]
+        """File name, as it is shown."""
+        return self.label or self.parts[-1]
 
     @property
     def path(self) -> Path:

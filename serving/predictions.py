@@ -15,7 +15,7 @@ from .convert import prediction_message
 from .handlers import Method
 from .models import LoadedModel, ModelTable
 from .predictor import Answer, Predictor, SlideRequest, Stage
-from .requests import parse, prediction_request, request_id
+from .requests import parse, prediction_request, request_id, slide_asked_for
 from .streaming import CallContext, stream_prediction
 
 _ENVELOPE_BYTES = 256  # what a stream adds to a result
@@ -103,7 +103,8 @@ def checked(
     Errors as :func:`prediction_request`.
     """
     call, identity = current_call(), request_id(message)
-    call.request_id, call.slide = identity[:ID_CHARACTERS], message.slide.uri[:URI_CHARACTERS]
+    call.request_id = identity[:ID_CHARACTERS]
+    call.slide = slide_asked_for(message.slide)[:URI_CHARACTERS]
     request = prediction_request(message, models)
     call.model = request.model.bundle.label
     return identity, request

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +34,8 @@ from .messages import EncodeTiles, GraphOutputs, MakePlan, Planned, ReadFacts, R
 from .models import LoadedModel
 from .paths import SlideRef, resolve
 from .pool import Job, WorkerPool
+from .tokens import CALLER
+from .uploads.uploads import Uploads
 
 _T = TypeVar("_T")
 Float32 = npt.NDArray[np.float32]
@@ -41,13 +44,17 @@ _UNTILEABLE = (MppUnknown, MppUnusable, NoTissue, SlideTooLarge, TooManyTiles)
 
 @dataclass(frozen=True)
 class SlideRequest:
-    """A checked request: which slide, by which model, read how."""
+    """A checked request: which slide, by which model, read how.
+
+    The slide is ``uri``, or where that is empty the uploaded one of ``slide_id``.
+    """
 
     uri: str
     expected_sha256: str
     mpp: float | None
     model: LoadedModel
     top_k: int = 0
+    slide_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,9 @@ class Inspection:
 class Predictor:
     """Runs requests on the worker pool; the event loop only hands things on."""
 
-    def __init__(self, config: ServerConfig, pool: WorkerPool) -> None:
+    def __init__(self, config: ServerConfig, pool: WorkerPool, uploads: Uploads) -> None:
         self._roots = config.slides_roots
+        self._uploads = uploads
         self._reader = config.reader
         self._pool = pool
         self._hasher = SlideHasher()
@@ -105,10 +113,9 @@ class Predictor:
             ServerDraining: the server had to stop before.
             DecoderCrashed: the slide ended two workers.
         """
-        async with self.deadlines.limit(remaining_s):
-            entered = time.perf_counter()
-            report(Stage("queued"))
-            ref = await self._find(request)
+        entered = time.perf_counter()
+        report(Stage("queued"))
+        async with self.deadlines.limit(remaining_s), self._found(request) as ref:
             await ticket.wait()
             started = time.perf_counter()
             with self._pool.job() as job:
@@ -119,8 +126,7 @@ class Predictor:
         self, request: SlideRequest, ticket: Ticket, *, remaining_s: float | None
     ) -> Inspection:
         """Say what a slide is. Errors as :meth:`predict`, but not being tileable is an answer."""
-        async with self.deadlines.limit(remaining_s):
-            ref = await self._find(request)
+        async with self.deadlines.limit(remaining_s), self._found(request) as ref:
             await ticket.wait()
             sha256 = await self._hasher.sha256(ref)
             with self._pool.job() as job:
@@ -162,16 +168,28 @@ class Predictor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
 
-    async def _find(self, request: SlideRequest) -> SlideRef:
-        ref = await asyncio.to_thread(resolve, request.uri, self._roots)
-        if request.expected_sha256:
-            found = await self._hasher.sha256(ref)
-            if found != request.expected_sha256.lower():
-                raise SlideHashMismatch(
-                    f"{ref.shown} has sha256 {found}, {request.expected_sha256} was expected; "
-                    "name the right file, or copy it again."
-                )
-        return ref
+    @asynccontextmanager
+    async def _found(self, request: SlideRequest) -> AsyncIterator[SlideRef]:
+        """The slide of a request; an uploaded one stays until the block ends."""
+        if request.slide_id:
+            async with self._uploads.using(request.slide_id, CALLER.get().name) as ref:
+                self._hasher.remember(ref, request.slide_id)
+                await self._check_hash(ref, request.expected_sha256)
+                yield ref
+        else:
+            ref = await asyncio.to_thread(resolve, request.uri, self._roots)
+            await self._check_hash(ref, request.expected_sha256)
+            yield ref
+
+    async def _check_hash(self, ref: SlideRef, expected_sha256: str) -> None:
+        if not expected_sha256:
+            return
+        found = await self._hasher.sha256(ref)
+        if found != expected_sha256.lower():
+            raise SlideHashMismatch(
+                f"{ref.shown} has sha256 {found}, {expected_sha256} was expected; "
+                "name the right file, or copy it again."
+            )
 
     async def _predict(
         self,

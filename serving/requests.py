@@ -24,6 +24,8 @@ _MAX_TOP_K = 1000
 _MAX_URI_CHARACTERS = 4096
 _MAX_UUID_CHARACTERS = 45  # with urn:uuid: in front
 _SHA256 = re.compile(r"^[0-9a-fA-F]{64}$")
+SLIDE_ID = re.compile(r"[0-9a-f]{64}")
+"""Id of an uploaded slide."""
 
 
 def parse(kind: type[_MessageT], data: bytes, max_bytes: int) -> _MessageT:
@@ -74,6 +76,18 @@ def inspection_request(message: slide_pb2.InspectSlideRequest, models: ModelTabl
     return _request(message.slide, message.tiling, models, message.model, 0)
 
 
+def slide_asked_for(slide: slide_pb2.SlideSource) -> str:
+    """What a request calls its slide."""
+    return slide.uri or slide.slide_id
+
+
+def check_slide_id(slide_id: str, field: str) -> list[FieldProblem]:
+    """What is wrong with the id of an uploaded slide."""
+    if SLIDE_ID.fullmatch(slide_id):
+        return []
+    return [FieldProblem(field, "must be 64 hexadecimal digits in lower case")]
+
+
 def request_id(message: prediction_pb2.PredictSlideRequest) -> str:
     """The client's id of the request, or a new one."""
     return message.request_id or str(uuid.uuid4())
@@ -88,6 +102,7 @@ def _request(
 ) -> SlideRequest:
     return SlideRequest(
         uri=slide.uri,
+        slide_id=slide.slide_id,
         expected_sha256=slide.expected_sha256,
         mpp=tiling.mpp_override if tiling.HasField("mpp_override") else None,
         model=models.find(model, field="model"),
@@ -99,8 +114,10 @@ def _slide_problems(
     slide: slide_pb2.SlideSource, tiling: slide_pb2.TilingOptions
 ) -> list[FieldProblem]:
     problems = []
-    if not slide.uri:
-        problems.append(FieldProblem("slide.uri", "must name a slide"))
+    if slide.WhichOneof("source") == "slide_id":
+        problems += check_slide_id(slide.slide_id, "slide.slide_id")
+    elif not slide.uri:
+        problems.append(FieldProblem("slide.uri", "must name a slide, or slide.slide_id must"))
     elif len(slide.uri) > _MAX_URI_CHARACTERS:
         text = f"must be at most {_MAX_URI_CHARACTERS} characters long"
         problems.append(FieldProblem("slide.uri", text))
@@ -124,4 +141,11 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-__all__ = ["inspection_request", "parse", "prediction_request", "request_id"]
+__all__ = [
+    "check_slide_id",
+    "inspection_request",
+    "parse",
+    "prediction_request",
+    "request_id",
+    "slide_asked_for",
+]

@@ -118,10 +118,12 @@ class Server:
             took_s = round(time.monotonic() - draining_s, 2)
             LOG.info(Event("drained", took_s=took_s, dropped=0 if done else admission.present))
             predictor.deadlines.stop_all()
+        self._services.uploads.deadlines.stop_all()
         for server in (self._grpc, self._health_grpc):
             if server is not None:
                 await server.stop(_LAST_WORDS_S)
         await self._observation.close()
+        await self._services.uploads.close()
         if pool is not None:
             await pool.stop()
         if predictor is not None:
@@ -145,6 +147,7 @@ class Server:
     async def _listen(self) -> None:
         await self._health.begin()
         config = self.config
+        await self._services.uploads.open()
         credentials = _credentials(config)
         tokens = TokenFile(config.tokens) if config.tokens is not None else None
         observer = await self._observation.open(tokens)
@@ -204,7 +207,7 @@ class Server:
         )
         self._services.engines = await pool.start()
         self._services.pool = pool
-        self._services.predictor = Predictor(config, pool)
+        self._services.predictor = Predictor(config, pool, self._services.uploads)
 
     def _on_workers_change(self) -> None:
         task = asyncio.get_running_loop().create_task(self._update_health())

@@ -11,16 +11,14 @@ import grpc
 from google.protobuf.message import Message
 
 from cmamil_sdk import __version__
-from cmamil_sdk._proto.cmamil.v1 import model_pb2, server_pb2, slide_pb2
+from cmamil_sdk._proto.cmamil.v1 import model_pb2, server_pb2
 from cmamil_sdk.errors import CmamilError, QueueFull, UnexpectedError
 
-from .calls import URI_CHARACTERS, current_call
 from .config import ServerConfig
 from .convert import (
     WORKER_STATES,
     duration,
     engine_message,
-    inspection_message,
     model_message,
     stats_message,
 )
@@ -33,10 +31,12 @@ from .open_inference.service import OPEN_INFERENCE, OpenInference
 from .pool import WorkerPool
 from .predictions import Predictions
 from .predictor import Predictor
-from .requests import inspection_request, parse
+from .requests import parse
 from .server_info import limits, packages
+from .slide_service import SlideService
 from .status import RequestInvalid, status_of
 from .streaming import CallContext
+from .uploads.uploads import Uploads
 
 LOG = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ class Services:
         self.metrics = Metrics(self.now)
         self._predictions = Predictions(config, self.models, self._ready_predictor)
         self.jobs = PredictionJobs(config, self.models, self._ready_predictor, self.metrics)
+        self.uploads = Uploads(config)
+        self._slides = SlideService(config, self.models, self._ready_predictor, self.uploads)
         self._open_inference = OpenInference(
             config, self.models, self._ready_predictor, self.is_ready
         )
@@ -76,7 +78,7 @@ class Services:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
         services: dict[str, dict[str, Method]] = {
             "cmamil.v1.SlidePredictionService": self._predictions.methods() | self.jobs.methods(),
-            "cmamil.v1.SlideService": {"InspectSlide": Method(self._inspect_slide)},
+            "cmamil.v1.SlideService": self._slides.methods(),
             "cmamil.v1.ModelService": {
                 "ListModels": Method(self._list_models),
                 "GetModel": Method(self._get_model),
@@ -131,17 +133,6 @@ class Services:
         self.models.all()
         assert self.predictor is not None
         return self.predictor
-
-    async def _inspect_slide(self, data: bytes, context: CallContext) -> Message:
-        message = parse(slide_pb2.InspectSlideRequest, data, self._config.max_request_bytes)
-        call = current_call()
-        call.slide = message.slide.uri[:URI_CHARACTERS]
-        request = inspection_request(message, self.models)
-        call.model = request.model.bundle.label
-        predictor = self._ready_predictor()
-        with predictor.admission.enter() as ticket:
-            found = await predictor.inspect(request, ticket, remaining_s=context.time_remaining())
-        return inspection_message(found)
 
     async def _list_models(self, data: bytes, _context: CallContext) -> Message:
         parse(model_pb2.ListModelsRequest, data, self._config.max_request_bytes)

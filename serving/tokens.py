@@ -7,6 +7,7 @@ import hmac
 import logging
 import re
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -31,6 +32,11 @@ class Caller:
 
     name: str
     roles: frozenset[str]
+
+
+_NOBODY = Caller("", frozenset())
+CALLER: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
+"""Who makes the call that is being answered; without a call nobody, who has no role."""
 
 
 class TokenFile:
@@ -129,4 +135,4 @@ def _entry(words: list[str], where: str) -> tuple[str, Caller]:
     return words[2], Caller(name, frozenset(roles))
 
 
-__all__ = ["ROLES", "Caller", "Role", "TokenFile"]
+__all__ = ["CALLER", "ROLES", "Caller", "Role", "TokenFile"]

@@ -14,7 +14,7 @@ from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.wording import counted
 
 app = typer.Typer(
-    help="Talk to a server: health, models, info, stats, inspect, predict, jobs.",
+    help="Talk to a server: health, models, info, stats, inspect, predict, jobs, upload, delete.",
     no_args_is_help=True,
 )
 app.add_typer(client_jobs.app, name="jobs")
@@ -145,3 +145,34 @@ def predict(
         say_json(prediction.to_json())
     else:
         say(predictions_table([prediction]))
+
+
+@app.command()
+@asks_server
+def upload(
+    options: ServerOptions,
+    slide: Annotated[Path, typer.Argument(help="The slide's file on this machine.")],
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Give up after so long.")] = 3600.0,
+    json: Json = False,
+) -> None:
+    """Send a slide to the server and print its upload:ID, which the other commands take as a URI."""
+    with options.client(timeout_s=timeout_s) as client, Progress(slide.name) as progress:
+        found = client.upload_slide(
+            slide, on_progress=lambda event: progress.update(event.done, event.total, event.stage)
+        )
+    if json:
+        expires = found.expires.isoformat(timespec="seconds")
+        say_json({"slide_id": found.slide_id, "uri": found.uri, "expires": expires})
+    else:
+        say(found.uri)
+
+
+@app.command()
+@asks_server
+def delete(
+    options: ServerOptions,
+    uri: Annotated[str, typer.Argument(help="upload:ID of a slide that you have uploaded.")],
+) -> None:
+    """Remove an uploaded slide from the server before it expires."""
+    with options.client() as client:
+        client.delete_slide(uri)

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "CMAMIL_TOKEN"
 
 Uri = Annotated[
-    str, typer.Argument(help="file: URI, absolute path, or path relative to the server's roots.")
+    str,
+    typer.Argument(
+        help="file: URI, absolute path, path relative to the server's roots, or upload:ID."
+    ),
 ]
 Mpp = Annotated[float | None, typer.Option(help="Microns per pixel of level 0.")]
 Model = Annotated[str | None, typer.Option(help="NAME or NAME/VERSION, where there are several.")]

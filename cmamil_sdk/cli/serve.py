@@ -28,6 +28,10 @@ def run(
             "its paths are relative to the file."
         ),
     ] = None,
+    uploads: Annotated[
+        Path | None,
+        typer.Option(help="Folder for slides that clients upload; none are taken without."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
     tls_certificate: Annotated[

@@ -20,6 +20,7 @@ from ..calls import Call, act_for
 from ..logs import Event
 from ..predictor import Stage
 from ..status import RequestInvalid, status_of
+from ..tokens import CALLER, Caller
 from .board import Board, Report
 from .store import JobRow, JobState, JobStore
 from .thread import StoreThread
@@ -119,6 +120,7 @@ class Runner:
 
     async def _run(self, row: JobRow, ticket: Ticket, call: Call) -> Ending:
         act_for(call)
+        CALLER.set(Caller(row.owner, frozenset()))
         try:
             return await self._work(row, ticket, partial(self._board.report, row.id)), None
         except CmamilError as problem:

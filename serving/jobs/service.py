@@ -25,6 +25,7 @@ from ..predictor import Predictor, Stage
 from ..requests import parse
 from ..status import FieldProblem, RequestInvalid
 from ..streaming import CallContext, stream_progress
+from ..tokens import CALLER
 from .board import Report
 from .keeper import JobKeeper
 from .messages import PREFIX, fingerprint_of, job_message
@@ -230,8 +231,8 @@ def _named(name: str) -> str:
 
 def _owner() -> str | None:
     """Whose jobs the caller may see; None: everybody's."""
-    call = current_call()
-    return None if "admin" in call.roles else call.client
+    caller = CALLER.get()
+    return None if "admin" in caller.roles else caller.name
 
 
 def _filter(

@@ -28,6 +28,7 @@ _METHODS = (
     "/cmamil.v1.SlidePredictionService/CancelPredictionJob",
     "/cmamil.v1.SlidePredictionService/DeletePredictionJob",
     "/cmamil.v1.SlideService/InspectSlide",
+    "/cmamil.v1.SlideService/DeleteSlide",
     "/cmamil.v1.ModelService/ListModels",
     "/cmamil.v1.ModelService/GetModel",
     "/cmamil.v1.ServerService/GetServerInfo",

@@ -22,29 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63mamil/v1/slide.proto\x12\tcmamil.v1\"3\n\x0bSlideSource\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpected_sha256\x18\x02 \x01(\t\";\n\rTilingOptions\x12\x19\n\x0cmpp_override\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_mpp_override\"?\n\nSlideLevel\x12\r\n\x05width\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\x12\n\ndownsample\x18\x03 \x01(\x01\"9\n\nScaleTiles\x12\r\n\x05scale\x18\x01 \x01(\t\x12\r\n\x05tiles\x18\x02 \x01(\x03\x12\r\n\x05level\x18\x03 \x01(\x05\"u\n\x13InspectSlideRequest\x12%\n\x05slide\x18\x01 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x02 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12\r\n\x05model\x18\x03 \x01(\t\"\xbf\x03\n\x14InspectSlideResponse\x12\x10\n\x08slide_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x03\x12\x0e\n\x06height\x18\x04 \x01(\x03\x12%\n\x06levels\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.SlideLevel\x12\x10\n\x03mpp\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12(\n\nmpp_source\x18\x07 \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12\x1c\n\x0fobjective_power\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06vendor\x18\t \x01(\t\x12\x18\n\x0b\x63ompression\x18\n \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reader\x18\x0b \x01(\t\x12\x15\n\rreader_reason\x18\x0c \x01(\t\x12\x1c\n\x0ftissue_fraction\x18\r \x01(\x01H\x03\x88\x01\x01\x12$\n\x05tiles\x18\x0e \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x10\n\x08warnings\x18\x0f \x03(\tB\x06\n\x04_mppB\x12\n\x10_objective_powerB\x0e\n\x0c_compressionB\x12\n\x10_tissue_fraction*q\n\tMppSource\x12\x1a\n\x16MPP_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13MPP_SOURCE_METADATA\x10\x01\x12\x17\n\x13MPP_SOURCE_OVERRIDE\x10\x02\x12\x16\n\x12MPP_SOURCE_UNKNOWN\x10\x03\x32_\n\x0cSlideService\x12O\n\x0cInspectSlide\x12\x1e.cmamil.v1.InspectSlideRequest\x1a\x1f.cmamil.v1.InspectSlideResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63mamil/v1/slide.proto\x12\tcmamil.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n\x0bSlideSource\x12\r\n\x03uri\x18\x01 \x01(\tH\x00\x12\x12\n\x08slide_id\x18\x03 \x01(\tH\x00\x12\x17\n\x0f\x65xpected_sha256\x18\x02 \x01(\tB\x08\n\x06source\";\n\rTilingOptions\x12\x19\n\x0cmpp_override\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_mpp_override\"?\n\nSlideLevel\x12\r\n\x05width\x18\x01 \x01(\x03\x12\x0e\n\x06height\x18\x02 \x01(\x03\x12\x12\n\ndownsample\x18\x03 \x01(\x01\"9\n\nScaleTiles\x12\r\n\x05scale\x18\x01 \x01(\t\x12\r\n\x05tiles\x18\x02 \x01(\x03\x12\r\n\x05level\x18\x03 \x01(\x05\"u\n\x13InspectSlideRequest\x12%\n\x05slide\x18\x01 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x02 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12\r\n\x05model\x18\x03 \x01(\t\"\xbf\x03\n\x14InspectSlideResponse\x12\x10\n\x08slide_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x03\x12\x0e\n\x06height\x18\x04 \x01(\x03\x12%\n\x06levels\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.SlideLevel\x12\x10\n\x03mpp\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12(\n\nmpp_source\x18\x07 \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12\x1c\n\x0fobjective_power\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06vendor\x18\t \x01(\t\x12\x18\n\x0b\x63ompression\x18\n \x01(\tH\x02\x88\x01\x01\x12\x0e\n\x06reader\x18\x0b \x01(\t\x12\x15\n\rreader_reason\x18\x0c \x01(\t\x12\x1c\n\x0ftissue_fraction\x18\r \x01(\x01H\x03\x88\x01\x01\x12$\n\x05tiles\x18\x0e \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x10\n\x08warnings\x18\x0f \x03(\tB\x06\n\x04_mppB\x12\n\x10_objective_powerB\x0e\n\x0c_compressionB\x12\n\x10_tissue_fraction\"F\n\x0eUploadMetadata\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\\\n\x12UploadSlideRequest\x12-\n\x08metadata\x18\x01 \x01(\x0b\x32\x19.cmamil.v1.UploadMetadataH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"X\n\x13UploadSlideResponse\x12\x10\n\x08slide_id\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"&\n\x12\x44\x65leteSlideRequest\x12\x10\n\x08slide_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteSlideResponse*q\n\tMppSource\x12\x1a\n\x16MPP_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13MPP_SOURCE_METADATA\x10\x01\x12\x17\n\x13MPP_SOURCE_OVERRIDE\x10\x02\x12\x16\n\x12MPP_SOURCE_UNKNOWN\x10\x03\x32\xfd\x01\n\x0cSlideService\x12O\n\x0cInspectSlide\x12\x1e.cmamil.v1.InspectSlideRequest\x1a\x1f.cmamil.v1.InspectSlideResponse\x12N\n\x0bUploadSlide\x12\x1d.cmamil.v1.UploadSlideRequest\x1a\x1e.cmamil.v1.UploadSlideResponse(\x01\x12L\n\x0b\x44\x65leteSlide\x12\x1d.cmamil.v1.DeleteSlideRequest\x1a\x1e.cmamil.v1.DeleteSlideResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cmamil.v1.slide_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MPPSOURCE']._serialized_start=843
-  _globals['_MPPSOURCE']._serialized_end=956
-  _globals['_SLIDESOURCE']._serialized_start=36
-  _globals['_SLIDESOURCE']._serialized_end=87
-  _globals['_TILINGOPTIONS']._serialized_start=89
-  _globals['_TILINGOPTIONS']._serialized_end=148
-  _globals['_SLIDELEVEL']._serialized_start=150
-  _globals['_SLIDELEVEL']._serialized_end=213
-  _globals['_SCALETILES']._serialized_start=215
-  _globals['_SCALETILES']._serialized_end=272
-  _globals['_INSPECTSLIDEREQUEST']._serialized_start=274
-  _globals['_INSPECTSLIDEREQUEST']._serialized_end=391
-  _globals['_INSPECTSLIDERESPONSE']._serialized_start=394
-  _globals['_INSPECTSLIDERESPONSE']._serialized_end=841
-  _globals['_SLIDESERVICE']._serialized_start=958
-  _globals['_SLIDESERVICE']._serialized_end=1053
+  _globals['_MPPSOURCE']._serialized_start=1227
+  _globals['_MPPSOURCE']._serialized_end=1340
+  _globals['_SLIDESOURCE']._serialized_start=69
+  _globals['_SLIDESOURCE']._serialized_end=152
+  _globals['_TILINGOPTIONS']._serialized_start=154
+  _globals['_TILINGOPTIONS']._serialized_end=213
+  _globals['_SLIDELEVEL']._serialized_start=215
+  _globals['_SLIDELEVEL']._serialized_end=278
+  _globals['_SCALETILES']._serialized_start=280
+  _globals['_SCALETILES']._serialized_end=337
+  _globals['_INSPECTSLIDEREQUEST']._serialized_start=339
+  _globals['_INSPECTSLIDEREQUEST']._serialized_end=456
+  _globals['_INSPECTSLIDERESPONSE']._serialized_start=459
+  _globals['_INSPECTSLIDERESPONSE']._serialized_end=906
+  _globals['_UPLOADMETADATA']._serialized_start=908
+  _globals['_UPLOADMETADATA']._serialized_end=978
+  _globals['_UPLOADSLIDEREQUEST']._serialized_start=980
+  _globals['_UPLOADSLIDEREQUEST']._serialized_end=1072
+  _globals['_UPLOADSLIDERESPONSE']._serialized_start=1074
+  _globals['_UPLOADSLIDERESPONSE']._serialized_end=1162
+  _globals['_DELETESLIDEREQUEST']._serialized_start=1164
+  _globals['_DELETESLIDEREQUEST']._serialized_end=1202
+  _globals['_DELETESLIDERESPONSE']._serialized_start=1204
+  _globals['_DELETESLIDERESPONSE']._serialized_end=1225
+  _globals['_SLIDESERVICE']._serialized_start=1343
+  _globals['_SLIDESERVICE']._serialized_end=1596
 # @@protoc_insertion_point(module_scope)

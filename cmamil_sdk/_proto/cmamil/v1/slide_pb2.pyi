@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -19,12 +22,14 @@ MPP_SOURCE_OVERRIDE: MppSource
 MPP_SOURCE_UNKNOWN: MppSource
 
 class SlideSource(_message.Message):
-    __slots__ = ("uri", "expected_sha256")
+    __slots__ = ("uri", "slide_id", "expected_sha256")
     URI_FIELD_NUMBER: _ClassVar[int]
+    SLIDE_ID_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_SHA256_FIELD_NUMBER: _ClassVar[int]
     uri: str
+    slide_id: str
     expected_sha256: str
-    def __init__(self, uri: _Optional[str] = ..., expected_sha256: _Optional[str] = ...) -> None: ...
+    def __init__(self, uri: _Optional[str] = ..., slide_id: _Optional[str] = ..., expected_sha256: _Optional[str] = ...) -> None: ...
 
 class TilingOptions(_message.Message):
     __slots__ = ("mpp_override",)
@@ -95,3 +100,39 @@ class InspectSlideResponse(_message.Message):
     tiles: _containers.RepeatedCompositeFieldContainer[ScaleTiles]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, slide_id: _Optional[str] = ..., sha256: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., levels: _Optional[_Iterable[_Union[SlideLevel, _Mapping]]] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[MppSource, str]] = ..., objective_power: _Optional[float] = ..., vendor: _Optional[str] = ..., compression: _Optional[str] = ..., reader: _Optional[str] = ..., reader_reason: _Optional[str] = ..., tissue_fraction: _Optional[float] = ..., tiles: _Optional[_Iterable[_Union[ScaleTiles, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UploadMetadata(_message.Message):
+    __slots__ = ("filename", "size_bytes", "sha256")
+    FILENAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    filename: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, filename: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class UploadSlideRequest(_message.Message):
+    __slots__ = ("metadata", "chunk")
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    metadata: UploadMetadata
+    chunk: bytes
+    def __init__(self, metadata: _Optional[_Union[UploadMetadata, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class UploadSlideResponse(_message.Message):
+    __slots__ = ("slide_id", "expire_time")
+    SLIDE_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    slide_id: str
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, slide_id: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class DeleteSlideRequest(_message.Message):
+    __slots__ = ("slide_id",)
+    SLIDE_ID_FIELD_NUMBER: _ClassVar[int]
+    slide_id: str
+    def __init__(self, slide_id: _Optional[str] = ...) -> None: ...
+
+class DeleteSlideResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
