@@ -83,6 +83,7 @@ class AsyncClient(BaseClient):
         model: str | None = None,
         expected_sha256: str = "",
         request_id: str = "",
+        bypass_cache: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float | None = None,
     ) -> Prediction:
@@ -95,6 +96,7 @@ class AsyncClient(BaseClient):
             model=model,
             expected_sha256=expected_sha256,
             request_id=request_id,
+            bypass_cache=bypass_cache,
         )
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
         return await _retried(lambda left_s: self._stream(request, on_progress, left_s), retries)

@@ -112,6 +112,7 @@ def prediction_request(
     model: str | None,
     expected_sha256: str,
     request_id: str,
+    bypass_cache: bool,
 ) -> prediction_pb2.StreamPredictSlideRequest:
     """A prediction with progress, the message of :data:`PREDICTION_STREAM`."""
     request = prediction_pb2.PredictSlideRequest(
@@ -120,6 +121,7 @@ def prediction_request(
         tiling=slide_pb2.TilingOptions(mpp_override=mpp),
         output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
         request_id=request_id,
+        bypass_cache=bypass_cache,
     )
     return prediction_pb2.StreamPredictSlideRequest(request=request)
 

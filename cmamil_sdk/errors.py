@@ -15,6 +15,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── OutputUnwritable          INVALID_ARGUMENT
     │   ├── ScaleMismatch             INVALID_ARGUMENT
     │   ├── RequestTooLarge           OUT_OF_RANGE
+    │   ├── RequestIdReused           ALREADY_EXISTS
     │   └── RequestUnsupported        UNIMPLEMENTED
     ├── InputError                    exit 3   an input file cannot be used
     │   ├── SlideNotFound             NOT_FOUND
@@ -120,6 +121,12 @@ class RequestTooLarge(UsageError):
     """A request holds more tiles than a server takes in one call."""
 
     grpc_status = "OUT_OF_RANGE"
+
+
+class RequestIdReused(UsageError):
+    """The id of a request came with another request before."""
+
+    grpc_status = "ALREADY_EXISTS"
 
 
 class RequestUnsupported(UsageError):

@@ -51,7 +51,8 @@ class Call:
         client: name of the caller's token.
         model: ``NAME/VERSION``.
         request_id, slide: as the client gave them.
-        seconds: of a prediction, by stage, as its answer says.
+        features: of a prediction: ``computed``, ``cached`` or ``coalesced``.
+        seconds: of a prediction, by stage, as its answer says; only stages done for this call.
         stages: what was done one after the other.
         answered: the answer is made: who hangs up now has been served.
         code, reason: how it ended: gRPC status, and the leaf of the error tree.
@@ -64,6 +65,7 @@ class Call:
     model: str = ""
     request_id: str = ""
     slide: str = ""
+    features: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     stages: list[StageTime] = field(default_factory=list)
     answered: bool = False

@@ -97,6 +97,7 @@ class CallLog:
             reason=call.reason,
             model=call.model,
             request_id=call.request_id,
+            features=call.features,
             duration_s=round(call.took_s, 4),
             seconds={stage: round(took_s, 4) for stage, took_s in call.seconds.items()},
             stage="" if call.code == "OK" else call.stage,

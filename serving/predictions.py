@@ -15,6 +15,7 @@ from .convert import prediction_message
 from .handlers import Method
 from .models import LoadedModel, ModelTable
 from .predictor import Answer, Predictor, SlideRequest, Stage
+from .remembered import RememberedAnswers
 from .requests import parse, prediction_request, request_id
 from .streaming import CallContext, stream_prediction
 
@@ -33,6 +34,7 @@ class Predictions:
         self._config = config
         self._models = models
         self._predictor = predictor
+        self._remembered = RememberedAnswers()
 
     def methods(self) -> dict[str, Method]:
         """Each method by its name."""
@@ -45,25 +47,38 @@ class Predictions:
         kind = prediction_pb2.PredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes)
         identity, request = self._checked(message)
-        predictor = self._predictor()
-        with predictor.admission.enter() as ticket:
-            answer = await predictor.predict(
-                request, ticket, remaining_s=context.time_remaining(), report=_entering
-            )
-            return await self._written(predictor, answer, request.model, message, identity)
+        predictor, call = self._predictor(), current_call()
+        with self._remembered.request(call.client, message) as known:
+            if known.answer is not None:
+                return known.answer
+            with predictor.admission.enter() as ticket:
+                answer = await predictor.predict(
+                    request,
+                    ticket,
+                    remaining_s=context.time_remaining(),
+                    report=lambda stage: call.enter(stage.name),
+                )
+                written = await self._written(predictor, answer, request.model, message, identity)
+                return known.settle(written)
 
     async def _stream_predict_slide(self, data: bytes, context: CallContext) -> None:
         kind = prediction_pb2.StreamPredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes).request
         identity, request = self._checked(message)
-        predictor = self._predictor()
-        with predictor.admission.enter() as ticket:
+        predictor, call = self._predictor(), current_call()
+        with (
+            self._remembered.request(call.client, message) as known,
+            predictor.admission.enter() as ticket,
+        ):
 
             async def predict(
                 report: Callable[[Stage], None],
             ) -> prediction_pb2.PredictSlideResponse:
+                if known.answer is not None:
+                    return known.answer
+
                 def enter(stage: Stage) -> None:
-                    _entering(stage)
+                    call.enter(stage.name)  # this one's, though the work be another call's
                     report(stage)
 
                 answer = await predictor.predict(
@@ -71,7 +86,7 @@ class Predictions:
                 )
                 written = await self._written(predictor, answer, request.model, message, identity)
                 ticket.release()  # a client that takes its answer slowly keeps no place
-                return written
+                return known.settle(written)
 
             accepted = prediction_pb2.Accepted(
                 queue_position=ticket.position, model=request.model.resource
@@ -100,7 +115,13 @@ class Predictions:
         """The answer to a prediction request, made in a thread."""
         call = current_call()
         call.enter("answering")
-        call.seconds = {"queued": answer.seconds_queued, **answer.prediction.seconds}
+        found = answer.prediction
+        call.features = found.feature_source
+        call.seconds = {"queued": answer.seconds_queued, **found.seconds}
+        if call.features != "computed":
+            # Stages that another call's line has, or that were not done.
+            for stage in ("open", "tissue", "decode", "encode"):
+                del call.seconds[stage]
         written = await predictor.in_thread(self._answer, answer, model, message, identity)
         call.answered = True  # the client may hang up on the answer, before the call's end
         return written
@@ -121,10 +142,6 @@ class Predictions:
                 "raise the server's max_message_bytes and the client's limit."
             )
         return written
-
-
-def _entering(stage: Stage) -> None:
-    current_call().enter(stage.name)
 
 
 __all__ = ["Predictions"]

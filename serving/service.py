@@ -24,6 +24,7 @@ from .convert import (
     model_message,
     stats_message,
 )
+from .feature_cache import FeatureCache
 from .handlers import Behaviour, Method
 from .messages import Ready
 from .metrics import Metrics, Now
@@ -58,6 +59,7 @@ class Services:
         self.predictor: Predictor | None = None
         self.pool: WorkerPool | None = None
         self.engines: Ready | None = None
+        self.cache: FeatureCache | None = None
         self.metrics = Metrics(self.now)
         self._predictions = Predictions(config, self.models, self._ready_predictor)
         self._open_inference = OpenInference(
@@ -185,6 +187,7 @@ class Services:
             queued_slides=0 if admission is None else len(admission.waiting),
             queued_batches=0 if self.pool is None else self.pool.waiting,
             worker_restarts=0 if self.pool is None else self.pool.restarts,
+            cache_bytes=0 if self.cache is None else self.cache.bytes,
             runtimes=tuple(self._runtimes()),
         )
 

@@ -76,6 +76,12 @@ def run(
     max_calls_per_client: Annotated[
         int, typer.Option(min=1, help="Calls of one client at a time.")
     ] = 16,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep slides' features in this folder; off without.")
+    ] = None,
+    cache_max_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest size of that folder, bytes.")
+    ] = 10 * 2**30,
     drain_delay_s: Annotated[
         float, typer.Option(min=0, help="Take new work for so long after SIGTERM.")
     ] = 0.0,

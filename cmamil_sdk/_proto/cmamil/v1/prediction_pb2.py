@@ -26,37 +26,49 @@ from cmamil_sdk._proto.cmamil.v1 import slide_pb2 as cmamil_dot_v1_dot_slide__pb
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63mamil/v1/prediction.proto\x12\tcmamil.v1\x1a\x15\x63mamil/v1/slide.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\rOutputOptions\x12\x11\n\tattention\x18\x01 \x01(\x08\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xb3\x01\n\x13PredictSlideRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12(\n\x06output\x18\x04 \x01(\x0b\x32\x18.cmamil.v1.OutputOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"L\n\x19StreamPredictSlideRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"0\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"K\n\x07TopTile\x12\r\n\x05scale\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x03\x12\t\n\x01y\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\r\n\x05score\x18\x05 \x01(\x01\"k\n\x0eScaleAttention\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\ttile_size\x18\x02 \x01(\x01\x12\x0e\n\x06\x63oords\x18\x03 \x03(\x03\x12\x11\n\tattention\x18\x04 \x03(\x02\x12\x14\n\x0c\x63ontribution\x18\x05 \x03(\x02\"\xbb\x02\n\x0cStageTimings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06tissue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\taggregate\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x03\n\x14PredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x10\n\x08slide_id\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12%\n\x06scores\x18\x07 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12,\n\rcoarse_scores\x18\x08 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12.\n\x0ftiles_per_scale\x18\t \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\n \x01(\x03\x12\x0b\n\x03mpp\x18\x0b \x01(\x01\x12(\n\nmpp_source\x18\x0c \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12(\n\x07timings\x18\r \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12%\n\ttop_tiles\x18\x0f \x03(\x0b\x32\x12.cmamil.v1.TopTile\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12,\n\tattention\x18\x11 \x03(\x0b\x32\x19.cmamil.v1.ScaleAttention\"1\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"H\n\x08Progress\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.cmamil.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"\xd0\x01\n\x1aStreamPredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponseH\x00\x42\x07\n\x05\x65vent*l\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_PLANNING\x10\x02\x12\x0f\n\x0bSTAGE_TILES\x10\x03\x12\x15\n\x11STAGE_AGGREGATING\x10\x04\x32\xce\x01\n\x16SlidePredictionService\x12O\n\x0cPredictSlide\x12\x1e.cmamil.v1.PredictSlideRequest\x1a\x1f.cmamil.v1.PredictSlideResponse\x12\x63\n\x12StreamPredictSlide\x12$.cmamil.v1.StreamPredictSlideRequest\x1a%.cmamil.v1.StreamPredictSlideResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63mamil/v1/prediction.proto\x12\tcmamil.v1\x1a\x15\x63mamil/v1/slide.proto\x1a\x1egoogle/protobuf/duration.proto\"@\n\rOutputOptions\x12\x11\n\tattention\x18\x01 \x01(\x08\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_top_k\"\xc9\x01\n\x13PredictSlideRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12(\n\x06output\x18\x04 \x01(\x0b\x32\x18.cmamil.v1.OutputOptions\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x14\n\x0c\x62ypass_cache\x18\x07 \x01(\x08\"L\n\x19StreamPredictSlideRequest\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.cmamil.v1.PredictSlideRequest\"0\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"K\n\x07TopTile\x12\r\n\x05scale\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x03\x12\t\n\x01y\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x03\x12\r\n\x05score\x18\x05 \x01(\x01\"k\n\x0eScaleAttention\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\ttile_size\x18\x02 \x01(\x01\x12\x0e\n\x06\x63oords\x18\x03 \x03(\x03\x12\x11\n\tattention\x18\x04 \x03(\x02\x12\x14\n\x0c\x63ontribution\x18\x05 \x03(\x02\"\xbb\x02\n\x0cStageTimings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06tissue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\taggregate\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa6\x04\n\x14PredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x15\n\rbundle_sha256\x18\x04 \x01(\t\x12\x10\n\x08slide_id\x18\x05 \x01(\t\x12\r\n\x05label\x18\x06 \x01(\t\x12%\n\x06scores\x18\x07 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12,\n\rcoarse_scores\x18\x08 \x03(\x0b\x32\x15.cmamil.v1.ClassScore\x12.\n\x0ftiles_per_scale\x18\t \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\n \x01(\x03\x12\x0b\n\x03mpp\x18\x0b \x01(\x01\x12(\n\nmpp_source\x18\x0c \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12(\n\x07timings\x18\r \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x0e\n\x06\x65ngine\x18\x0e \x01(\t\x12%\n\ttop_tiles\x18\x0f \x03(\x0b\x32\x12.cmamil.v1.TopTile\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12,\n\tattention\x18\x11 \x03(\x0b\x32\x19.cmamil.v1.ScaleAttention\x12\x30\n\x0e\x66\x65\x61ture_source\x18\x12 \x01(\x0e\x32\x18.cmamil.v1.FeatureSource\"1\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\r\n\x05model\x18\x02 \x01(\t\"H\n\x08Progress\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.cmamil.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\"\xd0\x01\n\x1aStreamPredictSlideResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12\x31\n\x06result\x18\x05 \x01(\x0b\x32\x1f.cmamil.v1.PredictSlideResponseH\x00\x42\x07\n\x05\x65vent\"\xd0\x01\n\x16\x45xtractFeaturesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x05slide\x18\x02 \x01(\x0b\x32\x16.cmamil.v1.SlideSource\x12(\n\x06tiling\x18\x03 \x01(\x0b\x32\x18.cmamil.v1.TilingOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12,\n\x0c\x66\x65\x61ture_type\x18\x05 \x01(\x0e\x32\x16.cmamil.v1.FeatureType\x12\x14\n\x0c\x62ypass_cache\x18\x06 \x01(\x08\"\x80\x01\n\x0c\x46\x65\x61tureChunk\x12\r\n\x05scale\x18\x01 \x01(\t\x12\x11\n\tfirst_row\x18\x02 \x01(\x03\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x0e\n\x06\x63oords\x18\x04 \x01(\x0c\x12\x0e\n\x06parent\x18\x05 \x01(\x0c\x12\x0e\n\x06tissue\x18\x06 \x01(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x07 \x01(\x0c\"\xcb\x03\n\x0e\x46\x65\x61tureSummary\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08slide_id\x18\x02 \x01(\t\x12\x14\n\x0cslide_sha256\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\x03\x12\x0e\n\x06height\x18\x05 \x01(\x03\x12\x0b\n\x03mpp\x18\x06 \x01(\x01\x12(\n\nmpp_source\x18\x07 \x01(\x0e\x32\x14.cmamil.v1.MppSource\x12\x0e\n\x06reader\x18\x08 \x01(\t\x12\x0e\n\x06recipe\x18\t \x01(\t\x12\x0f\n\x07\x65ncoder\x18\n \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12\x15\n\rengine_reason\x18\x0c \x01(\t\x12\x13\n\x0bsdk_version\x18\r \x01(\t\x12.\n\x0ftiles_per_scale\x18\x0e \x03(\x0b\x32\x15.cmamil.v1.ScaleTiles\x12\x14\n\x0ctiles_failed\x18\x0f \x01(\x03\x12\x0b\n\x03\x64im\x18\x10 \x01(\x05\x12(\n\x07timings\x18\x11 \x01(\x0b\x32\x17.cmamil.v1.StageTimings\x12\x30\n\x0e\x66\x65\x61ture_source\x18\x12 \x01(\x0e\x32\x18.cmamil.v1.FeatureSource\x12\x10\n\x08warnings\x18\x13 \x03(\t\"\xf2\x01\n\x17\x45xtractFeaturesResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\'\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x13.cmamil.v1.AcceptedH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.cmamil.v1.ProgressH\x00\x12(\n\x05\x63hunk\x18\x05 \x01(\x0b\x32\x17.cmamil.v1.FeatureChunkH\x00\x12,\n\x07summary\x18\x06 \x01(\x0b\x32\x19.cmamil.v1.FeatureSummaryH\x00\x42\x07\n\x05\x65vent*l\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_PLANNING\x10\x02\x12\x0f\n\x0bSTAGE_TILES\x10\x03\x12\x15\n\x11STAGE_AGGREGATING\x10\x04*\x85\x01\n\rFeatureSource\x12\x1e\n\x1a\x46\x45\x41TURE_SOURCE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x46\x45\x41TURE_SOURCE_COMPUTED\x10\x01\x12\x19\n\x15\x46\x45\x41TURE_SOURCE_CACHED\x10\x02\x12\x1c\n\x18\x46\x45\x41TURE_SOURCE_COALESCED\x10\x03*_\n\x0b\x46\x65\x61tureType\x12\x1c\n\x18\x46\x45\x41TURE_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46\x45\x41TURE_TYPE_FLOAT32\x10\x01\x12\x18\n\x14\x46\x45\x41TURE_TYPE_FLOAT16\x10\x02\x32\xaa\x02\n\x16SlidePredictionService\x12O\n\x0cPredictSlide\x12\x1e.cmamil.v1.PredictSlideRequest\x1a\x1f.cmamil.v1.PredictSlideResponse\x12\x63\n\x12StreamPredictSlide\x12$.cmamil.v1.StreamPredictSlideRequest\x1a%.cmamil.v1.StreamPredictSlideResponse0\x01\x12Z\n\x0f\x45xtractFeatures\x12!.cmamil.v1.ExtractFeaturesRequest\x1a\".cmamil.v1.ExtractFeaturesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cmamil.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1815
-  _globals['_STAGE']._serialized_end=1923
+  _globals['_STAGE']._serialized_start=2936
+  _globals['_STAGE']._serialized_end=3044
+  _globals['_FEATURESOURCE']._serialized_start=3047
+  _globals['_FEATURESOURCE']._serialized_end=3180
+  _globals['_FEATURETYPE']._serialized_start=3182
+  _globals['_FEATURETYPE']._serialized_end=3277
   _globals['_OUTPUTOPTIONS']._serialized_start=96
   _globals['_OUTPUTOPTIONS']._serialized_end=160
   _globals['_PREDICTSLIDEREQUEST']._serialized_start=163
-  _globals['_PREDICTSLIDEREQUEST']._serialized_end=342
-  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_start=344
-  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_end=420
-  _globals['_CLASSSCORE']._serialized_start=422
-  _globals['_CLASSSCORE']._serialized_end=470
-  _globals['_TOPTILE']._serialized_start=472
-  _globals['_TOPTILE']._serialized_end=547
-  _globals['_SCALEATTENTION']._serialized_start=549
-  _globals['_SCALEATTENTION']._serialized_end=656
-  _globals['_STAGETIMINGS']._serialized_start=659
-  _globals['_STAGETIMINGS']._serialized_end=974
-  _globals['_PREDICTSLIDERESPONSE']._serialized_start=977
-  _globals['_PREDICTSLIDERESPONSE']._serialized_end=1477
-  _globals['_ACCEPTED']._serialized_start=1479
-  _globals['_ACCEPTED']._serialized_end=1528
-  _globals['_PROGRESS']._serialized_start=1530
-  _globals['_PROGRESS']._serialized_end=1602
-  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_start=1605
-  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_end=1813
-  _globals['_SLIDEPREDICTIONSERVICE']._serialized_start=1926
-  _globals['_SLIDEPREDICTIONSERVICE']._serialized_end=2132
+  _globals['_PREDICTSLIDEREQUEST']._serialized_end=364
+  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_start=366
+  _globals['_STREAMPREDICTSLIDEREQUEST']._serialized_end=442
+  _globals['_CLASSSCORE']._serialized_start=444
+  _globals['_CLASSSCORE']._serialized_end=492
+  _globals['_TOPTILE']._serialized_start=494
+  _globals['_TOPTILE']._serialized_end=569
+  _globals['_SCALEATTENTION']._serialized_start=571
+  _globals['_SCALEATTENTION']._serialized_end=678
+  _globals['_STAGETIMINGS']._serialized_start=681
+  _globals['_STAGETIMINGS']._serialized_end=996
+  _globals['_PREDICTSLIDERESPONSE']._serialized_start=999
+  _globals['_PREDICTSLIDERESPONSE']._serialized_end=1549
+  _globals['_ACCEPTED']._serialized_start=1551
+  _globals['_ACCEPTED']._serialized_end=1600
+  _globals['_PROGRESS']._serialized_start=1602
+  _globals['_PROGRESS']._serialized_end=1674
+  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_start=1677
+  _globals['_STREAMPREDICTSLIDERESPONSE']._serialized_end=1885
+  _globals['_EXTRACTFEATURESREQUEST']._serialized_start=1888
+  _globals['_EXTRACTFEATURESREQUEST']._serialized_end=2096
+  _globals['_FEATURECHUNK']._serialized_start=2099
+  _globals['_FEATURECHUNK']._serialized_end=2227
+  _globals['_FEATURESUMMARY']._serialized_start=2230
+  _globals['_FEATURESUMMARY']._serialized_end=2689
+  _globals['_EXTRACTFEATURESRESPONSE']._serialized_start=2692
+  _globals['_EXTRACTFEATURESRESPONSE']._serialized_end=2934
+  _globals['_SLIDEPREDICTIONSERVICE']._serialized_start=3280
+  _globals['_SLIDEPREDICTIONSERVICE']._serialized_end=3578
 # @@protoc_insertion_point(module_scope)
