@@ -102,6 +102,7 @@ class AsyncClient(BaseClient):
         model: str | None = None,
         expected_sha256: str = "",
         request_id: str = "",
+        bypass_cache: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float | None = None,
     ) -> Prediction:
@@ -114,6 +115,7 @@ class AsyncClient(BaseClient):
             model=model,
             expected_sha256=expected_sha256,
             request_id=request_id,
+            bypass_cache=bypass_cache,
         )
         stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
@@ -129,6 +131,7 @@ class AsyncClient(BaseClient):
         model: str | None = None,
         expected_sha256: str = "",
         request_id: str = "",
+        bypass_cache: bool = False,
     ) -> PredictionJob:
         """As :meth:`Client.create_job`."""
         return await self._ask(
@@ -141,6 +144,7 @@ class AsyncClient(BaseClient):
                     model=model,
                     expected_sha256=expected_sha256,
                     request_id=request_id or str(uuid.uuid4()),
+                    bypass_cache=bypass_cache,
                 )
             )
         )

@@ -122,6 +122,7 @@ def prediction_request(
     model: str | None,
     expected_sha256: str,
     request_id: str,
+    bypass_cache: bool,
 ) -> prediction_pb2.PredictSlideRequest:
     """What is asked of a slide."""
     return prediction_pb2.PredictSlideRequest(
@@ -130,6 +131,7 @@ def prediction_request(
         tiling=slide_pb2.TilingOptions(mpp_override=mpp),
         output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
         request_id=request_id,
+        bypass_cache=bypass_cache,
     )
 
 

@@ -20,6 +20,10 @@ _MPP_SOURCES = {
     slide_pb2.MPP_SOURCE_METADATA: "metadata",
     slide_pb2.MPP_SOURCE_OVERRIDE: "override",
 }
+_FEATURE_SOURCES = {
+    prediction_pb2.FEATURE_SOURCE_CACHED: "cached",
+    prediction_pb2.FEATURE_SOURCE_COALESCED: "coalesced",
+}
 _STAGES = {
     prediction_pb2.STAGE_QUEUED: "queued",
     prediction_pb2.STAGE_PLANNING: "tissue",
@@ -214,6 +218,7 @@ def prediction_from(message: prediction_pb2.PredictSlideResponse) -> Prediction:
         ),
         warnings=tuple(message.warnings),
         maps=tuple(_map_from(scale, len(message.scores)) for scale in message.attention),
+        feature_source=_FEATURE_SOURCES.get(message.feature_source, "computed"),
     )
 
 

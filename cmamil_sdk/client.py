@@ -124,6 +124,7 @@ class Client(BaseClient):
         model: str | None = None,
         expected_sha256: str = "",
         request_id: str = "",
+        bypass_cache: bool = False,
         on_progress: OnProgress | None = None,
         timeout_s: float | None = None,
     ) -> Prediction:
@@ -137,7 +138,9 @@ class Client(BaseClient):
             attention: fetch the maps of all tiles, as the local predictor's have them.
             model: ``NAME`` or ``NAME/VERSION``; may be left out where the server has only one.
             expected_sha256: refuse any other file.
-            request_id: a UUID that the server's log will show.
+            request_id: a UUID that the server's log will show; sent again with the same arguments, it
+                gets the same answer for 24 hours.
+            bypass_cache: have the slide read and encoded for this request alone.
             on_progress: called in this thread, at most about twice a second; beside the local
                 stages there is ``queued``.
             timeout_s: for this call, in place of the client's.
@@ -155,6 +158,7 @@ class Client(BaseClient):
             model=model,
             expected_sha256=expected_sha256,
             request_id=request_id,
+            bypass_cache=bypass_cache,
         )
         stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
@@ -170,6 +174,7 @@ class Client(BaseClient):
         model: str | None = None,
         expected_sha256: str = "",
         request_id: str = "",
+        bypass_cache: bool = False,
     ) -> PredictionJob:
         """Have the server predict a slide as a job, which needs nobody to wait for it.
 
@@ -191,6 +196,7 @@ class Client(BaseClient):
                     model=model,
                     expected_sha256=expected_sha256,
                     request_id=request_id or str(uuid.uuid4()),
+                    bypass_cache=bypass_cache,
                 )
             )
         )

@@ -15,8 +15,8 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── OutputUnwritable          INVALID_ARGUMENT
     │   ├── ScaleMismatch             INVALID_ARGUMENT
     │   ├── RequestTooLarge           OUT_OF_RANGE
-    │   ├── RequestUnsupported        UNIMPLEMENTED
-    │   └── RequestIdReused           ALREADY_EXISTS
+    │   ├── RequestIdReused           ALREADY_EXISTS
+    │   └── RequestUnsupported        UNIMPLEMENTED
     ├── InputError                    exit 3   an input file cannot be used
     │   ├── SlideNotFound             NOT_FOUND
     │   ├── SlideUriForbidden         PERMISSION_DENIED
@@ -130,16 +130,16 @@ class RequestTooLarge(UsageError):
     grpc_status = "OUT_OF_RANGE"
 
 
+class RequestIdReused(UsageError):
+    """The id of a request came with another request before."""
+
+    grpc_status = "ALREADY_EXISTS"
+
+
 class RequestUnsupported(UsageError):
     """A request asks for something that its protocol knows and this server does not do."""
 
     grpc_status = "UNIMPLEMENTED"
-
-
-class RequestIdReused(UsageError):
-    """Another request was made with the same id before."""
-
-    grpc_status = "ALREADY_EXISTS"
 
 
 class InputError(CmamilError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from cmamil_sdk.bundle import Aggregated, Bundle
 from cmamil_sdk.errors import FieldInvalid
-from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.extract import extract_bag
+from cmamil_sdk.features.extracted import ExtractedSlide
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.slides.unchanged import unchanged
 from cmamil_sdk.tiling.mask_file import mask_file
-from cmamil_sdk.tiling.plan import TilePlan, make_plan
+from cmamil_sdk.tiling.plan import make_plan
 from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
@@ -79,7 +79,8 @@ class Prediction:
 
     ``probabilities`` and ``maps``' contributions are ordered as the bundle's labels, ``coarse`` as
     its coarse labels (None if it has none). ``seconds`` of decode and encode are per worker, so that
-    the stages add up to about the total.
+    the stages add up to about the total. ``feature_source`` says where a server had the features from:
+    ``computed``, ``cached``, or ``coalesced`` (from another request that was at work on them).
     """
 
     slide: str
@@ -97,6 +98,7 @@ class Prediction:
     top_tiles: tuple[TopTile, ...]
     warnings: tuple[str, ...]
     maps: tuple[ScaleMap, ...] = ()
+    feature_source: str = field(default="computed", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The document of this slide; maps are left out."""
@@ -187,21 +189,13 @@ class LocalPredictor:
                 cancel=cancel,
                 on_progress=lambda done, total: report(ProgressEvent("encode", done, total)),
             )
-            bag = builder.finish()
+            extracted = builder.extracted()
         seconds |= builder.stage_seconds()
-        aggregated = self.bundle.aggregate(bag)
+        aggregated = self.bundle.aggregate(extracted.bag)
         report(ProgressEvent("aggregate", 1, 1))
         seconds["aggregate"] = aggregated.seconds
         seconds["total"] = time.perf_counter() - started
-        return build_prediction(
-            plan,
-            bag,
-            aggregated,
-            self.bundle,
-            seconds=seconds,
-            tiles_failed=builder.tiles_failed,
-            top_k=top_k,
-        )
+        return build_prediction(extracted, aggregated, self.bundle, seconds=seconds, top_k=top_k)
 
     def close(self) -> None:
         """Release the encoder."""
@@ -209,30 +203,28 @@ class LocalPredictor:
 
 
 def build_prediction(
-    plan: TilePlan,
-    bag: Bag,
+    extracted: ExtractedSlide,
     aggregated: Aggregated,
     bundle: Bundle,
     *,
     seconds: Mapping[str, float],
-    tiles_failed: int,
     top_k: int,
 ) -> Prediction:
     """Put the answer for one slide together."""
-    labels = bundle.manifest.labels
+    labels, facts = bundle.manifest.labels, extracted.facts
     winner = int(np.argmax(aggregated.probabilities))
     attention, contribution = aggregated.attention, aggregated.contribution
     maps = tuple(
         ScaleMap(
-            scale=planned.name,
-            size=planned.size_level0,
-            coords=bag.coords[planned.name],
-            attention=None if attention is None else attention[planned.name],
-            contribution=None if contribution is None else contribution[planned.name],
+            scale=name,
+            size=size,
+            coords=extracted.bag.coords[name],
+            attention=None if attention is None else attention[name],
+            contribution=None if contribution is None else contribution[name],
         )
-        for planned in plan.scales
+        for name, size in extracted.tile_size_level0.items()
     )
-    warnings = [*bundle.warnings, *plan.facts.warnings]
+    warnings = [*bundle.warnings, *facts.warnings]
     coarse = _coarse_answer(aggregated, bundle)
     warnings += _on_the_coarse_answer(coarse, winner, bundle)
     if top_k and contribution is None:
@@ -240,21 +232,20 @@ def build_prediction(
             f"Model {bundle.manifest.model_kind} does not say which tiles its answer comes from; "
             "none are named."
         )
-    if tiles_failed:
-        warnings.append(
-            f"{tiles_failed} of {counted(plan.total_tiles(), 'tile')} could not be decoded."
-        )
+    if extracted.tiles_failed:
+        total = counted(extracted.total_planned, "tile")
+        warnings.append(f"{extracted.tiles_failed} of {total} could not be decoded.")
     return Prediction(
-        slide=plan.facts.slide_id,
+        slide=facts.slide_id,
         label=labels[winner],
         probabilities={
             label: float(p) for label, p in zip(labels, aggregated.probabilities, strict=True)
         },
         coarse=coarse,
-        tiles=bag.counts(),
-        tiles_failed=tiles_failed,
-        mpp=plan.facts.require_mpp(),
-        mpp_source=plan.facts.mpp_source,
+        tiles=extracted.bag.counts(),
+        tiles_failed=extracted.tiles_failed,
+        mpp=facts.require_mpp(),
+        mpp_source=facts.mpp_source,
         seconds=dict(seconds),
         engine=bundle.engine_label,
         bundle=bundle.label,

@@ -27,6 +27,7 @@ class Ticket:
         self._entered_s = asyncio.get_running_loop().time()
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.started_s: float | None = None
+        self._holders = 1
         self._released = False
 
     @property
@@ -41,11 +42,24 @@ class Ticket:
         Raises:
             DeadlineExceeded: it did not come within the time that the request may wait.
         """
+        async with self.begins():
+            await self.turn
+
+    @asynccontextmanager
+    async def begins(self) -> AsyncIterator[Beginning]:
+        """A block that notes when the request's work begins, alone or with another's.
+
+        Raises:
+            DeadlineExceeded: that was not within the time that the request may wait.
+        """
         until_s = None if self._timeout_s is None else self._entered_s + self._timeout_s
+        timer = asyncio.timeout_at(until_s)
         try:
-            async with asyncio.timeout_at(until_s):
-                await self.turn
+            async with timer:
+                yield Beginning(timer)
         except TimeoutError as problem:
+            if not timer.expired():
+                raise
             raise DeadlineExceeded(
                 f"The request did not begin within its timeout of {self._timeout_s:g} s; "
                 "allow more time, or try again later."
@@ -69,7 +83,32 @@ class Ticket:
         """Give the place up before the block ends: what is left, the answer, needs no worker."""
         if not self._released:
             self._released = True
+            self.drop()
+
+    def keep(self) -> None:
+        """Keep the place, whatever becomes of the request, until :meth:`drop` is called as often."""
+        self._holders += 1
+
+    def drop(self) -> None:
+        """Give the place up where nobody else keeps it."""
+        self._holders -= 1
+        if not self._holders:
             self._admission.leave(self)
+
+
+class Beginning:
+    """When the work of a request began; seconds of :func:`time.perf_counter`, None until it did."""
+
+    def __init__(self, timer: asyncio.Timeout) -> None:
+        self._timer = timer
+        self.at_s: float | None = None
+
+    def now(self) -> float:
+        """Note that it begins, unless it has; returns when that was."""
+        if self.at_s is None:
+            self.at_s = time.perf_counter()
+            self._timer.reschedule(None)
+        return self.at_s
 
 
 class Admission:
@@ -117,23 +156,27 @@ class Admission:
             took = time.monotonic() - ticket.started_s
             self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * took
         self._advance()
+        self._settle()
 
     def gone(self) -> None:
         """Called once by the end of a ticket's block."""
         self.present -= 1
-        if not self.present:
-            self._idle.set()
+        self._settle()
 
     def retry_after_s(self) -> float:
         """About when a place in the queue becomes free, whole seconds from 1 to 60."""
         return min(_LONGEST_RETRY_S, max(1.0, round(self._mean_s / self._max_active)))
 
     async def idle(self) -> None:
-        """Wait until nobody waits, works, or is being answered."""
+        """Wait until nobody waits or is being answered, and no place is taken."""
         await self._idle.wait()
 
     def _queued(self) -> int:
         return sum(ticket.bounded for ticket in self.waiting)
+
+    def _settle(self) -> None:
+        if not self.present and not self.active:
+            self._idle.set()
 
     def _advance(self) -> None:
         while self.waiting and self.active < self._max_active:
@@ -187,4 +230,4 @@ class Deadlines:
                 timer.reschedule(asyncio.get_running_loop().time())
 
 
-__all__ = ["Admission", "Deadlines", "Ticket"]
+__all__ = ["Admission", "Beginning", "Deadlines", "Ticket"]

@@ -52,7 +52,8 @@ class Call:
         model: ``NAME/VERSION``.
         request_id, slide: as the client gave them.
         job: name of the prediction job that it is about.
-        seconds: of a prediction, by stage, as its answer says.
+        features: of a prediction: ``computed``, ``cached`` or ``coalesced``.
+        seconds: of a prediction, by stage, as its answer says; only stages done for this call.
         stages: what was done one after the other.
         answered: the answer is made: who hangs up now has been served.
         code, reason: how it ended: gRPC status, and the leaf of the error tree.
@@ -66,6 +67,7 @@ class Call:
     request_id: str = ""
     slide: str = ""
     job: str = ""
+    features: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     stages: list[StageTime] = field(default_factory=list)
     answered: bool = False

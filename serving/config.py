@@ -22,7 +22,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 _PATHS = {
     *("bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"),
-    *("jobs_file", "uploads"),
+    *("jobs_file", "uploads", "cache"),
 }
 
 
@@ -77,6 +77,11 @@ class ServerConfig(BaseModel):
     open_slides: int = Field(4, ge=1, le=64, description="readers one worker keeps open")
     task_timeout_s: float = Field(
         120.0, gt=0, description="a worker silent for longer over one task is taken for hung"
+    )
+
+    cache: Path | None = Field(None, description="folder for slides' features; off without")
+    cache_max_bytes: int = Field(
+        10 * 2**30, ge=1, description="of the cache; what was used longest ago goes first"
     )
 
     max_active_slides: int = Field(4, ge=1, le=1024)

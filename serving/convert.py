@@ -26,6 +26,11 @@ _STAGES = {
     "tiles": prediction_pb2.STAGE_TILES,
     "aggregating": prediction_pb2.STAGE_AGGREGATING,
 }
+FEATURE_SOURCES = {
+    "computed": prediction_pb2.FEATURE_SOURCE_COMPUTED,
+    "cached": prediction_pb2.FEATURE_SOURCE_CACHED,
+    "coalesced": prediction_pb2.FEATURE_SOURCE_COALESCED,
+}
 WORKER_STATES = {
     WorkerState.STARTING: server_pb2.Worker.STATE_STARTING,
     WorkerState.IDLE: server_pb2.Worker.STATE_IDLE,
@@ -58,6 +63,7 @@ def prediction_message(
         timings=_timings(found, answer.seconds_queued),
         engine=found.engine,
         warnings=found.warnings,
+        feature_source=FEATURE_SOURCES[found.feature_source],
     )
     for label, value in found.probabilities.items():
         message.scores.add(label=label, probability=value)
@@ -179,6 +185,7 @@ def _flat(values: npt.NDArray[np.float32] | None) -> list[float]:
 
 
 __all__ = [
+    "FEATURE_SOURCES",
     "WORKER_STATES",
     "duration",
     "engine_message",

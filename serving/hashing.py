@@ -10,17 +10,23 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 from .paths import SlideRef, open_slide_file
+from .single_flight import SingleFlight
 
 _CHUNK_BYTES = 4 * 2**20
 _REMEMBERED = 4096
 
 
 class SlideHasher:
-    """Hashes slides two at a time; a cancelled request stops its hashing within one chunk."""
+    """Hashes slides two at a time, each once for all who ask; cancelled within one chunk."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="slide-hash")
         self._known: OrderedDict[SlideRef, str] = OrderedDict()
+        self._flights = SingleFlight[SlideRef, str, None]()
+
+    def knows(self, ref: SlideRef) -> bool:
+        """Whether the sha256 is known without reading the slide."""
+        return ref in self._known
 
     async def sha256(self, ref: SlideRef) -> str:
         """sha256 of the slide's bytes, in hexadecimal.
@@ -32,6 +38,9 @@ class SlideHasher:
         if ref in self._known:
             self._known.move_to_end(ref)
             return self._known[ref]
+        return await self._flights.share(ref, lambda _tell: self._hash(ref))
+
+    async def _hash(self, ref: SlideRef) -> str:
         cancelled = threading.Event()
         loop = asyncio.get_running_loop()
         try:
@@ -57,6 +66,7 @@ def _hash(ref: SlideRef, cancelled: threading.Event) -> str:
     with os.fdopen(open_slide_file(ref), "rb", buffering=0) as file:
         while not cancelled.is_set() and (chunk := file.read(_CHUNK_BYTES)):
             digest.update(chunk)
+        ref.check_unchanged(file.fileno())
     return digest.hexdigest()
 
 

@@ -119,6 +119,7 @@ class CallLog:
             model=call.model,
             request_id=call.request_id,
             job=call.job,
+            features=call.features,
             duration_s=round(call.took_s, 4),
             seconds=_rounded(call.seconds),
             stage="" if call.code == "OK" else call.stage,

@@ -33,6 +33,7 @@ class Now:
         active_slides, queued_slides, queued_batches: at work; waiting; waiting for a worker.
         worker_restarts: since the start.
         jobs: prediction jobs by state, of those that have not ended.
+        cache_bytes: length of all entries in the cache of features.
         runtimes: ``(model, version, part, provider)`` of each engine in use.
     """
 
@@ -41,6 +42,7 @@ class Now:
     queued_batches: int = 0
     worker_restarts: int = 0
     jobs: tuple[tuple[str, int], ...] = (("pending", 0), ("running", 0))
+    cache_bytes: int = 0
     runtimes: tuple[tuple[str, str, str, str], ...] = field(default=())
 
 
@@ -94,6 +96,12 @@ class Metrics:
         )
         for state in _ENDS:
             self._jobs_ended.labels(state)
+        self._hits = Counter(
+            "cmamil_cache_hits", "Slides whose features were in the cache.", registry=registry
+        )
+        self._misses = Counter(
+            "cmamil_cache_misses", "Slides whose features were not.", registry=registry
+        )
         registry.register(_Gauges(now))
         ProcessCollector(registry=registry)
 
@@ -126,6 +134,10 @@ class Metrics:
         self._batches.observe(len(encoded.batch))
         self._tiles.labels("ok").inc(ok)
         self._tiles.labels("failed").inc(len(encoded.batch) - ok)
+
+    def count_look_up(self, found: bool) -> None:
+        """Count a search in the cache of features."""
+        (self._hits if found else self._misses).inc()
 
     def calls(self) -> Iterator[tuple[str, str, str, int]]:
         """``(rpc, model, code, count)``; the model as ``NAME/VERSION``."""
@@ -185,6 +197,9 @@ class _Gauges(Collector):
             "cmamil_decode_worker_restarts",
             "Worker processes that died and were started again.",
             value=now.worker_restarts,
+        )
+        yield GaugeMetricFamily(
+            "cmamil_cache_bytes", "Length of all entries of the cache.", value=now.cache_bytes
         )
         info = GaugeMetricFamily(
             "cmamil_runtime_info",

@@ -64,6 +64,24 @@ class SlideRef:
         """The whole path; following it does not check links again."""
         return Path(self.root, *self.parts)
 
+    @property
+    def slide_id(self) -> str:
+        """File name without its last extension."""
+        return Path(self.name).stem
+
+    def check_unchanged(self, fd: int) -> None:
+        """Look whether an open file is still what was found.
+
+        Raises:
+            SlideCorrupt: it is another file, or has another content.
+        """
+        facts = os.fstat(fd)
+        now = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if now != (self.device, self.inode, self.size, self.mtime_ns):
+            raise SlideCorrupt(
+                f"{self.shown} changed while it was being read; ask again when it is complete."
+            )
+
 
 def resolve(uri: str, roots: Sequence[Path]) -> SlideRef:
     """Find the slide that ``uri`` names: a ``file:`` URI, an absolute path, or one beneath a root.
@@ -106,13 +124,11 @@ def open_slide_file(ref: SlideRef) -> int:
         SlideUriForbidden, SlideNotFound, SlideUnreadable: as :func:`resolve`.
     """
     fd = open_beneath(Path(ref.root), ref.parts, ref.shown)
-    facts = os.fstat(fd)
-    now = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    if now != (ref.device, ref.inode, ref.size, ref.mtime_ns):
+    try:
+        ref.check_unchanged(fd)
+    except SlideCorrupt:
         os.close(fd)
-        raise SlideCorrupt(
-            f"{ref.shown} changed while it was being read; ask again when it is complete."
-        )
+        raise
     return fd
 
 

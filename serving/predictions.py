@@ -15,6 +15,7 @@ from .convert import prediction_message
 from .handlers import Method
 from .models import LoadedModel, ModelTable
 from .predictor import Answer, Predictor, SlideRequest, Stage
+from .remembered import RememberedAnswers
 from .requests import parse, prediction_request, request_id, slide_asked_for
 from .streaming import CallContext, stream_prediction
 
@@ -33,6 +34,7 @@ class Predictions:
         self._config = config
         self._models = models
         self._predictor = predictor
+        self._remembered = RememberedAnswers()
 
     def methods(self) -> dict[str, Method]:
         """Each method by its name."""
@@ -45,25 +47,38 @@ class Predictions:
         kind = prediction_pb2.PredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes)
         identity, request = checked(message, self._models)
-        predictor = self._predictor()
-        with predictor.admission.enter() as ticket:
-            answer = await predictor.predict(
-                request, ticket, remaining_s=context.time_remaining(), report=entering
-            )
-            return await self._written(predictor, answer, request.model, message, identity)
+        predictor, call = self._predictor(), current_call()
+        with self._remembered.request(call.client, message) as known:
+            if known.answer is not None:
+                return known.answer
+            with predictor.admission.enter() as ticket:
+                answer = await predictor.predict(
+                    request,
+                    ticket,
+                    remaining_s=context.time_remaining(),
+                    report=lambda stage: call.enter(stage.name),
+                )
+                written = await self._written(predictor, answer, request.model, message, identity)
+                return known.settle(written)
 
     async def _stream_predict_slide(self, data: bytes, context: CallContext) -> None:
         kind = prediction_pb2.StreamPredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes).request
         identity, request = checked(message, self._models)
-        predictor = self._predictor()
-        with predictor.admission.enter() as ticket:
+        predictor, call = self._predictor(), current_call()
+        with (
+            self._remembered.request(call.client, message) as known,
+            predictor.admission.enter() as ticket,
+        ):
 
             async def predict(
                 report: Callable[[Stage], None],
             ) -> prediction_pb2.PredictSlideResponse:
+                if known.answer is not None:
+                    return known.answer
+
                 def enter(stage: Stage) -> None:
-                    entering(stage)
+                    call.enter(stage.name)  # this one's, though the work be another call's
                     report(stage)
 
                 answer = await predictor.predict(
@@ -71,7 +86,7 @@ class Predictions:
                 )
                 written = await self._written(predictor, answer, request.model, message, identity)
                 ticket.release()  # a client that takes its answer slowly keeps no place
-                return written
+                return known.settle(written)
 
             accepted = prediction_pb2.Accepted(
                 queue_position=ticket.position, model=request.model.resource
@@ -110,11 +125,6 @@ def checked(
     return identity, request
 
 
-def entering(stage: Stage) -> None:
-    """Note the stage of the current call."""
-    current_call().enter(stage.name)
-
-
 async def written_answer(
     predictor: Predictor,
     answer: Answer,
@@ -130,7 +140,13 @@ async def written_answer(
     """
     call = current_call()
     call.enter("answering")
-    call.seconds = {"queued": answer.seconds_queued, **answer.prediction.seconds}
+    found = answer.prediction
+    call.features = found.feature_source
+    call.seconds = {"queued": answer.seconds_queued, **found.seconds}
+    if call.features != "computed":
+        # Stages that another call's line has, or that were not done.
+        for stage in ("open", "tissue", "decode", "encode"):
+            del call.seconds[stage]
 
     def write() -> prediction_pb2.PredictSlideResponse:
         written = prediction_message(answer, model, identity, attention=message.output.attention)
@@ -145,4 +161,4 @@ async def written_answer(
     return await predictor.in_thread(write)
 
 
-__all__ = ["Predictions", "checked", "entering", "written_answer"]
+__all__ = ["Predictions", "checked", "written_answer"]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.bundle import Aggregated
 from cmamil_sdk.errors import (
     MppUnknown,
     MppUnusable,
@@ -29,11 +30,14 @@ from cmamil_sdk.tiling.plan import TilePlan
 
 from .admission import Admission, Deadlines, Ticket
 from .config import ServerConfig
+from .feature_cache import FeatureCache
+from .features import FeatureFinder, Features, Report
 from .hashing import SlideHasher
 from .messages import EncodeTiles, GraphOutputs, MakePlan, Planned, ReadFacts, RunGraph
-from .models import LoadedModel
 from .paths import SlideRef, resolve
-from .pool import Job, WorkerPool
+from .pool import WorkerPool
+from .single_flight import SingleFlight
+from .slide_request import SlideRequest, Stage
 from .tokens import CALLER
 from .uploads.uploads import Uploads
 
@@ -43,35 +47,21 @@ _UNTILEABLE = (MppUnknown, MppUnusable, NoTissue, SlideTooLarge, TooManyTiles)
 
 
 @dataclass(frozen=True)
-class SlideRequest:
-    """A checked request: which slide, by which model, read how.
-
-    The slide is ``uri``, or where that is empty the uploaded one of ``slide_id``.
-    """
-
-    uri: str
-    expected_sha256: str
-    mpp: float | None
-    model: LoadedModel
-    top_k: int = 0
-    slide_id: str = ""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where a request stands: ``queued``, ``planning``, ``tiles`` or ``aggregating``."""
-
-    name: str
-    done: int = 0
-    total: int = 0
-
-
-@dataclass(frozen=True)
 class Answer:
     """A prediction and the seconds its request waited for its turn."""
 
     prediction: Prediction
     seconds_queued: float
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Features of a slide, its sha256, and the seconds its request waited and took after that."""
+
+    features: Features
+    slide_sha256: str
+    seconds_queued: float
+    seconds_total: float
 
 
 @dataclass(frozen=True)
@@ -87,12 +77,21 @@ class Inspection:
 class Predictor:
     """Runs requests on the worker pool; the event loop only hands things on."""
 
-    def __init__(self, config: ServerConfig, pool: WorkerPool, uploads: Uploads) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        pool: WorkerPool,
+        uploads: Uploads,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        """``cache``: where features are kept, None for nowhere."""
         self._roots = config.slides_roots
         self._uploads = uploads
         self._reader = config.reader
         self._pool = pool
         self._hasher = SlideHasher()
+        self._features = FeatureFinder(config, self._hasher, cache, self._read_slide)
+        self._aggregations = SingleFlight[Hashable, Aggregated, None]()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="aggregate")
         self.admission = Admission(config.max_active_slides, config.max_queued)
         self.deadlines = Deadlines(config.default_deadline_s, config.max_deadline_s)
@@ -113,14 +112,43 @@ class Predictor:
             ServerDraining: the server had to stop before.
             DecoderCrashed: the slide ended two workers.
         """
-        entered = time.perf_counter()
-        report(Stage("queued"))
-        async with self.deadlines.limit(remaining_s), self._found(request) as ref:
-            await ticket.wait()
-            started = time.perf_counter()
-            with self._pool.job() as job:
-                prediction = await self._predict(job, ref, request, report, started)
-            return Answer(prediction, started - entered)
+        async with self.deadlines.limit(remaining_s):
+            entered = time.perf_counter()
+            ref, key, features, began = await self._find_features(request, ticket, report)
+            slide, bundle = features.slide, request.model.bundle
+            bundle.check_size(slide.planned, ref.shown)
+            report(Stage("aggregating", slide.total_planned, slide.total_planned))
+            aggregated = await self._aggregations.share(
+                key, lambda _tell: self.in_thread(bundle.aggregate, slide.bag)
+            )
+            seconds = {
+                **features.seconds,
+                "aggregate": aggregated.seconds,
+                "total": time.perf_counter() - began,
+            }
+            prediction = await self.in_thread(
+                lambda: build_prediction(
+                    slide, aggregated, bundle, seconds=seconds, top_k=request.top_k
+                )
+            )
+            marked = replace(prediction, feature_source=features.source)
+            return Answer(marked, began - entered)
+
+    async def extract(
+        self,
+        request: SlideRequest,
+        ticket: Ticket,
+        *,
+        remaining_s: float | None,
+        report: Callable[[Stage], None] = lambda _stage: None,
+    ) -> Extraction:
+        """The features of one slide; ``report`` and errors as :meth:`predict`."""
+        async with self.deadlines.limit(remaining_s):
+            entered = time.perf_counter()
+            ref, _, features, began = await self._find_features(request, ticket, report)
+            took_s = time.perf_counter() - began
+            sha256 = await self._hasher.sha256(ref)
+            return Extraction(features, sha256, began - entered, took_s)
 
     async def inspect(
         self, request: SlideRequest, ticket: Ticket, *, remaining_s: float | None
@@ -160,6 +188,7 @@ class Predictor:
 
     def close(self) -> None:
         """Drop what has not begun in the threads."""
+        self._features.close()
         self._hasher.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -191,30 +220,43 @@ class Predictor:
                 "name the right file, or copy it again."
             )
 
-    async def _predict(
-        self,
-        job: Job,
-        ref: SlideRef,
-        request: SlideRequest,
-        report: Callable[[Stage], None],
-        started: float,
-    ) -> Prediction:
+    async def _find_features(
+        self, request: SlideRequest, ticket: Ticket, report: Report
+    ) -> tuple[SlideRef, Hashable, Features, float]:
+        """The slide, the name of the work, the features, and when the work on them began."""
+        report(Stage("queued"))
+        async with self._found(request) as ref, ticket.begins() as beginning:
+            key = self._features.key(ref, request)
+
+            def enter(stage: Stage) -> None:
+                beginning.now()
+                report(stage)
+
+            features = await self._features.find(key, ref, request, ticket, enter)
+            return ref, key, features, beginning.now()
+
+    async def _read_slide(
+        self, ref: SlideRef, request: SlideRequest, ticket: Ticket, report: Report
+    ) -> Features:
+        """Wait for the turn, then have the workers read and encode a slide."""
+        await ticket.turn
         report(Stage("planning"))
         bundle, number = request.model.bundle, request.model.number
-        planned = await job.run(MakePlan(ref, request.mpp, number))
-        assert isinstance(planned, Planned)
-        plan = planned.plan
-        bundle.check_size(plan.counts(), plan.facts.path)
-        device = decoding_device(self._reader, bundle.encoder_info)
-        batches = await self.in_thread(plan.batches, batch_tiles(device))
-        builder = BagBuilder(plan, bundle.manifest.encoder.dim)
-        report(Stage("tiles", 0, plan.total_tiles()))
-        tasks = (EncodeTiles(ref, request.mpp, number, batch) for batch in batches)
-        async for encoded in job.run_all(tasks):
-            assert isinstance(encoded, EncodedBatch)
-            builder.add(encoded)
-            report(Stage("tiles", builder.tiles_done, plan.total_tiles()))
-        report(Stage("aggregating", builder.tiles_done, plan.total_tiles()))
+        with self._pool.job() as job:
+            planned = await job.run(MakePlan(ref, request.mpp, number))
+            assert isinstance(planned, Planned)
+            plan = planned.plan
+            if request.aggregate:
+                bundle.check_size(plan.counts(), plan.facts.path)
+            device = decoding_device(self._reader, bundle.encoder_info)
+            batches = await self.in_thread(plan.batches, batch_tiles(device))
+            builder = BagBuilder(plan, bundle.manifest.encoder.dim)
+            report(Stage("tiles", 0, plan.total_tiles()))
+            tasks = (EncodeTiles(ref, request.mpp, number, batch) for batch in batches)
+            async for encoded in job.run_all(tasks):
+                assert isinstance(encoded, EncodedBatch)
+                builder.add(encoded)
+                report(Stage("tiles", builder.tiles_done, plan.total_tiles()))
         busy = min(len(self._pool.slots), len(batches))
         seconds = {
             "open": planned.seconds_open,
@@ -222,23 +264,7 @@ class Predictor:
             "decode": builder.times.decode / busy,
             "encode": builder.times.encode / busy,
         }
-
-        def finish() -> Prediction:
-            bag = builder.finish()
-            aggregated = bundle.aggregate(bag)
-            seconds["aggregate"] = aggregated.seconds
-            seconds["total"] = time.perf_counter() - started
-            return build_prediction(
-                plan,
-                bag,
-                aggregated,
-                bundle,
-                seconds=seconds,
-                tiles_failed=builder.tiles_failed,
-                top_k=request.top_k,
-            )
-
-        return await self.in_thread(finish)
+        return Features(await self.in_thread(builder.extracted), seconds)
 
 
-__all__ = ["Answer", "Inspection", "Predictor", "SlideRequest", "Stage"]
+__all__ = ["Answer", "Extraction", "Inspection", "Predictor", "SlideRequest", "Stage"]

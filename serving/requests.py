@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
+from dataclasses import replace
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -14,7 +15,7 @@ from cmamil_sdk.errors import FieldInvalid, MessageTooLarge
 from cmamil_sdk.slides.base import PLAUSIBLE_MPP
 
 from .models import ModelTable
-from .predictor import SlideRequest
+from .slide_request import SlideRequest
 from .status import FieldProblem, RequestInvalid
 
 _MessageT = TypeVar("_MessageT", bound=Message)
@@ -65,7 +66,8 @@ def prediction_request(
         problems.append(FieldProblem("request_id", "must be a UUID"))
     if problems:
         raise RequestInvalid(problems)
-    return _request(message.slide, message.tiling, models, message.model, top_k)
+    request = _request(message.slide, message.tiling, models, message.model, top_k)
+    return replace(request, bypass_cache=message.bypass_cache)
 
 
 def inspection_request(message: slide_pb2.InspectSlideRequest, models: ModelTable) -> SlideRequest:

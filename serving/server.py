@@ -27,6 +27,7 @@ from .access import Access
 from .calls import HEALTH
 from .child import WORKER_COMMAND
 from .config import ServerConfig
+from .feature_cache import FeatureCache
 from .health import Health
 from .logs import Event
 from .messages import WorkerSetup
@@ -70,14 +71,15 @@ class Server:
         """Start and wait until ready. On an error nothing is left running.
 
         Raises:
-            ConfigInvalid: the address, a certificate, a key, the tokens or the file of jobs cannot be
-                used, or two bundles are the same.
+            ConfigInvalid: the address, a certificate, a key, the tokens, the cache or the file of jobs
+                cannot be used, or two bundles are the same.
             CmamilError: a bundle cannot be loaded, as :meth:`Bundle.load` says.
         """
         started_s = time.monotonic()
         LOG.info(Event("starting", version=__version__, bundles=len(self.config.bundles)))
         try:
             await self._services.jobs.open()
+            self._services.cache = self._open_cache()
             await self._listen()
             models = await asyncio.to_thread(load_models, self.config)
             await self._start_workers(models)
@@ -207,7 +209,15 @@ class Server:
         )
         self._services.engines = await pool.start()
         self._services.pool = pool
-        self._services.predictor = Predictor(config, pool, self._services.uploads)
+        self._services.predictor = Predictor(
+            config, pool, self._services.uploads, self._services.cache
+        )
+
+    def _open_cache(self) -> FeatureCache | None:
+        if self.config.cache is None:
+            return None
+        metrics = self._services.metrics
+        return FeatureCache(self.config.cache, self.config.cache_max_bytes, metrics.count_look_up)
 
     def _on_workers_change(self) -> None:
         task = asyncio.get_running_loop().create_task(self._update_health())

@@ -22,6 +22,7 @@ from .convert import (
     model_message,
     stats_message,
 )
+from .feature_cache import FeatureCache
 from .handlers import Behaviour, Method
 from .jobs.service import PredictionJobs
 from .messages import Ready
@@ -59,6 +60,7 @@ class Services:
         self.predictor: Predictor | None = None
         self.pool: WorkerPool | None = None
         self.engines: Ready | None = None
+        self.cache: FeatureCache | None = None
         self.metrics = Metrics(self.now)
         self._predictions = Predictions(config, self.models, self._ready_predictor)
         self.jobs = PredictionJobs(config, self.models, self._ready_predictor, self.metrics)
@@ -179,6 +181,7 @@ class Services:
             queued_batches=0 if self.pool is None else self.pool.waiting,
             worker_restarts=0 if self.pool is None else self.pool.restarts,
             jobs=self.jobs.counts,
+            cache_bytes=0 if self.cache is None else self.cache.bytes,
             runtimes=tuple(self._runtimes()),
         )
 

@@ -13,7 +13,7 @@ import grpc
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 
 from .convert import progress_message
-from .predictor import Stage
+from .slide_request import Stage
 
 _T = TypeVar("_T")
 _SHORTEST_GAP_S = 0.5

@@ -251,7 +251,7 @@ def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup, device: str) -> 
     except BaseException:
         os.close(fd)
         raise
-    reader.facts = replace(reader.facts, path=ref.shown, slide_id=Path(ref.name).stem)
+    reader.facts = replace(reader.facts, path=ref.shown, slide_id=ref.slide_id)
     return _OpenSlide(reader, fd, alias)
 
 

@@ -83,6 +83,12 @@ def run(
     jobs_file: Annotated[
         Path | None, typer.Option(help="Keep prediction jobs in this SQLite file.")
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep slides' features in this folder; off without.")
+    ] = None,
+    cache_max_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest size of that folder, bytes.")
+    ] = 10 * 2**30,
     drain_delay_s: Annotated[
         float, typer.Option(min=0, help="Take new work for so long after SIGTERM.")
     ] = 0.0,

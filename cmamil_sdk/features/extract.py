@@ -25,6 +25,7 @@ from cmamil_sdk.features.encode import (
     decoding_device,
     encode_all,
 )
+from cmamil_sdk.features.extracted import ExtractedSlide
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides.open import open_slide
 from cmamil_sdk.tiling.batches import TileBatch
@@ -119,6 +120,16 @@ class BagBuilder:
             coords={n: planned[n].coords[ok[n]] for n in names},
             parent=_surviving_parents({n: planned[n].parent for n in names}, ok),
             tissue={n: planned[n].tissue[ok[n]] for n in names},
+        )
+
+    def extracted(self) -> ExtractedSlide:
+        """The slide with its bag; errors as :meth:`finish`."""
+        return ExtractedSlide(
+            facts=self._plan.facts,
+            tile_size_level0={scale.name: scale.size_level0 for scale in self._plan.scales},
+            planned=self._plan.counts(),
+            tiles_failed=self.tiles_failed,
+            bag=self.finish(),
         )
 
 

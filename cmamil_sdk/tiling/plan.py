@@ -105,12 +105,22 @@ def make_plan(
     total = plan.total_tiles()
     if total == 0 and not allow_empty:
         raise NoTissue(no_tissue(plan))
-    if max_tiles is not None and total > max_tiles:
+    if max_tiles is not None:
+        check_tiles(reader.facts.path, total, max_tiles)
+    return plan
+
+
+def check_tiles(slide: str, total: int, max_tiles: int) -> None:
+    """Refuse a slide of too many tiles.
+
+    Raises:
+        TooManyTiles: more than ``max_tiles``.
+    """
+    if total > max_tiles:
         raise TooManyTiles(
-            f"{reader.facts.path} has {total} tiles, the limit is {max_tiles}; "
+            f"{slide} has {total} tiles, the limit is {max_tiles}; "
             "raise the limit, or cut the slide into smaller ones."
         )
-    return plan
 
 
 def no_tissue(plan: TilePlan) -> str:
@@ -215,6 +225,7 @@ __all__ = [
     "PlannedScale",
     "TileBatch",
     "TilePlan",
+    "check_tiles",
     "make_plan",
     "no_tissue",
     "plan_tiles",

@@ -20,7 +20,7 @@ from ..handlers import Method
 from ..logs import job_event
 from ..metrics import Metrics
 from ..models import ModelTable
-from ..predictions import checked, entering, written_answer
+from ..predictions import checked, written_answer
 from ..predictor import Predictor, Stage
 from ..requests import parse
 from ..status import FieldProblem, RequestInvalid
@@ -198,10 +198,10 @@ class PredictionJobs:
         """The result of a job; runs in a task of its own."""
         message = prediction_pb2.PredictSlideRequest.FromString(row.request)
         identity, request = checked(message, self._models)
-        predictor = self._predictor()
+        predictor, call = self._predictor(), current_call()
 
         def enter(stage: Stage) -> None:
-            entering(stage)
+            call.enter(stage.name)  # this one's, though the work be another call's
             report(stage)
 
         answer = await predictor.predict(

@@ -58,10 +58,10 @@ CAUSES = {
     "DECODER_CRASHED": "test_faults.py::test_a_slide_that_ends_its_workers_fails_alone",
     "NON_FINITE_OUTPUT": "test_error_table.py::test_an_output_that_is_no_number",
     "REQUEST_TOO_LARGE": "open_inference/test_refusals.py::test_more_tiles_than_a_call_may_hold",
+    "REQUEST_ID_REUSED": "test_feature_cache.py::test_a_request_id_is_one_request",
     "REQUEST_UNSUPPORTED": (
         "open_inference/test_refusals.py::test_what_triton_does_and_this_server_does_not"
     ),
-    "REQUEST_ID_REUSED": "test_jobs.py::test_a_request_id_makes_one_job",
     "JOB_NOT_FOUND": "test_jobs.py::test_unknown_jobs_are_not_found",
     "JOB_FINISHED": "test_jobs.py::test_a_job_may_fail",
     "JOBS_DISABLED": "test_jobs.py::test_without_a_file_there_are_no_jobs",

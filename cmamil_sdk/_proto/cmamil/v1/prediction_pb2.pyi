@@ -20,11 +20,31 @@ class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STAGE_PLANNING: _ClassVar[Stage]
     STAGE_TILES: _ClassVar[Stage]
     STAGE_AGGREGATING: _ClassVar[Stage]
+
+class FeatureSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEATURE_SOURCE_UNSPECIFIED: _ClassVar[FeatureSource]
+    FEATURE_SOURCE_COMPUTED: _ClassVar[FeatureSource]
+    FEATURE_SOURCE_CACHED: _ClassVar[FeatureSource]
+    FEATURE_SOURCE_COALESCED: _ClassVar[FeatureSource]
+
+class FeatureType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEATURE_TYPE_UNSPECIFIED: _ClassVar[FeatureType]
+    FEATURE_TYPE_FLOAT32: _ClassVar[FeatureType]
+    FEATURE_TYPE_FLOAT16: _ClassVar[FeatureType]
 STAGE_UNSPECIFIED: Stage
 STAGE_QUEUED: Stage
 STAGE_PLANNING: Stage
 STAGE_TILES: Stage
 STAGE_AGGREGATING: Stage
+FEATURE_SOURCE_UNSPECIFIED: FeatureSource
+FEATURE_SOURCE_COMPUTED: FeatureSource
+FEATURE_SOURCE_CACHED: FeatureSource
+FEATURE_SOURCE_COALESCED: FeatureSource
+FEATURE_TYPE_UNSPECIFIED: FeatureType
+FEATURE_TYPE_FLOAT32: FeatureType
+FEATURE_TYPE_FLOAT16: FeatureType
 
 class OutputOptions(_message.Message):
     __slots__ = ("attention", "top_k")
@@ -35,18 +55,20 @@ class OutputOptions(_message.Message):
     def __init__(self, attention: _Optional[bool] = ..., top_k: _Optional[int] = ...) -> None: ...
 
 class PredictSlideRequest(_message.Message):
-    __slots__ = ("model", "slide", "tiling", "output", "request_id")
+    __slots__ = ("model", "slide", "tiling", "output", "request_id", "bypass_cache")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SLIDE_FIELD_NUMBER: _ClassVar[int]
     TILING_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    BYPASS_CACHE_FIELD_NUMBER: _ClassVar[int]
     model: str
     slide: _slide_pb2.SlideSource
     tiling: _slide_pb2.TilingOptions
     output: OutputOptions
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., slide: _Optional[_Union[_slide_pb2.SlideSource, _Mapping]] = ..., tiling: _Optional[_Union[_slide_pb2.TilingOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    bypass_cache: bool
+    def __init__(self, model: _Optional[str] = ..., slide: _Optional[_Union[_slide_pb2.SlideSource, _Mapping]] = ..., tiling: _Optional[_Union[_slide_pb2.TilingOptions, _Mapping]] = ..., output: _Optional[_Union[OutputOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., bypass_cache: _Optional[bool] = ...) -> None: ...
 
 class StreamPredictSlideRequest(_message.Message):
     __slots__ = ("request",)
@@ -109,7 +131,7 @@ class StageTimings(_message.Message):
     def __init__(self, queued: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., open: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tissue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., aggregate: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class PredictSlideResponse(_message.Message):
-    __slots__ = ("request_id", "model", "bundle", "bundle_sha256", "slide_id", "label", "scores", "coarse_scores", "tiles_per_scale", "tiles_failed", "mpp", "mpp_source", "timings", "engine", "top_tiles", "warnings", "attention")
+    __slots__ = ("request_id", "model", "bundle", "bundle_sha256", "slide_id", "label", "scores", "coarse_scores", "tiles_per_scale", "tiles_failed", "mpp", "mpp_source", "timings", "engine", "top_tiles", "warnings", "attention", "feature_source")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +149,7 @@ class PredictSlideResponse(_message.Message):
     TOP_TILES_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_SOURCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     bundle: str
@@ -144,7 +167,8 @@ class PredictSlideResponse(_message.Message):
     top_tiles: _containers.RepeatedCompositeFieldContainer[TopTile]
     warnings: _containers.RepeatedScalarFieldContainer[str]
     attention: _containers.RepeatedCompositeFieldContainer[ScaleAttention]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., slide_id: _Optional[str] = ..., label: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., coarse_scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., tiles_per_scale: _Optional[_Iterable[_Union[_slide_pb2.ScaleTiles, _Mapping]]] = ..., tiles_failed: _Optional[int] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[_slide_pb2.MppSource, str]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., engine: _Optional[str] = ..., top_tiles: _Optional[_Iterable[_Union[TopTile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., attention: _Optional[_Iterable[_Union[ScaleAttention, _Mapping]]] = ...) -> None: ...
+    feature_source: FeatureSource
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., slide_id: _Optional[str] = ..., label: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., coarse_scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., tiles_per_scale: _Optional[_Iterable[_Union[_slide_pb2.ScaleTiles, _Mapping]]] = ..., tiles_failed: _Optional[int] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[_slide_pb2.MppSource, str]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., engine: _Optional[str] = ..., top_tiles: _Optional[_Iterable[_Union[TopTile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., attention: _Optional[_Iterable[_Union[ScaleAttention, _Mapping]]] = ..., feature_source: _Optional[_Union[FeatureSource, str]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("queue_position", "model")
@@ -177,6 +201,98 @@ class StreamPredictSlideResponse(_message.Message):
     progress: Progress
     result: PredictSlideResponse
     def __init__(self, request_id: _Optional[str] = ..., sequence: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[PredictSlideResponse, _Mapping]] = ...) -> None: ...
+
+class ExtractFeaturesRequest(_message.Message):
+    __slots__ = ("model", "slide", "tiling", "request_id", "feature_type", "bypass_cache")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLIDE_FIELD_NUMBER: _ClassVar[int]
+    TILING_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    BYPASS_CACHE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    slide: _slide_pb2.SlideSource
+    tiling: _slide_pb2.TilingOptions
+    request_id: str
+    feature_type: FeatureType
+    bypass_cache: bool
+    def __init__(self, model: _Optional[str] = ..., slide: _Optional[_Union[_slide_pb2.SlideSource, _Mapping]] = ..., tiling: _Optional[_Union[_slide_pb2.TilingOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., feature_type: _Optional[_Union[FeatureType, str]] = ..., bypass_cache: _Optional[bool] = ...) -> None: ...
+
+class FeatureChunk(_message.Message):
+    __slots__ = ("scale", "first_row", "rows", "coords", "parent", "tissue", "features")
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COORDS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    TISSUE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    scale: str
+    first_row: int
+    rows: int
+    coords: bytes
+    parent: bytes
+    tissue: bytes
+    features: bytes
+    def __init__(self, scale: _Optional[str] = ..., first_row: _Optional[int] = ..., rows: _Optional[int] = ..., coords: _Optional[bytes] = ..., parent: _Optional[bytes] = ..., tissue: _Optional[bytes] = ..., features: _Optional[bytes] = ...) -> None: ...
+
+class FeatureSummary(_message.Message):
+    __slots__ = ("model", "slide_id", "slide_sha256", "width", "height", "mpp", "mpp_source", "reader", "recipe", "encoder", "engine", "engine_reason", "sdk_version", "tiles_per_scale", "tiles_failed", "dim", "timings", "feature_source", "warnings")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SLIDE_ID_FIELD_NUMBER: _ClassVar[int]
+    SLIDE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MPP_FIELD_NUMBER: _ClassVar[int]
+    MPP_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_REASON_FIELD_NUMBER: _ClassVar[int]
+    SDK_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TILES_PER_SCALE_FIELD_NUMBER: _ClassVar[int]
+    TILES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    slide_id: str
+    slide_sha256: str
+    width: int
+    height: int
+    mpp: float
+    mpp_source: _slide_pb2.MppSource
+    reader: str
+    recipe: str
+    encoder: str
+    engine: str
+    engine_reason: str
+    sdk_version: str
+    tiles_per_scale: _containers.RepeatedCompositeFieldContainer[_slide_pb2.ScaleTiles]
+    tiles_failed: int
+    dim: int
+    timings: StageTimings
+    feature_source: FeatureSource
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., slide_id: _Optional[str] = ..., slide_sha256: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[_slide_pb2.MppSource, str]] = ..., reader: _Optional[str] = ..., recipe: _Optional[str] = ..., encoder: _Optional[str] = ..., engine: _Optional[str] = ..., engine_reason: _Optional[str] = ..., sdk_version: _Optional[str] = ..., tiles_per_scale: _Optional[_Iterable[_Union[_slide_pb2.ScaleTiles, _Mapping]]] = ..., tiles_failed: _Optional[int] = ..., dim: _Optional[int] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., feature_source: _Optional[_Union[FeatureSource, str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ExtractFeaturesResponse(_message.Message):
+    __slots__ = ("request_id", "sequence", "accepted", "progress", "chunk", "summary")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    sequence: int
+    accepted: Accepted
+    progress: Progress
+    chunk: FeatureChunk
+    summary: FeatureSummary
+    def __init__(self, request_id: _Optional[str] = ..., sequence: _Optional[int] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., chunk: _Optional[_Union[FeatureChunk, _Mapping]] = ..., summary: _Optional[_Union[FeatureSummary, _Mapping]] = ...) -> None: ...
 
 class PredictionJob(_message.Message):
     __slots__ = ("name", "state", "request", "progress", "error", "result", "create_time", "start_time", "end_time", "expire_time", "fingerprint", "queue_position")
