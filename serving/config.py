@@ -76,6 +76,12 @@ class ServerConfig(BaseModel):
         120.0, gt=0, description="a worker silent for longer over one task is taken for hung"
     )
 
+    quarantine_s: float = Field(
+        300.0,
+        ge=0,
+        description="a slide that ended two workers is refused for so long; 0: it is not",
+    )
+
     max_active_slides: int = Field(4, ge=1, le=1024)
     max_queued: int = Field(16, ge=0, le=65536)
     max_calls_per_client: int = Field(

@@ -29,6 +29,9 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
 _SHOWN_CHARACTERS = 200
 
+FileIdentity = tuple[int, int, int, int]
+"""Device, inode, size and time of change, ns: the same by every name of a file, until it changes."""
+
 
 @dataclass(frozen=True)
 class SlideRef:
@@ -62,6 +65,11 @@ class SlideRef:
         """The whole path; following it does not check links again."""
         return Path(self.root, *self.parts)
 
+    @property
+    def identity(self) -> FileIdentity:
+        """What tells the file, as it was found, from any other."""
+        return self.device, self.inode, self.size, self.mtime_ns
+
 
 def resolve(uri: str, roots: Sequence[Path]) -> SlideRef:
     """Find the slide that ``uri`` names: a ``file:`` URI, an absolute path, or one beneath a root.
@@ -89,10 +97,7 @@ def resolve(uri: str, roots: Sequence[Path]) -> SlideRef:
             absent = absent or problem
             continue
         with _closing(found) as fd:
-            facts = os.fstat(fd)
-        return SlideRef(
-            str(root), beneath, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-        )
+            return SlideRef(str(root), beneath, *_identity(fd))
     raise absent or _forbidden(uri)
 
 
@@ -104,14 +109,17 @@ def open_slide_file(ref: SlideRef) -> int:
         SlideUriForbidden, SlideNotFound, SlideUnreadable: as :func:`resolve`.
     """
     fd = open_beneath(Path(ref.root), ref.parts, ref.shown)
-    facts = os.fstat(fd)
-    now = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    if now != (ref.device, ref.inode, ref.size, ref.mtime_ns):
+    if _identity(fd) != ref.identity:
         os.close(fd)
         raise SlideCorrupt(
             f"{ref.shown} changed while it was being read; ask again when it is complete."
         )
     return fd
+
+
+def _identity(fd: int) -> FileIdentity:
+    facts = os.fstat(fd)
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def open_beneath(root: Path, parts: Sequence[str], shown: str) -> int:
@@ -236,4 +244,4 @@ class _closing:  # noqa: N801 - used as a function
         os.close(self._fd)
 
 
-__all__ = ["SlideRef", "open_slide_file", "resolve"]
+__all__ = ["FileIdentity", "SlideRef", "open_slide_file", "resolve"]

@@ -32,7 +32,8 @@ from .hashing import SlideHasher
 from .messages import EncodeTiles, GraphOutputs, MakePlan, Planned, ReadFacts, RunGraph
 from .models import LoadedModel
 from .paths import SlideRef, resolve
-from .pool import Job, WorkerPool
+from .pool import WorkerPool
+from .turns import Job
 
 _T = TypeVar("_T")
 Float32 = npt.NDArray[np.float32]
@@ -103,7 +104,7 @@ class Predictor:
             InputError: the slide cannot be used.
             DeadlineExceeded: not done in ``remaining_s`` (None: the server's default).
             ServerDraining: the server had to stop before.
-            DecoderCrashed: the slide ended two workers.
+            DecoderCrashed: the slide ended two workers, now or a while ago.
         """
         async with self.deadlines.limit(remaining_s):
             entered = time.perf_counter()
@@ -164,6 +165,7 @@ class Predictor:
 
     async def _find(self, request: SlideRequest) -> SlideRef:
         ref = await asyncio.to_thread(resolve, request.uri, self._roots)
+        self._pool.quarantine.check(ref)
         if request.expected_sha256:
             found = await self._hasher.sha256(ref)
             if found != request.expected_sha256.lower():
