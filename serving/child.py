@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from .messages import HEADER, MAX_REPLY_BYTES, Reply, frame, parse_reply
+from .messages import HEADER, MAX_REPLY_BYTES, Parts, Reply, frame, parse_reply
 
 LOG = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ class ChildProcess(asyncio.Protocol):
     because Linux ends a child together with the *thread* that started it.
     """
 
-    def __init__(self, on_reply: Callable[[Reply], None], on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self, on_reply: Callable[[Reply | Parts], None], on_exit: Callable[[], None]
+    ) -> None:
         self._on_reply, self._on_exit = on_reply, on_exit
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None

@@ -83,6 +83,11 @@ class ServerConfig(BaseModel):
     cache_max_bytes: int = Field(
         10 * 2**30, ge=1, description="of the cache; what was used longest ago goes first"
     )
+    quarantine_s: float = Field(
+        300.0,
+        ge=0,
+        description="a slide that ended two workers is refused for so long; 0: it is not",
+    )
 
     max_active_slides: int = Field(4, ge=1, le=1024)
     max_queued: int = Field(16, ge=0, le=65536)

@@ -119,6 +119,13 @@ class RunGraph:
 Task = ReadFacts | MakePlan | EncodeTiles | RunGraph
 
 
+@dataclass(frozen=True)
+class EncodeTogether:
+    """Ask for the features of batches that share calls of one encoder; answered with :class:`Parts`."""
+
+    tasks: tuple[EncodeTiles, ...]
+
+
 def described(task: Task) -> str:
     """What a task was, as messages say it."""
     if isinstance(task, RunGraph):
@@ -161,6 +168,14 @@ class Failed:
 
 Reply = Ready | SlideFacts | Planned | EncodedBatch | GraphOutputs | Failed
 
+
+@dataclass(frozen=True)
+class Parts:
+    """The answer to each task of :class:`EncodeTogether`, in their order."""
+
+    replies: tuple[EncodedBatch | Failed, ...]
+
+
 _ALLOWED = {
     (cls.__module__, cls.__qualname__): cls
     for cls in (
@@ -170,6 +185,7 @@ _ALLOWED = {
         GraphOutputs,
         Level,
         OwnLevel,
+        Parts,
         PlannedScale,
         Planned,
         ReadGeometry,
@@ -224,13 +240,13 @@ def _read(pipe: socket.socket, size: int) -> bytes | None:
     return bytes(chunks)
 
 
-def parse_reply(body: bytes) -> Reply:
+def parse_reply(body: bytes) -> Reply | Parts:
     """A worker's answer.
 
     Raises:
         pickle.UnpicklingError: it holds anything but the classes of this module.
     """
-    reply: Reply = _ReplyUnpickler(io.BytesIO(body)).load()
+    reply: Reply | Parts = _ReplyUnpickler(io.BytesIO(body)).load()
     return reply
 
 
@@ -238,11 +254,13 @@ __all__ = [
     "HEADER",
     "MAX_REPLY_BYTES",
     "EncodeTiles",
+    "EncodeTogether",
     "EncoderSpec",
     "Failed",
     "GraphOutputs",
     "GraphSpec",
     "MakePlan",
+    "Parts",
     "Planned",
     "ReadFacts",
     "Ready",

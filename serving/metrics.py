@@ -5,7 +5,7 @@ Calls and batches are counted when they end; what waits and works is looked at w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -83,7 +83,10 @@ class Metrics:
             "cmamil_tiles", "Tiles that workers read.", ("result",), registry=registry
         )
         self._batches = Histogram(
-            "cmamil_batch_size", "Tiles of a batch.", buckets=_TILES, registry=registry
+            "cmamil_batch_size",
+            "Tiles of a batch, of all its slides.",
+            buckets=_TILES,
+            registry=registry,
         )
         self._cancelled = Counter(
             "cmamil_cancelled",
@@ -128,12 +131,13 @@ class Metrics:
         if call.stage and call.code in _GIVEN_UP:
             self._cancelled.labels(call.stage).inc()
 
-    def count_batch(self, encoded: EncodedBatch) -> None:
-        """Count a batch that a worker has done."""
-        ok = int(encoded.ok.sum())
-        self._batches.observe(len(encoded.batch))
+    def count_batch(self, parts: Sequence[EncodedBatch]) -> None:
+        """Count a batch that a worker has done, in its parts of one slide each."""
+        tiles = sum(len(part.batch) for part in parts)
+        ok = sum(int(part.ok.sum()) for part in parts)
+        self._batches.observe(tiles)
         self._tiles.labels("ok").inc(ok)
-        self._tiles.labels("failed").inc(len(encoded.batch) - ok)
+        self._tiles.labels("failed").inc(tiles - ok)
 
     def count_look_up(self, found: bool) -> None:
         """Count a search in the cache of features."""

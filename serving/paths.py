@@ -29,6 +29,9 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
 _SHOWN_CHARACTERS = 200
 
+FileIdentity = tuple[int, int, int, int]
+"""Device, inode, size and time of change, ns: the same by every name of a file, until it changes."""
+
 
 @dataclass(frozen=True)
 class SlideRef:
@@ -69,15 +72,18 @@ class SlideRef:
         """File name without its last extension."""
         return Path(self.name).stem
 
+    @property
+    def identity(self) -> FileIdentity:
+        """What tells the file, as it was found, from any other."""
+        return self.device, self.inode, self.size, self.mtime_ns
+
     def check_unchanged(self, fd: int) -> None:
         """Look whether an open file is still what was found.
 
         Raises:
             SlideCorrupt: it is another file, or has another content.
         """
-        facts = os.fstat(fd)
-        now = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        if now != (self.device, self.inode, self.size, self.mtime_ns):
+        if _identity(fd) != self.identity:
             raise SlideCorrupt(
                 f"{self.shown} changed while it was being read; ask again when it is complete."
             )
@@ -109,10 +115,7 @@ def resolve(uri: str, roots: Sequence[Path]) -> SlideRef:
             absent = absent or problem
             continue
         with _closing(found) as fd:
-            facts = os.fstat(fd)
-        return SlideRef(
-            str(root), beneath, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-        )
+            return SlideRef(str(root), beneath, *_identity(fd))
     raise absent or _forbidden(uri)
 
 
@@ -130,6 +133,11 @@ def open_slide_file(ref: SlideRef) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _identity(fd: int) -> FileIdentity:
+    facts = os.fstat(fd)
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def open_beneath(root: Path, parts: Sequence[str], shown: str) -> int:
@@ -254,4 +262,4 @@ class _closing:  # noqa: N801 - used as a function
         os.close(self._fd)
 
 
-__all__ = ["SlideRef", "open_slide_file", "resolve"]
+__all__ = ["FileIdentity", "SlideRef", "open_slide_file", "resolve"]

@@ -1,20 +1,17 @@
-"""The worker processes and the fair queue in front of them.
+"""The worker processes behind the fair queue of :mod:`~cmamil_sdk.serving.turns`.
 
-Each active slide is a :class:`Job` with its own queue of tasks; free workers take from the jobs in
-turn, one task each, so a slide of a million tiles delays one of twenty by one task per worker. A
-worker that dies is started again and its task is tried once more; a task that ends two workers is
-blamed, and with it only its own slide.
+A worker that dies is started again. Tasks that it did together are tried again one by one, without
+blame; one that it did alone is tried once more, and blamed if it ends a second worker: its slide fails,
+and is not read again for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from enum import Enum
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cmamil_sdk.errors import (
     CmamilError,
@@ -24,11 +21,24 @@ from cmamil_sdk.errors import (
     UnexpectedError,
     error_from_reason,
 )
-from cmamil_sdk.features.encode import EncodedBatch
+from cmamil_sdk.features.encode import EncodedBatch, decoding_device
 
 from .child import WORKER_COMMAND, ChildProcess
 from .logs import Event
-from .messages import Failed, Ready, Reply, RunGraph, Task, WorkerSetup, described
+from .messages import (
+    EncodeTiles,
+    EncodeTogether,
+    Failed,
+    Parts,
+    Ready,
+    Reply,
+    RunGraph,
+    Task,
+    WorkerSetup,
+    described,
+)
+from .quarantine import Quarantine
+from .turns import Item, Job, Turns
 
 LOG = logging.getLogger(__name__)
 
@@ -45,65 +55,6 @@ class WorkerState(Enum):
     BUSY = "busy"
 
 
-class _Item:
-    """One task on its way; its result goes to ``results`` of its job exactly once."""
-
-    def __init__(self, task: Task, results: asyncio.Queue[Reply | CmamilError]) -> None:
-        self.task = task
-        self.results = results
-        self.crashes = 0
-
-
-class Job:
-    """The tasks of one request. Leaving the ``with`` block drops all that have not begun."""
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self._pool = pool
-        self.pending: deque[_Item] = deque()
-        self.closed = False
-
-    def __enter__(self) -> Self:
-        """The job."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Drop what is pending; answers to what is running are thrown away."""
-        self.closed = True
-        self.pending.clear()
-
-    async def run(self, task: Task) -> Reply:
-        """Do one task.
-
-        Raises:
-            CmamilError: as the worker raised it; :class:`DecoderCrashed` if it killed two workers.
-        """
-        reply = await self._offer([task]).get()
-        if isinstance(reply, CmamilError):
-            raise reply
-        return reply
-
-    async def run_all(self, tasks: Iterable[Task]) -> AsyncIterator[Reply]:
-        """Do tasks in any order; answers come as they are ready. Errors as :meth:`run`."""
-        batch = list(tasks)
-        results = self._offer(batch)
-        for _ in batch:
-            reply = await results.get()
-            if isinstance(reply, CmamilError):
-                raise reply
-            yield reply
-
-    def _offer(self, tasks: Sequence[Task]) -> asyncio.Queue[Reply | CmamilError]:
-        results: asyncio.Queue[Reply | CmamilError] = asyncio.Queue()
-        self.pending.extend(_Item(task, results) for task in tasks)
-        self._pool.offer(self)
-        return results
-
-
 class _Slot:
     """A place for one worker, which outlives the processes that fill it."""
 
@@ -114,7 +65,7 @@ class _Slot:
         self.restarts = 0
         self.tiles = 0
         self.child: ChildProcess | None = None
-        self.current: tuple[Job, _Item] | None = None
+        self.current: list[Item] = []
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.failures = 0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -127,12 +78,12 @@ class _Slot:
         self._watch(_START_TIMEOUT_S)
         self.child.send(self.pool.setup)
 
-    def assign(self, job: Job, item: _Item) -> None:
+    def assign(self, items: list[Item]) -> None:
         assert self.child is not None
-        self.current = (job, item)
+        self.current = items
         self.state = WorkerState.BUSY
         self._watch(self.pool.task_timeout_s)
-        self.child.send(item.task)
+        self.child.send(_message(items))
 
     def _watch(self, seconds: float) -> None:
         self._unwatch()
@@ -145,25 +96,33 @@ class _Slot:
 
     def _on_hang(self, seconds: float) -> None:
         LOG.error(Event("worker_hung", worker=self.number, silent_s=seconds))
+        self._kill()
+
+    def _kill(self) -> None:
         if self.child is not None:
             self.child.kill()
 
-    def _on_reply(self, reply: Reply) -> None:
+    def _on_reply(self, reply: Reply | Parts) -> None:
         self._unwatch()
-        if self.current is None:
+        if not self.current:
             self._on_first(reply)
             return
-        job, item = self.current
-        self.current = None
+        replies = reply.replies if isinstance(reply, Parts) else (reply,)
+        if len(replies) != len(self.current):
+            LOG.error("worker %d sent %d answers that nobody asked for", self.number, len(replies))
+            self._kill()
+            return
+        items, self.current = self.current, []
         self.state = WorkerState.IDLE
-        if isinstance(reply, EncodedBatch):
-            self.tiles += len(reply.batch)
-            self.pool.on_batch(reply)
-        if not job.closed:
-            item.results.put_nowait(_outcome(reply))
+        encoded = [each for each in replies if isinstance(each, EncodedBatch)]
+        if encoded:
+            self.tiles += sum(len(each.batch) for each in encoded)
+            self.pool.on_batch(encoded)
+        for item, each in zip(items, replies, strict=True):
+            item.answer(_outcome(each))
         self.pool.dispatch()
 
-    def _on_first(self, reply: Reply) -> None:
+    def _on_first(self, reply: Reply | Parts) -> None:
         if isinstance(reply, Ready):
             self.failures = 0
             self.state = WorkerState.IDLE
@@ -173,22 +132,20 @@ class _Slot:
             self.pool.changed()
             self.pool.dispatch()
         elif not self.ready.done():
-            problem = _outcome(reply)
-            assert isinstance(problem, CmamilError)
-            self.ready.set_exception(problem)
+            assert isinstance(reply, Failed)
+            self.ready.set_exception(error_from_reason(reply.reason, reply.message))
 
     def _on_exit(self) -> None:
         self._unwatch()
         was_starting, self.state = self.state is WorkerState.STARTING, WorkerState.STARTING
-        current, self.current = self.current, None
+        items, self.current = self.current, []
         if self.pool.stopping:
-            if current:
-                current[1].results.put_nowait(_stopped())
+            for item in items:
+                item.answer(_stopped())
             return
         if self.child is not None:
             self.pool.spawn(self.pool.reap(self.child, self.number))
-        if current:
-            self._retry(*current)
+        self.pool.retry(items)
         self.failures = self.failures + 1 if was_starting else 0
         if was_starting and not self.ready.done():
             self.ready.set_exception(
@@ -211,16 +168,6 @@ class _Slot:
                 LOG.error(Event("worker_not_started", worker=self.number, problem=str(problem)))
                 self.failures += 1
 
-    def _retry(self, job: Job, item: _Item) -> None:
-        item.crashes += 1
-        if job.closed:
-            return
-        if item.crashes >= _CRASHES_TO_BLAME:
-            item.results.put_nowait(_blamed(item.task))
-            return
-        job.pending.appendleft(item)
-        self.pool.offer(job, first=True)
-
 
 class WorkerPool:
     """A fixed number of workers behind a fair queue; use it from one event loop only."""
@@ -232,17 +179,22 @@ class WorkerPool:
         workers: int,
         task_timeout_s: float,
         command: Sequence[str] = WORKER_COMMAND,
+        quarantine_s: float = 0.0,
         on_change: Callable[[], None] = lambda: None,
-        on_batch: Callable[[EncodedBatch], None] = lambda _batch: None,
+        on_batch: Callable[[Sequence[EncodedBatch]], None] = lambda _parts: None,
     ) -> None:
-        """``on_change`` is called when a worker becomes ready or dies, ``on_batch`` for each batch."""
+        """``on_change`` is called when a worker becomes ready or dies, ``on_batch`` for each batch.
+
+        A slide that ended two workers is refused for ``quarantine_s``.
+        """
         self.setup = setup
         self.task_timeout_s = task_timeout_s
         self.command = command
         self.changed = on_change
         self.on_batch = on_batch
         self.stopping = False
-        self._rotation: deque[Job] = deque()
+        self.quarantine = Quarantine(quarantine_s)
+        self._turns = Turns(self._shared_encoder)
         self.children: set[ChildProcess] = set()
         self._background: set[asyncio.Task[None]] = set()
         self.slots = [_Slot(self, number) for number in range(workers)]
@@ -272,9 +224,8 @@ class WorkerPool:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        for job in self._rotation:
-            while job.pending:
-                job.pending.popleft().results.put_nowait(_stopped())
+        for item in self._turns.clear():
+            item.answer(_stopped())
         for child in self.children:
             child.kill()
         await asyncio.gather(*(child.ended() for child in self.children))
@@ -284,7 +235,7 @@ class WorkerPool:
 
     def job(self) -> Job:
         """A new queue of tasks, served in turn with the others."""
-        return Job(self)
+        return Job(self._offer)
 
     @property
     def tiles(self) -> int:
@@ -299,37 +250,56 @@ class WorkerPool:
     @property
     def waiting(self) -> int:
         """Tasks that wait for a worker."""
-        return sum(len(job.pending) for job in self._rotation)
+        return len(self._turns)
 
     @property
     def ready_workers(self) -> int:
         """Workers that can take or are doing a task."""
         return sum(slot.state is not WorkerState.STARTING for slot in self.slots)
 
-    def offer(self, job: Job, *, first: bool = False) -> None:
-        """Put a job with pending tasks into the rotation, at its end or as the next."""
-        if first and job in self._rotation:
-            self._rotation.remove(job)
-        if first:
-            self._rotation.appendleft(job)
-        elif job not in self._rotation:
-            self._rotation.append(job)
+    def dispatch(self) -> None:
+        """Give free workers what is next."""
+        for slot in self.slots:
+            while slot.state is WorkerState.IDLE and (items := self._turns.take()):
+                if allowed := [item for item in items if self._allows(item)]:
+                    slot.assign(allowed)
+
+    def retry(self, items: Sequence[Item]) -> None:
+        """Do again, one by one, what a worker died over; blame what it did alone and did before."""
+        for item in reversed(items):
+            item.alone = True
+            item.crashes += len(items) == 1
+            if item.crashes >= _CRASHES_TO_BLAME:
+                item.answer(self._blame(item.task))
+            elif not item.job.closed:
+                self._turns.put_back(item)
         self.dispatch()
 
-    def dispatch(self) -> None:
-        """Give free workers one task each, from the jobs in turn."""
-        for slot in self.slots:
-            if slot.state is not WorkerState.IDLE:
-                continue
-            while self._rotation and not self._rotation[0].pending:
-                self._rotation.popleft()
-            if not self._rotation:
-                return
-            job = self._rotation.popleft()
-            item = job.pending.popleft()
-            if job.pending:
-                self._rotation.append(job)
-            slot.assign(job, item)
+    def _offer(self, job: Job) -> None:
+        self._turns.add(job)
+        self.dispatch()
+
+    def _allows(self, item: Item) -> bool:
+        """Whether a task may be done; one of a slide in quarantine is refused."""
+        task = item.task
+        refusal = None if isinstance(task, RunGraph) else self.quarantine.refusal(task.slide)
+        if refusal is not None:
+            item.answer(refusal)
+        return refusal is None
+
+    def _blame(self, task: Task) -> DecoderCrashed:
+        if isinstance(task, RunGraph):
+            mend = "send fewer tensors, or other ones"
+        else:
+            self.quarantine.add(task.slide)
+            mend = "copy the file again from its source, or convert it to a pyramidal tiled TIFF"
+        return DecoderCrashed(f"{described(task)} ended two worker processes; {mend}.")
+
+    def _shared_encoder(self, task: EncodeTiles) -> Hashable | None:
+        """Batches that a GPU decodes are as large as its calls, and lie in its memory: each by itself."""
+        encoder = self.setup.encoders[task.model]
+        on_host = decoding_device(self.setup.reader, encoder.engine) == "cpu"
+        return encoder.key if on_host else None
 
     async def reap(self, child: ChildProcess, number: int) -> None:
         """Wait for a dead process, so that none is left as a zombie, and say how it ended."""
@@ -355,16 +325,15 @@ def _outcome(reply: Reply) -> Reply | CmamilError:
     return problem
 
 
-def _blamed(task: Task) -> DecoderCrashed:
-    if isinstance(task, RunGraph):
-        mend = "send fewer tensors, or other ones"
-    else:
-        mend = "copy the file again from its source, or convert it to a pyramidal tiled TIFF"
-    return DecoderCrashed(f"{described(task)} ended two worker processes; {mend}.")
+def _message(items: Sequence[Item]) -> Task | EncodeTogether:
+    """What a worker is sent; only batches of tiles come together."""
+    if len(items) == 1:
+        return items[0].task
+    return EncodeTogether(tuple(item.task for item in items if isinstance(item.task, EncodeTiles)))
 
 
 def _stopped() -> ServerDraining:
     return ServerDraining("The server stopped before the request was done; ask another, or later.")
 
 
-__all__ = ["Job", "WorkerPool", "WorkerState"]
+__all__ = ["WorkerPool", "WorkerState"]

@@ -110,7 +110,7 @@ class Predictor:
             InputError: the slide cannot be used.
             DeadlineExceeded: not done in ``remaining_s`` (None: the server's default).
             ServerDraining: the server had to stop before.
-            DecoderCrashed: the slide ended two workers.
+            DecoderCrashed: the slide ended two workers, now or a while ago.
         """
         async with self.deadlines.limit(remaining_s):
             entered = time.perf_counter()
@@ -203,14 +203,16 @@ class Predictor:
         if request.slide_id:
             async with self._uploads.using(request.slide_id, CALLER.get().name) as ref:
                 self._hasher.remember(ref, request.slide_id)
-                await self._check_hash(ref, request.expected_sha256)
+                await self._check(ref, request.expected_sha256)
                 yield ref
         else:
             ref = await asyncio.to_thread(resolve, request.uri, self._roots)
-            await self._check_hash(ref, request.expected_sha256)
+            await self._check(ref, request.expected_sha256)
             yield ref
 
-    async def _check_hash(self, ref: SlideRef, expected_sha256: str) -> None:
+    async def _check(self, ref: SlideRef, expected_sha256: str) -> None:
+        """Refuse a slide that ended workers, and one that is not what was expected."""
+        self._pool.quarantine.check(ref)
         if not expected_sha256:
             return
         found = await self._hasher.sha256(ref)

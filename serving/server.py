@@ -203,6 +203,7 @@ class Server:
             setup,
             workers=_worker_count(config, models),
             task_timeout_s=config.task_timeout_s,
+            quarantine_s=config.quarantine_s,
             command=self._worker_command,
             on_change=self._on_workers_change,
             on_batch=self._services.metrics.count_batch,

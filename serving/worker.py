@@ -15,8 +15,11 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from openslide import OpenSlide
@@ -33,7 +36,15 @@ from cmamil_sdk.errors import (
     SlideFormatUnsupported,
     SlideTooLarge,
 )
-from cmamil_sdk.features.encode import EncodedBatch, decoding_device, encode_batch
+from cmamil_sdk.features.encode import (
+    DecodedBatch,
+    EncodedBatch,
+    check_finite,
+    decode_batch,
+    decoding_device,
+    encode_batch,
+    encode_together,
+)
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
 from cmamil_sdk.slides.image_reader import IMAGE_STARTS
@@ -41,10 +52,12 @@ from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
     EncodeTiles,
+    EncodeTogether,
     Failed,
     GraphOutputs,
     GraphSpec,
     MakePlan,
+    Parts,
     Planned,
     ReadFacts,
     Ready,
@@ -67,6 +80,9 @@ _ONE_FILE = (
     b"SQLite format 3\0",
     *IMAGE_STARTS,
 )
+
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -105,10 +121,16 @@ class Worker:
         infos = [self._engines[encoder.key].info for encoder in self._setup.encoders]
         return Ready(tuple(_with_decoder(info, self._setup.reader) for info in infos))
 
-    def answer(self, task: Task) -> Reply:
-        """Do one task; whatever goes wrong with it becomes :class:`Failed`."""
+    def answer(self, task: Task | EncodeTogether) -> Reply | Parts:
+        """Do one task, or several together; whatever goes wrong with one becomes :class:`Failed`."""
+        if isinstance(task, EncodeTogether):
+            return Parts(tuple(self._encode_together(task.tasks)))
+        return self._guarded(task, lambda: self._do(task))
+
+    def _guarded(self, task: Task, work: Callable[[], _T]) -> _T | Failed:
+        """What ``work`` for a task returns, or how it failed."""
         try:
-            return self._do(task)
+            return work()
         except CmamilError as problem:
             return Failed(problem.reason, self._public(str(problem), task))
         except MemoryError:
@@ -130,11 +152,34 @@ class Worker:
             case MakePlan():
                 return self._plan(task)
             case EncodeTiles():
-                encoder = self._setup.encoders[task.model]
-                reader = self._reader(task.slide, task.mpp)
-                return encode_batch(reader, task.batch, self._engines[encoder.key])
+                return self._encode(task)
             case RunGraph():
                 return self._run(task)
+
+    def _encode(self, task: EncodeTiles) -> EncodedBatch:
+        encoder = self._setup.encoders[task.model]
+        reader = self._reader(task.slide, task.mpp)
+        return encode_batch(reader, task.batch, self._engines[encoder.key])
+
+    def _encode_together(self, tasks: Sequence[EncodeTiles]) -> list[EncodedBatch | Failed]:
+        """Read each task's tiles by its own reader, and encode those of all together."""
+        read = [self._guarded(task, partial(self._decode, task)) for task in tasks]
+        decoded = [each for each in read if not isinstance(each, Failed)]
+        encoder = self._setup.encoders[tasks[0].model]
+        try:
+            encoded = iter(encode_together(decoded, self._engines[encoder.key]) if decoded else [])
+        except Exception:  # noqa: BLE001
+            # Whose fault it was is not known: each by itself, where it is.
+            return [self._guarded(task, partial(self._encode, task)) for task in tasks]
+        return [
+            each
+            if isinstance(each, Failed)
+            else self._guarded(task, partial(_checked, task, next(encoded)))
+            for task, each in zip(tasks, read, strict=True)
+        ]
+
+    def _decode(self, task: EncodeTiles) -> DecodedBatch:
+        return decode_batch(self._reader(task.slide, task.mpp), task.batch)
 
     def _run(self, task: RunGraph) -> GraphOutputs:
         outputs = self._engine(self._graph(task)).infer(task.inputs)
@@ -198,6 +243,11 @@ class Worker:
             if opened == ref:
                 message = message.replace(known.alias, ref.shown)
         return message.replace(str(ref.path), ref.shown)
+
+
+def _checked(task: EncodeTiles, encoded: EncodedBatch) -> EncodedBatch:
+    check_finite(encoded, task.slide.shown)
+    return encoded
 
 
 def _load(spec: GraphSpec) -> Engine:

@@ -13,7 +13,6 @@ from typing import Any
 
 from cmamil_sdk import __version__
 from cmamil_sdk.cli.demo_report import HeldOut, report_results
-from cmamil_sdk.cli.demo_server import running_server
 from cmamil_sdk.cli.output import Progress, say
 from cmamil_sdk.client import Client
 from cmamil_sdk.engines.gated import open_encoder
@@ -25,6 +24,7 @@ from cmamil_sdk.files import write_json
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.predict import Prediction, ProgressEvent
 from cmamil_sdk.runs import read_json
+from cmamil_sdk.serving.own_process import running_server
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.synthetic import plan_cohort, write_cohort
 from cmamil_sdk.tiling.plan import make_plan

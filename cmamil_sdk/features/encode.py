@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,15 @@ class EncodedBatch:
     seconds_encode: float
 
 
+@dataclass(frozen=True)
+class DecodedBatch:
+    """The tiles of a batch on the host, and the seconds that it took to read them."""
+
+    batch: TileBatch
+    tiles: TilePixels
+    seconds: float
+
+
 def decoding_device(reader: ReaderName, engine: EngineInfo) -> str:
     """Where tiles are decoded: on the encoder's device if cuCIM reads and it takes them there."""
     return engine.device if reader == "cucim" and engine.takes_device_arrays else "cpu"
@@ -63,9 +74,46 @@ def encode_batch(reader: SlideReader, batch: TileBatch, engine: Engine) -> Encod
     if isinstance(reader, CudaReader) and engine.info.takes_device_arrays:
         parts = iter(batch.parts(DEVICE_CALL_TILES))
         return _joined(batch, list(encode_ahead(reader, parts, engine)))
+    [encoded] = encode_together([decode_batch(reader, batch)], engine)
+    check_finite(encoded, reader.facts.path)
+    return encoded
+
+
+def decode_batch(reader: SlideReader, batch: TileBatch) -> DecodedBatch:
+    """Read the tiles of one batch onto the host."""
     started = time.perf_counter()
     tiles = read_tiles(reader, batch)
-    return _encoded(reader, batch, tiles, engine, time.perf_counter() - started)
+    return DecodedBatch(batch, tiles, time.perf_counter() - started)
+
+
+def encode_together(decoded: Sequence[DecodedBatch], engine: Engine) -> list[EncodedBatch]:
+    """Encode batches, which may be of several slides, in calls that they share.
+
+    Each gets its share of the seconds, by tiles. Features may be NaN or infinite: see
+    :func:`check_finite`.
+    """
+    started = time.perf_counter()
+    pixels = [part.tiles.pixels for part in decoded]
+    features = _infer(engine, pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
+    seconds_a_tile = (time.perf_counter() - started) / len(features)
+    ends = np.cumsum([len(part.batch) for part in decoded])
+    return [
+        EncodedBatch(part.batch, own, part.tiles.ok, part.seconds, seconds_a_tile * len(part.batch))
+        for part, own in zip(decoded, np.split(features, ends[:-1]), strict=True)
+    ]
+
+
+def check_finite(encoded: EncodedBatch, slide: Path | str) -> None:
+    """Refuse features that are none; ``slide`` is named in the message.
+
+    Raises:
+        NonFiniteOutput: the encoder returned NaN or infinity for a tile that could be decoded.
+    """
+    if not np.isfinite(encoded.features[encoded.ok]).all():
+        raise NonFiniteOutput(
+            f"{slide}: the encoder returned NaN or infinity; "
+            "run `cmamil verify` on the bundle or choose a higher precision."
+        )
 
 
 def encode_all(
@@ -89,42 +137,29 @@ def encode_ahead(
 ) -> Iterator[EncodedBatch]:
     """Encode batches, in order, while a thread decodes the next one on the GPU."""
 
-    def decode() -> tuple[TileBatch, TilePixels, float] | None:
+    def decode() -> DecodedBatch | None:
         batch = next(batches, None)
         if batch is None:
             return None
         started = time.perf_counter()
         tiles = read_device_tiles(reader, batch)
-        return batch, tiles, time.perf_counter() - started
+        return DecodedBatch(batch, tiles, time.perf_counter() - started)
 
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
         ahead = decoder.submit(decode)
         while (decoded := ahead.result()) is not None:
             ahead = decoder.submit(decode)
-            batch, tiles, seconds = decoded
-            yield _encoded(reader, batch, tiles, engine, seconds)
+            [encoded] = encode_together([decoded], engine)
+            check_finite(encoded, reader.facts.path)
+            yield encoded
 
 
-def _encoded(
-    reader: SlideReader, batch: TileBatch, tiles: TilePixels, engine: Engine, seconds: float
-) -> EncodedBatch:
-    """Tiles that took ``seconds`` to read, encoded."""
-    started = time.perf_counter()
-    features = _infer(engine, tiles)
-    if not np.isfinite(features[tiles.ok]).all():
-        raise NonFiniteOutput(
-            f"{reader.facts.path}: the encoder returned NaN or infinity; "
-            "run `cmamil verify` on the bundle or choose a higher precision."
-        )
-    return EncodedBatch(batch, features, tiles.ok, seconds, time.perf_counter() - started)
-
-
-def _infer(engine: Engine, tiles: TilePixels) -> Float32:
+def _infer(engine: Engine, pixels: Any) -> Float32:
     """Features ``[T, D]``; on a CPU a few tiles at a time, which takes less memory."""
-    total = len(tiles.ok)
+    total = len(pixels)
     step = CPU_CALL_TILES if engine.info.device == "cpu" else total
     parts = [
-        engine.infer({"tiles": tiles.pixels[start : start + step]})["features"]
+        engine.infer({"tiles": pixels[start : start + step]})["features"]
         for start in range(0, total, step)
     ]
     return np.concatenate(parts).astype(np.float32, copy=False)
@@ -143,9 +178,13 @@ def _joined(batch: TileBatch, parts: list[EncodedBatch]) -> EncodedBatch:
 
 __all__ = [
     "CPU_CALL_TILES",
+    "DecodedBatch",
     "EncodedBatch",
     "batch_tiles",
+    "check_finite",
+    "decode_batch",
     "decoding_device",
     "encode_all",
     "encode_batch",
+    "encode_together",
 ]

@@ -21,10 +21,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from cmamil_sdk.bundle import Bundle
-from cmamil_sdk.cli import demo_server
-from cmamil_sdk.cli.demo_server import running_server
 from cmamil_sdk.errors import ServerUnreachable
 from cmamil_sdk.predict import LocalPredictor
+from cmamil_sdk.serving import own_process
+from cmamil_sdk.serving.own_process import running_server
 from cmamil_sdk.synthetic import write_svs
 
 CLASSES = ("benign", "in_situ", "invasive")
@@ -333,8 +333,8 @@ def test_a_server_that_says_nothing_is_not_waited_for(
     mute = tmp_path / "python"
     mute.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid'\nexec sleep 60\n")
     mute.chmod(0o755)
-    monkeypatch.setattr(demo_server.sys, "executable", str(mute))
-    monkeypatch.setattr(demo_server, "_START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(own_process.sys, "executable", str(mute))
+    monkeypatch.setattr(own_process, "_START_TIMEOUT_S", 1.0)
     with (
         pytest.raises(ServerUnreachable, match="it printed nothing"),
         running_server(tmp_path, [tmp_path]),

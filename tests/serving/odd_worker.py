@@ -7,7 +7,7 @@ import signal
 import time
 
 from cmamil_sdk.serving import worker
-from cmamil_sdk.serving.messages import EncodeTiles
+from cmamil_sdk.serving.messages import EncodeTiles, EncodeTogether
 
 _honest_answer = worker.Worker.answer
 
@@ -21,17 +21,22 @@ class _Evil:
 
 
 def _answer(self: worker.Worker, task: object) -> object:
-    name = task.slide.name  # type: ignore[attr-defined]
-    if isinstance(task, EncodeTiles):
-        if name.startswith("poison"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if name.startswith("hang"):
-            time.sleep(1000)
-        if name.startswith("slow"):
-            time.sleep(0.4)
-        if name.startswith("evil"):
-            return _Evil(task.slide.root)  # type: ignore[attr-defined]
+    """Misbehave if any slide of the task asks for it."""
+    for part in task.tasks if isinstance(task, EncodeTogether) else (task,):
+        if isinstance(part, EncodeTiles) and (answer := _misbehave(part)):
+            return answer
     return _honest_answer(self, task)  # type: ignore[arg-type]
+
+
+def _misbehave(task: EncodeTiles) -> object:
+    name = task.slide.name
+    if name.startswith("poison"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("hang"):
+        time.sleep(1000)
+    if name.startswith("slow"):
+        time.sleep(0.4)
+    return _Evil(task.slide.root) if name.startswith("evil") else None
 
 
 _honest_do = worker.Worker._do

@@ -9,29 +9,40 @@ import pytest
 
 from cmamil_sdk.errors import SlideCorrupt
 from cmamil_sdk.features.encode import EncodedBatch
-from cmamil_sdk.serving.messages import Failed, WorkerSetup, frame, parse_reply
-from cmamil_sdk.serving.pool import Job, WorkerPool, WorkerState
+from cmamil_sdk.serving.messages import Failed, ReadFacts, WorkerSetup, frame, parse_reply
+from cmamil_sdk.serving.paths import SlideRef
+from cmamil_sdk.serving.pool import WorkerPool, WorkerState
+from cmamil_sdk.serving.turns import Item, Job
 
 
 class Recorder:
     """Stands for a worker: notes its task and answers with it when told to."""
 
-    def __init__(self, pool: WorkerPool, order: list[Any]) -> None:
+    def __init__(self, pool: WorkerPool, order: list[str]) -> None:
         self.state = WorkerState.IDLE
         self._pool, self._order = pool, order
-        self._item: Any = None
+        self.item: Item
 
-    def assign(self, _job: Job, item: Any) -> None:
-        self.state, self._item = WorkerState.BUSY, item
-        self._order.append(item.task)
+    def assign(self, items: list[Item]) -> None:
+        (self.item,) = items
+        self.state = WorkerState.BUSY
+        self._order.append(name_of(self.item.task))
 
     def finish(self) -> None:
         self.state = WorkerState.IDLE
-        self._item.results.put_nowait(self._item.task)
+        self.item.answer(self.item.task)  # type: ignore[arg-type]
         self._pool.dispatch()
 
 
-def recording_pool(order: list[Any]) -> tuple[WorkerPool, Recorder]:
+def task(name: str) -> ReadFacts:
+    return ReadFacts(SlideRef("/slides", (name,), 0, 0, 0, 0), None)
+
+
+def name_of(asked: Any) -> str:
+    return str(asked.slide.name)
+
+
+def recording_pool(order: list[str]) -> tuple[WorkerPool, Recorder]:
     setup = WorkerSetup(0, (), "auto", 0, 1, 1, 1, 1, 1)
     pool = WorkerPool(setup, workers=0, task_timeout_s=1.0)
     recorder = Recorder(pool, order)
@@ -39,13 +50,13 @@ def recording_pool(order: list[Any]) -> tuple[WorkerPool, Recorder]:
     return pool, recorder
 
 
-async def collect(job: Job, tasks: list[Any]) -> list[Any]:
-    return [reply async for reply in job.run_all(tasks)]
+async def collect(job: Job, names: list[str]) -> list[str]:
+    return [name_of(reply) async for reply in job.run_all(map(task, names))]
 
 
 def test_jobs_take_turns() -> None:
-    async def scenario() -> list[Any]:
-        order: list[Any] = []
+    async def scenario() -> list[str]:
+        order: list[str] = []
         pool, recorder = recording_pool(order)
         with pool.job() as big, pool.job() as small:
             first = asyncio.create_task(collect(big, [f"big {n}" for n in range(50)]))
@@ -63,8 +74,8 @@ def test_jobs_take_turns() -> None:
 
 
 def test_a_closed_job_gives_its_workers_back_at_once() -> None:
-    async def scenario() -> list[Any]:
-        order: list[Any] = []
+    async def scenario() -> list[str]:
+        order: list[str] = []
         pool, recorder = recording_pool(order)
         with pool.job() as other:
             with pool.job() as dropped:
@@ -83,12 +94,12 @@ def test_a_closed_job_gives_its_workers_back_at_once() -> None:
 
 def test_an_error_of_a_task_is_raised_as_its_leaf() -> None:
     async def scenario() -> None:
-        order: list[Any] = []
+        order: list[str] = []
         pool, recorder = recording_pool(order)
         with pool.job() as job:
-            work = asyncio.create_task(job.run("task"))  # type: ignore[arg-type]
+            work = asyncio.create_task(job.run(task("a")))
             await asyncio.sleep(0)
-            recorder._item.results.put_nowait(SlideCorrupt("broken"))
+            recorder.item.answer(SlideCorrupt("broken"))
             with pytest.raises(SlideCorrupt):
                 await work
 

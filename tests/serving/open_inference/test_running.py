@@ -24,7 +24,8 @@ from cmamil_sdk.serving.messages import (
     frame,
     parse_reply,
 )
-from cmamil_sdk.serving.pool import WorkerPool, _Item, _Slot
+from cmamil_sdk.serving.pool import WorkerPool
+from cmamil_sdk.serving.turns import Item
 from cmamil_sdk.serving.worker import Worker
 
 ENGINE = EngineInfo("onnxruntime", "cpu", "fp32", "", "a test")
@@ -121,12 +122,11 @@ def test_tensors_that_end_two_workers_are_blamed(golden: Golden) -> None:
         setup = replace(setup_with(Path("a.onnx"), ""), aggregators=())
         pool = WorkerPool(setup, workers=0, task_timeout_s=1.0)
         results: Any = asyncio.Queue()
-        item = _Item(RunGraph(0, "aggregator", golden.inputs), results)
         with pool.job() as job:
-            slot = _Slot(pool, 0)
-            slot._retry(job, item)
+            item = Item(RunGraph(0, "aggregator", golden.inputs), job, results)
+            pool.retry([item])
             assert results.empty() and job.pending.popleft() is item
-            slot._retry(job, item)
+            pool.retry([item])
             problem = results.get_nowait()
             assert isinstance(problem, DecoderCrashed)
             assert "Running the aggregator on the tensors of a request ended two" in str(problem)

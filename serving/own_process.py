@@ -1,4 +1,4 @@
-"""A server in a process of its own, for as long as the demo needs it."""
+"""A server in a process of its own, for as long as a block lasts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmamil_sdk.errors import ServerUnreachable
@@ -18,14 +18,18 @@ _STOP_TIMEOUT_S = 40.0
 
 
 @contextlib.contextmanager
-def running_server(bundle: Path, slides_roots: list[Path]) -> Iterator[str]:
+def running_server(
+    bundle: Path, slides_roots: Sequence[Path], options: Sequence[str] = ()
+) -> Iterator[str]:
     """Start ``cmamil serve`` on a free loopback port; yields ``host:port`` and stops it afterwards.
+
+    ``options`` are further ones of ``cmamil serve``.
 
     Raises:
         ServerUnreachable: it did not come up.
     """
     command = [sys.executable, "-m", "cmamil_sdk.cli", "serve", "--port", "0"]
-    command += ["--bundles", str(bundle)]
+    command += ["--bundles", str(bundle), *options]
     for root in slides_roots:
         command += ["--slides-root", str(root)]
     with subprocess.Popen(
