@@ -9,7 +9,7 @@ import io
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,9 +85,15 @@ def _csv_line(cells: Sequence[Any]) -> str:
     return text.getvalue().removesuffix("\r\n")
 
 
-def read_csv(
-    path: Path, *, error: type[CmamilError]
-) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+class CsvRow(dict[str, str]):
+    """Cells by column name; ``line`` is that of the file in which the row begins, from 1."""
+
+    def __init__(self, cells: Iterable[tuple[str, str]], line: int) -> None:
+        super().__init__(cells)
+        self.line = line
+
+
+def read_csv(path: Path, *, error: type[CmamilError]) -> tuple[list[CsvRow], tuple[str, ...]]:
     """Rows of a comma-separated table as stripped text by column name, and the names.
 
     Empty lines are left out. A problem becomes ``error``: unreadable, not UTF-8, separated by
@@ -99,17 +105,18 @@ def read_csv(
             reader = csv.reader(file)
             columns = tuple(name.strip() for name in next(reader, []))
             _refuse_columns(path, columns, error)
+            next_line = reader.line_num + 1
             for cells in reader:
+                line, next_line = next_line, reader.line_num + 1
                 if not any(cell.strip() for cell in cells):
                     continue
                 if len(cells) != len(columns):
                     raise error(
-                        f"{path}, line {reader.line_num}: {counted(len(cells), 'value')} for "
+                        f"{path}, line {line}: {counted(len(cells), 'value')} for "
                         f"{counted(len(columns), 'column')}; mend the line."
                     )
-                records.append(
-                    {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
-                )
+                stripped = (cell.strip() for cell in cells)
+                records.append(CsvRow(zip(columns, stripped, strict=True), line))
     except OSError as problem:
         raise error(
             f"{path} cannot be read ({problem.strerror}); check its name and permissions."
@@ -144,12 +151,16 @@ def parse_document(
     *,
     where: str | Path,
     error: type[CmamilError],
+    shown: Callable[[str], str] = str,
 ) -> _ModelT:
-    """Validate ``document`` as ``model``; a problem becomes ``error``, naming file and field."""
+    """Validate ``document`` as ``model``; a problem becomes ``error``, naming file and field.
+
+    ``shown`` makes of a field's name what the user knows it by.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as problem:
-        raise error(f"{where}: {_sentence(model, problem)}") from problem
+        raise error(f"{where}: {_sentence(model, problem, shown)}") from problem
     except CmamilError as problem:
         # Some fields check themselves and raise a leaf of their own, which knows no file.
         raise error(f"{where}: {problem}") from problem
@@ -174,10 +185,10 @@ _WANTED = {
 """What pydantic's kinds of error ask of a value."""
 
 
-def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
+def _sentence(model: type[BaseModel], problem: ValidationError, shown: Callable[[str], str]) -> str:
     """What is wrong first, in words for a user."""
     first = problem.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(shown(str(part)) for part in first["loc"])
     if first["type"] == "value_error" and not field:
         return f"{first['ctx']['error']}."  # a check of the whole, which says how to mend it
     if first["type"] == "extra_forbidden":
@@ -196,6 +207,7 @@ def _sentence(model: type[BaseModel], problem: ValidationError) -> str:
 
 
 __all__ = [
+    "CsvRow",
     "FileEntry",
     "csv_text",
     "parse_document",

@@ -26,24 +26,29 @@ def processor_name() -> str:
     return platform.processor() or "unknown"
 
 
-def peak_rss_mb() -> float:
-    """The most memory this process has held since it started, MB (10^6 bytes)."""
+def peak_rss_mb(pid: int | None = None) -> float:
+    """The most memory this process has held since it started, MB (10^6 bytes).
+
+    Of a child of that ``pid`` instead; 0 where the system does not tell.
+    """
     # Linux hands ru_maxrss of the parent down to its children; VmHWM is this program's own.
-    peak = _status_mb("VmHWM")
+    peak = _status_mb("VmHWM", pid)
+    if pid is not None:
+        return peak or 0.0
     if peak is not None:
         return peak
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage / 1e6 if sys.platform == "darwin" else usage * 1024 / 1e6
 
 
-def rss_mb() -> float:
-    """Memory this process holds now, MB (10^6 bytes); where only the peak is told, that."""
-    now = _status_mb("VmRSS")
-    return peak_rss_mb() if now is None else now
+def rss_mb(pid: int | None = None) -> float:
+    """Memory held now, otherwise as :func:`peak_rss_mb`; where only the peak is told, that."""
+    now = _status_mb("VmRSS", pid)
+    return peak_rss_mb(pid) if now is None else now
 
 
-def _status_mb(name: str) -> float | None:
-    status = Path("/proc/self/status")
+def _status_mb(name: str, pid: int | None) -> float | None:
+    status = Path(f"/proc/{'self' if pid is None else pid}/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(f"{name}:"):

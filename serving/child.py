@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+
+from cmamil_sdk.child_pipe import child_environment
 
 from .messages import HEADER, MAX_REPLY_BYTES, Parts, Reply, frame, parse_reply
 
@@ -122,12 +123,7 @@ class ChildProcess(asyncio.Protocol):
 
 def _environment() -> dict[str, str]:
     """This process's, with its module search path and one thread per library."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+    return {**child_environment(), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 __all__ = ["WORKER_COMMAND", "ChildProcess"]

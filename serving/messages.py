@@ -1,16 +1,11 @@
-"""What the server and its workers say to each other, and how it is framed.
+"""What the server and its workers say to each other, in the frames of :mod:`cmamil_sdk.child_pipe`.
 
-A frame is a 4-byte little-endian length and a pickle. Workers trust the server, but it
-does not trust them: they parse hostile files, so their answers are unpickled with a list of the only
-classes that may appear in them. Nothing that a client sent is ever unpickled.
+The server unpickles of a worker's answers no classes but those listed here, and nothing that a client
+sent.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.child_pipe import HEADER, Failed, KnownClasses, frame, receive
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.features.encode import EncodedBatch
 from cmamil_sdk.slides.base import Level, SlideFacts
@@ -27,8 +23,6 @@ from cmamil_sdk.tiling.plan import PlannedScale, TileBatch, TilePlan
 from cmamil_sdk.tiling.recipe import Scale, TileSample, TilingRecipe, TissueRecipe
 
 from .paths import SlideRef
-
-HEADER = struct.Struct("<I")
 
 MAX_REPLY_BYTES = 2**28
 """A worker that announces more than this is taken for broken (a plan of 10^6 tiles needs 2^26)."""
@@ -157,15 +151,6 @@ class GraphOutputs:
     outputs: dict[str, npt.NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class Failed:
-    """An error leaf's reason and message; ``details`` is a traceback for the log, or empty."""
-
-    reason: str
-    message: str
-    details: str = ""
-
-
 Reply = Ready | SlideFacts | Planned | EncodedBatch | GraphOutputs | Failed
 
 
@@ -176,9 +161,8 @@ class Parts:
     replies: tuple[EncodedBatch | Failed, ...]
 
 
-_ALLOWED = {
-    (cls.__module__, cls.__qualname__): cls
-    for cls in (
+_ALLOWED = KnownClasses(
+    (
         EncodedBatch,
         EngineInfo,
         Failed,
@@ -198,46 +182,7 @@ _ALLOWED = {
         TilingRecipe,
         TissueRecipe,
     )
-}
-_NUMPY = {
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
-
-
-class _ReplyUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if (module, name) in _NUMPY:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"a worker sent {module}.{name}")
-
-
-def frame(message: object) -> bytes:
-    """A message with its length in front."""
-    body = pickle.dumps(message, protocol=5)
-    return HEADER.pack(len(body)) + body
-
-
-def receive(pipe: socket.socket) -> Any:
-    """The server's next message, or None once it has closed the socket. For workers only."""
-    head = _read(pipe, HEADER.size)
-    body = _read(pipe, HEADER.unpack(head)[0]) if head is not None else None
-    return None if body is None else pickle.loads(body)
-
-
-def _read(pipe: socket.socket, size: int) -> bytes | None:
-    chunks = bytearray()
-    while len(chunks) < size:
-        chunk = pipe.recv(min(size - len(chunks), 2**20))
-        if not chunk:
-            return None
-        chunks += chunk
-    return bytes(chunks)
+)
 
 
 def parse_reply(body: bytes) -> Reply | Parts:
@@ -246,7 +191,7 @@ def parse_reply(body: bytes) -> Reply | Parts:
     Raises:
         pickle.UnpicklingError: it holds anything but the classes of this module.
     """
-    reply: Reply | Parts = _ReplyUnpickler(io.BytesIO(body)).load()
+    reply: Reply | Parts = _ALLOWED.unpickled(body)
     return reply
 
 

@@ -91,12 +91,12 @@ def read_labels(path: Path, *, known_labels: tuple[str, ...] | None = None) -> L
                 "name the columns slide, label and, if known, patient."
             )
     rows = []
-    for line, record in enumerate(records, start=2):
+    for record in records:
         values = {field: record[name] for field, name in found.items() if name is not None}
         for field in ("slide", "label", "patient", "split"):
             if field in values and not values[field]:
                 raise LabelsInvalid(
-                    f"{path}, line {line}: the {field} of slide {values['slide']!r} is empty; "
+                    f"{path}, line {record.line}: the {field} of slide {values['slide']!r} is empty; "
                     "fill it in or remove the line."
                 )
         rows.append(LabelRow(**({"patient": values["slide"]} | values)))

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from cmamil_sdk.errors import LabelsInvalid, OutputExists
-from cmamil_sdk.files import csv_text, read_csv, write_atomic
+from cmamil_sdk.files import CsvRow, csv_text, read_csv, write_atomic
 
 from .labels import LabelRow, LabelTable
 from .splits import PART_OF_WORD, PARTS, SplitRow, check_splits, fold_numbers, slides_of
@@ -159,7 +159,7 @@ def _refuse_other_class(
         )
 
 
-def _records(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+def _records(file: Path, needed: Sequence[str]) -> list[CsvRow]:
     records, columns = read_csv(file, error=LabelsInvalid)
     missing = [name for name in needed if name not in columns]
     if missing:

@@ -18,7 +18,7 @@ from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.engines.base import TENSORRT, EngineInfo, Precision
 from cmamil_sdk.engines.choose import choose_engine
-from cmamil_sdk.engines.gated import GatedEncoder, ParityRow, open_encoder, parity_table
+from cmamil_sdk.engines.gated import GatedEncoder, Loader, ParityRow, open_encoder, parity_table
 from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
@@ -32,7 +32,9 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import read_feature_file, recipe_key
+from cmamil_sdk.features.isolated_encoder import encoder_loader
 from cmamil_sdk.machine import available_cores
+from cmamil_sdk.slides import ReaderName
 
 
 class Bundle:
@@ -59,6 +61,7 @@ class Bundle:
         engine_cache: Path | None,
         callers: int,
         max_attention_mib: int,
+        loader: Loader | None,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
@@ -73,6 +76,7 @@ class Bundle:
         self._aggregator = aggregator
         self._engine_cache = engine_cache
         self._max_attention_mib = max_attention_mib
+        self._loader = loader
 
     @classmethod
     def load(
@@ -84,6 +88,7 @@ class Bundle:
         engine_cache: Path | None = None,
         precision: str = "auto",
         callers: int | None = None,
+        reader: ReaderName = "auto",
         allow_failed_parity: bool = False,
         max_attention_mib: int = MAX_ATTENTION_MIB,
     ) -> Self:
@@ -99,6 +104,8 @@ class Bundle:
             engine_cache: likewise.
             precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
             callers: threads that will call the encoder at a time; default one per core.
+            reader: what slides will be read with. With ``cucim`` an encoder on a GPU is loaded in a
+                process of its own, which decodes there as well and may crash without harm.
             allow_failed_parity: take a bundle, or a precision, that misses its gate; every answer then
                 carries a warning.
             max_attention_mib: most memory that attention between all tiles of a bag may take.
@@ -120,8 +127,9 @@ class Bundle:
             )
         golden = read_golden(path, manifest)
         callers = callers or available_cores()
+        loader = encoder_loader(reader)
         encoder = _open_encoder(
-            path, manifest, golden, engine, device, engine_cache, precision, callers
+            path, manifest, golden, engine, device, engine_cache, precision, callers, loader
         )
         bundle = cls.of_graphs(
             path,
@@ -131,6 +139,7 @@ class Bundle:
             callers=callers,
             engine_cache=engine_cache,
             max_attention_mib=max_attention_mib,
+            loader=loader,
         )
         bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
@@ -146,8 +155,11 @@ class Bundle:
         callers: int | None = None,
         engine_cache: Path | None = None,
         max_attention_mib: int = MAX_ATTENTION_MIB,
+        loader: Loader | None = None,
     ) -> Self:
         """A bundle around an encoder that was opened for so many callers; nothing is verified.
+
+        ``loader`` opens further ones, in place of :func:`~cmamil_sdk.engines.load_engine`.
 
         Raises:
             BundleUnsupported, EngineMissing: the aggregator cannot be run.
@@ -170,6 +182,7 @@ class Bundle:
             engine_cache,
             callers or available_cores(),
             max_attention_mib,
+            loader,
         )
 
     @property
@@ -193,7 +206,8 @@ class Bundle:
                 return tested
             tested.close()
         info = self.encoder_info
-        return load_engine(
+        load = self._loader or load_engine
+        return load(
             self.root / ENCODER_GRAPH,
             engine=info.name,
             device=info.device,
@@ -326,6 +340,7 @@ def _open_encoder(
     engine_cache: Path | None,
     precision: str,
     callers: int,
+    loader: Loader | None,
 ) -> GatedEncoder:
     """The encoder, whether or not it passes; bundles from before the gate's tiles run in fp32."""
     if manifest.schema_version < 3 and precision == "auto":
@@ -344,6 +359,7 @@ def _open_encoder(
         precision=precision,
         callers=callers,
         allow_failed=True,
+        loader=loader,
     )
 
 

@@ -134,6 +134,7 @@ def run(
     from cmamil_sdk.encoders.fit import check_encoder_mpp
     from cmamil_sdk.engines.gated import open_encoder
     from cmamil_sdk.export.encoder import exported_encoder
+    from cmamil_sdk.features.isolated_encoder import encoder_loader
     from cmamil_sdk.slides.open import check_mpp
     from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
@@ -175,7 +176,9 @@ def run(
         device=device,
         precision=precision,
         callers=workers,
+        loader=encoder_loader(reader),
     ).engine
+    context.call_on_close(loaded.close)
     raise typer.Exit(
         extract_slides(
             files,

@@ -88,6 +88,12 @@ def run(
         else:
             found = find_tissue(opened, recipe, geometry, mask=mask)
             plan = plan_tiles(facts, recipe, geometry, found)
+            lost_mm2 = int(found.lost.sum()) * found.grid.size_um**2 / 1e6
+            if lost_mm2:
+                problems.append(
+                    f"{lost_mm2:.3g} mm² cannot be decoded where tissue was looked for; it counts as "
+                    "tissue, and tiles that cannot be read are lost: copy the file again from its source."
+                )
             if plan.total_tiles() == 0:
                 problems.append(no_tissue(plan))
         if thumbnail is not None:

@@ -31,6 +31,7 @@ HEATMAP_PX = 768
 
 
 def run(
+    context: typer.Context,
     slides: Annotated[
         list[Path], typer.Argument(readable=False, help="Slide files, folders or a CSV.")
     ],
@@ -86,6 +87,7 @@ def run(
         engine_cache=engine_cache,
         precision=precision,
         callers=workers,
+        reader=reader,
         allow_failed_parity=allow_failed_parity,
     )
     if heatmap and "contribution" not in loaded.manifest.explanations:
@@ -95,6 +97,7 @@ def run(
         )
     check_masks(loaded.manifest.recipe.tissue, tissue_masks, files)
     predictor = LocalPredictor(loaded, workers=workers)
+    context.call_on_close(predictor.close)
     predictions: list[Prediction] = []
 
     def predict(slide: ListedSlide, progress: RunProgress) -> None:

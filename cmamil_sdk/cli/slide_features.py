@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from cmamil_sdk.cli.shared_runs import Outcome, SharedRun, SlideJob, share_slide
 from cmamil_sdk.cli.slide_list import ListedSlide
 from cmamil_sdk.cli.slide_runs import RunProgress
 from cmamil_sdk.cli.summary import SUMMARY, SlideRow
-from cmamil_sdk.machine import available_cores, peak_rss_mb, rss_mb
+from cmamil_sdk.machine import peak_rss_mb, rss_mb
 from cmamil_sdk.wording import counted
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def extract_slides(
     json: bool,
 ) -> int:
     """Write ``<out>/<slide>.h5`` for every slide, and ``summary.csv``; returns the exit status."""
+    from cmamil_sdk.features.encode import decoding_device, worker_count
     from cmamil_sdk.features.file import recipe_key
     from cmamil_sdk.features.slide import extract_slide, feature_path
 
@@ -90,9 +91,10 @@ def extract_slides(
         recipe=words,
         outputs=lambda slide: [feature_path(out, slide.path)],
     )
-    started, before_mb = time.perf_counter(), rss_mb()
+    started, before_mb = time.perf_counter(), _held(engine, rss_mb)
     run = share_slides(slides, job, stop_on_error=stop_on_error)
-    memory = _memory(run, encoder.dim, before_mb, workers or available_cores())
+    count = worker_count(workers, decoding_device(reader, engine.info))
+    memory = _memory(run, encoder.dim, before_mb, _held(engine, peak_rss_mb), count)
     if json:
         features = [
             _entry(row, feature_path(out, path), by_other=path in run.others)
@@ -128,12 +130,21 @@ def _entry(row: SlideRow, file: Path, *, by_other: bool) -> dict[str, Any]:
     }
 
 
-def _memory(run: SharedRun, dim: int, before_mb: float, workers: int) -> dict[str, float]:
+def _held(engine: Engine, measure: Callable[[int | None], float]) -> float:
+    """Memory of this process, and of those that the encoder is in."""
+    from cmamil_sdk.features.isolated_encoder import IsolatedEncoder
+
+    pids = engine.pids if isinstance(engine, IsolatedEncoder) else []
+    return sum(map(measure, [None, *pids]))
+
+
+def _memory(
+    run: SharedRun, dim: int, before_mb: float, peak_mb: float, workers: int
+) -> dict[str, float]:
     """MB (10^6 bytes): at most; before the first slide; features of the largest slide; of a worker.
 
     The last is what is left, shared among the workers: an estimate for choosing their number.
     """
-    peak_mb = peak_rss_mb()
     features_mb = max([sum(row.tiles.values()) for row in run.fresh()], default=0) * dim * 4 / 1e6
     worker_mb = max(0.0, peak_mb - before_mb - features_mb) / workers
     figures = {

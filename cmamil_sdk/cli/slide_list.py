@@ -183,10 +183,7 @@ def _of_csv(path: Path) -> list[ListedSlide]:
         raise FieldInvalid(
             f"{path} has no column 'slide' (it has {', '.join(columns)}); name the column of paths so."
         )
-    return [
-        _listed(path, row, f"{path}, entry in line {number}")
-        for number, row in enumerate(rows, start=2)
-    ]
+    return [_listed(path, row, f"{path}, entry in line {row.line}") for row in rows]
 
 
 def _listed(table: Path, row: Mapping[str, str], where: str) -> ListedSlide:

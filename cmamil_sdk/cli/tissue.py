@@ -121,7 +121,9 @@ def tissue_recipe(
         "drop_specks_um2": drop_specks_um2,
     }
     fields = {name: value for name, value in given.items() if value is not None}
-    return parse_document(TissueRecipe, fields, where="The tissue options", error=FieldInvalid)
+    return parse_document(
+        TissueRecipe, fields, where="The tissue options", error=FieldInvalid, shown=_option
+    )
 
 
 def tile_sample(max_tiles: int | None, seed: int | None) -> TileSample | None:
@@ -138,7 +140,9 @@ def tile_sample(max_tiles: int | None, seed: int | None) -> TileSample | None:
         _refuse("--max-tiles", seed=seed)
         return None
     fields = {"max_tiles": max_tiles, "seed": seed or 0}
-    return parse_document(TileSample, fields, where="The sample of tiles", error=FieldInvalid)
+    return parse_document(
+        TileSample, fields, where="The sample of tiles", error=FieldInvalid, shown=_option
+    )
 
 
 def check_masks(tissue: TissueRecipe, masks: Path | None, slides: Sequence[ListedSlide]) -> None:
@@ -178,10 +182,14 @@ def _refuse(needed: str, **options: object) -> None:
 
     for name, value in options.items():
         if value is not None:
-            option = "--" + name.replace("_", "-")
             raise FieldInvalid(
-                f"{option} has no effect without {needed}; add that, or leave it out."
+                f"{_option(name)} has no effect without {needed}; add that, or leave it out."
             )
+
+
+def _option(name: str) -> str:
+    """How the command line names a field of the recipe."""
+    return "--tissue" if name == "method" else "--" + name.replace("_", "-")
 
 
 __all__ = [

@@ -21,6 +21,7 @@ from cmamil_sdk.engines.plans import known_plans
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 
 Measure = Callable[[Engine], EncoderParity]
+Loader = Callable[..., Engine]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def open_encoder(
     precision: str = "auto",
     callers: int | None = None,
     allow_failed: bool = False,
+    loader: Loader | None = None,
 ) -> GatedEncoder:
     """Load an encoder, and measure it before it is used.
 
@@ -60,12 +62,13 @@ def open_encoder(
         precision: a :data:`~cmamil_sdk.engines.base.Precision`, or ``auto``: bf16 where the engine has
             it on this processor and it passes the gate, else fp32; the engine's ``info`` says why.
         allow_failed: hand out an encoder that misses its gate.
+        loader: called in place of :func:`~cmamil_sdk.engines.load_engine`.
 
     Raises:
         FieldInvalid, EngineMissing, BundleUnsupported: as :func:`~cmamil_sdk.engines.load_engine`.
         ParityFailed: the gate is missed; the figures are in the message.
     """
-    load = partial(load_engine, graph, callers=callers, engine_cache=engine_cache)
+    load = partial(loader or load_engine, graph, callers=callers, engine_cache=engine_cache)
     if precision == "auto":
         found = _in_the_fastest(load, measure, engine, device)
     else:
@@ -139,4 +142,4 @@ def _measured(engine: Engine, measure: Measure, why: str) -> GatedEncoder:
     return GatedEncoder(engine, measure(engine))
 
 
-__all__ = ["GatedEncoder", "Measure", "ParityRow", "open_encoder", "parity_table"]
+__all__ = ["GatedEncoder", "Loader", "Measure", "ParityRow", "open_encoder", "parity_table"]

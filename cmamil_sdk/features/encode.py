@@ -16,6 +16,7 @@ from cmamil_sdk.engines.base import Engine, EngineInfo
 from cmamil_sdk.errors import NonFiniteOutput
 from cmamil_sdk.features.device_tiles import read_device_tiles
 from cmamil_sdk.features.tiles import TilePixels, read_tiles
+from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName
 from cmamil_sdk.slides.base import SlideReader
 from cmamil_sdk.slides.cuda_reader import CudaReader
@@ -61,8 +62,18 @@ def decoding_device(reader: ReaderName, engine: EngineInfo) -> str:
 
 
 def batch_tiles(device: str) -> int:
-    """About how many tiles a batch has that is decoded on a device."""
+    """About how many tiles a batch for :func:`encode_batch` has that is decoded on a device."""
     return DEFAULT_BATCH_TILES if device == "cpu" else DEVICE_BATCH_TILES
+
+
+def call_tiles(device: str) -> int:
+    """About how many tiles a batch for :func:`encode_all` has, which decodes the next one ahead."""
+    return DEFAULT_BATCH_TILES if device == "cpu" else DEVICE_CALL_TILES
+
+
+def worker_count(workers: int | None, device: str) -> int:
+    """Workers that decode on a device: as many as were asked for, or one per core, and one for a GPU."""
+    return workers or (available_cores() if device == "cpu" else 1)
 
 
 def encode_batch(reader: SlideReader, batch: TileBatch, engine: Engine) -> EncodedBatch:
@@ -125,8 +136,7 @@ def encode_all(
         NonFiniteOutput: as :func:`encode_batch`.
     """
     if isinstance(reader, CudaReader) and engine.info.takes_device_arrays:
-        parts = (part for batch in batches for part in batch.parts(DEVICE_CALL_TILES))
-        yield from encode_ahead(reader, parts, engine)
+        yield from encode_ahead(reader, batches, engine)
     else:
         for batch in batches:
             yield encode_batch(reader, batch, engine)
@@ -181,10 +191,13 @@ __all__ = [
     "DecodedBatch",
     "EncodedBatch",
     "batch_tiles",
+    "call_tiles",
     "check_finite",
     "decode_batch",
     "decoding_device",
+    "encode_ahead",
     "encode_all",
     "encode_batch",
     "encode_together",
+    "worker_count",
 ]

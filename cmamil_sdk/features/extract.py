@@ -1,16 +1,18 @@
 """From a plan to a bag: batches are read and encoded, rows fall into their places.
 
 On CPUs a worker decodes a batch and then infers it itself: two stages in one thread keep every core
-busy without a queue between them. Where a GPU decodes, one worker does both, one ahead of the other.
-The result does not depend on the number of workers.
+busy without a queue between them. Where a GPU decodes, one worker does both, one ahead of the other, in
+a process of its own if the encoder is in one. The result does not depend on the number of workers.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,14 @@ from cmamil_sdk.errors import SlideCorrupt, UnexpectedError
 from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.encode import (
     EncodedBatch,
-    batch_tiles,
+    call_tiles,
     decoding_device,
     encode_all,
+    worker_count,
 )
 from cmamil_sdk.features.extracted import ExtractedSlide
-from cmamil_sdk.machine import available_cores
+from cmamil_sdk.features.isolated_encoder import IsolatedEncoder
+from cmamil_sdk.slides.base import SlideFacts
 from cmamil_sdk.slides.open import open_slide
 from cmamil_sdk.tiling.batches import TileBatch
 from cmamil_sdk.tiling.plan import TilePlan
@@ -57,7 +61,9 @@ class ExtractTimes:
 class BagBuilder:
     """Collects encoded batches, in any order, into the bag of a plan.
 
-    ``workers`` is the number of threads that made them.
+    Attributes:
+        workers: the number of threads, or processes, that make them.
+        reader_reason: why the slide is read as it is; where a GPU decodes, as its reader says it.
     """
 
     def __init__(self, plan: TilePlan, dim: int) -> None:
@@ -67,6 +73,7 @@ class BagBuilder:
         self._ok = [np.zeros(len(s.index), dtype=bool) for s in plan.scales]
         self.times = ExtractTimes()
         self.workers = 1
+        self.reader_reason = plan.facts.reader_reason
         self.batches_done = 0
         self.tiles_done = 0
         self.tiles_failed = 0
@@ -155,6 +162,10 @@ def _surviving_parents(parent: Mapping[str, Int64], ok: Mapping[str, BoolMask]) 
     return links
 
 
+_Source = Callable[[], Generator[EncodedBatch]]
+"""Starts what a worker gives."""
+
+
 class _Shared:
     """What the worker threads of one extraction share."""
 
@@ -164,8 +175,8 @@ class _Shared:
         self.stop = threading.Event()
 
     def batches(self) -> Iterator[TileBatch]:
-        """Those that no other worker has taken, until it is to stop."""
-        while not self.stop.is_set():
+        """Those that no other worker has taken."""
+        while True:
             with self._lock:
                 batch = next(self._todo, None)
             if batch is None:
@@ -182,13 +193,13 @@ def extract_bag(
     cancel: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BagBuilder:
-    """Read and encode every tile of ``plan`` in ``workers`` threads.
+    """Read and encode every tile of ``plan`` by ``workers`` threads, or processes of the encoder's.
 
     Args:
         plan: from :func:`~cmamil_sdk.tiling.plan.make_plan`.
-        engine: the encoder; shared by the threads.
+        engine: the encoder, which the threads share; an :class:`IsolatedEncoder` reads the slide itself.
         dim: length of a feature vector.
-        workers: number of threads; default one per core, and one where the encoder's GPU decodes.
+        workers: how many; default one per core, and one where the encoder's GPU decodes.
         cancel: checked between batches.
         on_progress: called in this thread with tiles done and tiles in all.
 
@@ -197,13 +208,23 @@ def extract_bag(
         CmamilError: whatever reading or encoding raised, once all threads have ended.
     """
     device = decoding_device(plan.facts.reader, engine.info)
-    batches, builder = plan.batches(batch_tiles(device)), BagBuilder(plan, dim)
+    batches, builder = plan.batches(call_tiles(device)), BagBuilder(plan, dim)
+    count = builder.workers = max(1, min(worker_count(workers, device), len(batches)))
+
+    def on_open(facts: SlideFacts) -> None:
+        if device != "cpu":
+            builder.reader_reason = facts.reader_reason
+
     shared = _Shared(iter(batches))
-    wanted = workers or (available_cores() if device == "cpu" else 1)
-    count = builder.workers = max(1, min(wanted, len(batches)))
+    sources: list[_Source]
+    if device != "cpu" and isinstance(engine, IsolatedEncoder):
+        numbers = range(len(batches))
+        shares = [numbers[first::count] for first in range(count)]
+        sources = [partial(engine.encode, plan, batches, share, on_open) for share in shares]
+    else:
+        sources = [partial(_read_and_encode, plan, engine, device, shared, on_open)] * count
     threads = [
-        threading.Thread(target=_work, args=(plan, engine, device, shared), daemon=True)
-        for _ in range(count)
+        threading.Thread(target=_work, args=(source, shared), daemon=True) for source in sources
     ]
     for thread in threads:
         thread.start()
@@ -218,12 +239,27 @@ def extract_bag(
     return builder
 
 
-def _work(plan: TilePlan, engine: Engine, device: str, shared: _Shared) -> None:
+def _read_and_encode(
+    plan: TilePlan,
+    engine: Engine,
+    device: str,
+    shared: _Shared,
+    on_open: Callable[[SlideFacts], None],
+) -> Generator[EncodedBatch]:
+    """Features of the batches that no other thread takes."""
+    path = Path(plan.facts.path)
+    with open_slide(path, reader=plan.facts.reader, device=device) as reader:
+        on_open(reader.facts)
+        yield from encode_all(reader, shared.batches(), engine)
+
+
+def _work(source: _Source, shared: _Shared) -> None:
     try:
-        path = Path(plan.facts.path)
-        with open_slide(path, reader=plan.facts.reader, device=device) as reader:
-            for encoded in encode_all(reader, shared.batches(), engine):
+        with closing(source()) as results:
+            for encoded in results:
                 shared.done.put(encoded)
+                if shared.stop.is_set():
+                    break
         shared.done.put(None)
     except Exception as problem:  # noqa: BLE001
         # A thread's exception would be lost: it is handed over and raised by the caller.

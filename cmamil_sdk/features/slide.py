@@ -11,7 +11,6 @@ from pathlib import Path
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.base import Engine
 from cmamil_sdk.errors import FeatureFileInvalid, FieldInvalid
-from cmamil_sdk.features.encode import decoding_device
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.features.file import (
     FeatureProvenance,
@@ -113,8 +112,7 @@ def extract_slide(
         raise FieldInvalid(
             f"{slide}: the name is too long for a feature file, which is named by it; rename the slide."
         )
-    device = decoding_device(reader, engine.info)
-    with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader, device=device) as opened:
+    with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader) as opened:
         facts = opened.facts
         mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
         same = _Sameness(
@@ -141,7 +139,7 @@ def extract_slide(
         height=facts.height,
         mpp=facts.require_mpp(),
         mpp_source=facts.mpp_source,
-        reader=f"{facts.reader}: {facts.reader_reason}",
+        reader=f"{facts.reader}: {builder.reader_reason}",
         recipe=recipe,
         encoder=encoder,
         engine=engine.info.label,

@@ -42,7 +42,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = socket.socket(fileno=pipe_fd)
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(pipe,), daemon=True).start()
     try:
         with named(slide_fd) as name:
             image, seen = open_image(name)
@@ -195,7 +195,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _end_with_parent(pipe: socket.socket) -> None:
+def end_with_parent(pipe: socket.socket) -> None:
     """End at once, even while decoding, when the other end is closed, as it is when the parent dies."""
     watch = select.poll()
     watch.register(pipe, select.POLLRDHUP)
@@ -203,7 +203,7 @@ def _end_with_parent(pipe: socket.socket) -> None:
     os._exit(0)
 
 
-__all__ = ["named", "open_image", "read_batches", "receive", "send"]
+__all__ = ["end_with_parent", "named", "open_image", "read_batches", "receive", "send"]
 
 if __name__ == "__main__":
     main()

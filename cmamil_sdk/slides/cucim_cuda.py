@@ -1,7 +1,8 @@
 """Tiles decoded by cuCIM straight into the memory of a GPU, for an encoder that runs there.
 
 Pixels in a GPU's memory belong to the process that decoded them, so this happens in the caller's, and a
-crash of the decoder ends it: use it in a worker process that may die, as the server's may.
+crash of the decoder ends it: use it in a process that may die, as the server's workers may, and those of
+:class:`~cmamil_sdk.features.isolated_encoder.IsolatedEncoder`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,16 @@ def why_no_cuda_decoding() -> str | None:
     return None if devices else "CuPy finds no CUDA device"
 
 
+def require_cuda_decoding() -> None:
+    """Refuse a machine on which cuCIM cannot decode on a GPU (EngineMissing)."""
+    missing = why_no_cuda_decoding()
+    if missing:
+        raise EngineMissing(
+            f"Slides cannot be decoded on a GPU: {missing}; install cmamil-sdk[gpu] on a machine "
+            "with an NVIDIA GPU, or leave --reader out, which decodes on the CPU."
+        )
+
+
 class CudaRegions(Closing):
     """The JPEG levels of a slide that a :class:`CucimReader` has open, decoded by nvJPEG.
 
@@ -79,12 +90,7 @@ class CudaRegions(Closing):
             SlideFormatUnsupported: a level does not suit, or its pixels differ by more.
             SlideCorrupt: one of the tiles that are compared is damaged.
         """
-        missing = why_no_cuda_decoding()
-        if missing:
-            raise EngineMissing(
-                f"Slides cannot be decoded on a GPU: {missing}; install cmamil-sdk[gpu] on a machine "
-                "with an NVIDIA GPU, or leave --reader out, which decodes on the CPU."
-            )
+        require_cuda_decoding()
         self._grids = _grids_for_gpu(reader)
         self.cupy = import_module("cupy")
         self.places, self.difference, self.mean_difference = 0, 0, 0.0
@@ -221,4 +227,10 @@ def _heaviest_inner_tiles(grid: TileGrid) -> list[tuple[int, int]]:
     ]
 
 
-__all__ = ["CHECKED_SHARE", "MAX_MEAN_DIFFERENCE", "CudaRegions", "why_no_cuda_decoding"]
+__all__ = [
+    "CHECKED_SHARE",
+    "MAX_MEAN_DIFFERENCE",
+    "CudaRegions",
+    "require_cuda_decoding",
+    "why_no_cuda_decoding",
+]

@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.child_pipe import ProcessDied, child_environment
 from cmamil_sdk.errors import DependencyMissing
 from cmamil_sdk.slides import cucim_child
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile
@@ -35,10 +35,6 @@ _ENDING_S = 5.0
 
 # The other decoder behind the same calls takes labels for levels, and answers zeros without a word.
 _NOT_HANDED_ON = ("ENABLE_CUSLIDE2",)
-
-
-class ProcessDied(Exception):
-    """The process is gone; says how it ended."""
 
 
 def cucim_installed() -> bool:
@@ -184,10 +180,9 @@ class DecoderProcess:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its module search path."""
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON}
-    folders = (str(Path(path).resolve()) for path in sys.path if path)
-    return {**kept, "PYTHONPATH": os.pathsep.join(folders)}
+    """A child's, without what would change cuCIM."""
+    handed = child_environment()
+    return {name: value for name, value in handed.items() if name not in _NOT_HANDED_ON}
 
 
-__all__ = ["HOW_TO_INSTALL", "DecoderProcess", "ProcessDied", "cucim_installed"]
+__all__ = ["HOW_TO_INSTALL", "DecoderProcess", "cucim_installed"]

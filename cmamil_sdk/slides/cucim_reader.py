@@ -17,13 +17,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.child_pipe import ProcessDied
 from cmamil_sdk.errors import DecoderCrashed, DependencyMissing
 from cmamil_sdk.slides.agreement import LARGEST_DIFFERENCE, places_that_agree
 from cmamil_sdk.slides.base import Closing, Level, undecodable
 from cmamil_sdk.slides.cucim_process import (
     HOW_TO_INSTALL,
     DecoderProcess,
-    ProcessDied,
     cucim_installed,
 )
 from cmamil_sdk.slides.jp2k_tiles import check_codestream

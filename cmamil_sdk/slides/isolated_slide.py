@@ -5,8 +5,6 @@ This is the reader's end of the pipe; :mod:`cmamil_sdk.slides.isolated_child` is
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cmamil_sdk.child_pipe import child_environment, how_it_ended
 from cmamil_sdk.errors import DecoderCrashed
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class IsolatedSlide:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=child_environment(),
                 # Ctrl-C in a terminal reaches the whole process group: the reader decides alone.
                 start_new_session=True,
             )
@@ -128,18 +127,12 @@ class IsolatedSlide:
             answer = self._pipe.recv()
         except (EOFError, ConnectionError) as problem:
             raise DecoderCrashed(
-                f"The process that read {self._path} {_ending(self._process.wait())}; the file is "
+                f"The process that read {self._path} {how_it_ended(self._process.wait())}; the file is "
                 "damaged, or its library is not for this machine: copy it again, or convert it to TIFF."
             ) from problem
         if isinstance(answer, Failure):
             raise answer.error()
         return answer
-
-
-def _ending(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    return f"was ended by {signal.Signals(-status).name}"
 
 
 __all__ = ["Description", "Failure", "IsolatedSlide", "LibraryFailed"]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cmamil_sdk.errors import CmamilError, SlideCorrupt, SlideNotFound
+from cmamil_sdk.slides.dicom_series import series_files
 
 _Identity = tuple[int, int, int, int]
 _INDEXES = (".vms", ".vmu")
@@ -20,8 +21,8 @@ def unchanged(path: Path) -> Iterator[Callable[[], None]]:
     The check is made at the end of the block, and wherever the function is called that the block gets.
     Told by device, inode, size and time of change. Several threads open a slide one after the other, and
     it is hashed apart from that: without this check, the result could be of two slides, or bear the hash
-    of another. Of MRXS, VMS and VMU slides the files beside that hold the pixels are watched as well; of
-    a DICOM series only the named one, since a folder may hold other slides that are still being copied.
+    of another. Of MRXS, VMS, VMU and DICOM slides the files beside that hold the pixels are watched as
+    well; other slides in the folder may still be being copied.
 
     Raises:
         SlideCorrupt: it was replaced or written to; also in place of an error that followed from that.
@@ -61,11 +62,13 @@ def _identities(path: Path) -> dict[Path, _Identity]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Files beside an MRXS, VMS or VMU file that hold its pixels; none of what cannot be looked at."""
+    """Files beside an MRXS, VMS, VMU or DICOM file that hold its pixels; none if one cannot be read."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".mrxs":
             return sorted(path.with_suffix("").iterdir())
+        if suffix == ".dcm" and path.is_file():
+            return series_files(path)
         if suffix in _INDEXES and path.is_file():  # a pipe would be waited for
             with path.open(encoding="latin-1") as file:
                 lines = file.read(_MAX_INDEX_CHARS).splitlines()

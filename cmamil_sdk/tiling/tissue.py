@@ -47,11 +47,14 @@ class TissueMap:
         grid: the cells.
         tissue: ``[rows, columns]`` bool.
         pens: ``[rows, columns]`` bool, ink that was excluded; all False if the recipe keeps it.
+        lost: ``[rows, columns]`` bool, what could not be decoded and counts as tissue; all False if the
+            recipe looks at no pixels.
     """
 
     grid: CellGrid
     tissue: BoolMask
     pens: BoolMask
+    lost: BoolMask
 
 
 def find_tissue(
@@ -98,7 +101,7 @@ def find_tissue(
     elif mask is not None:
         found = read_mask(mask, reader.facts, geometry, grid)
     tissue = grid.inside & (_tidied(found & grid.inside, pens, grid, settings) | lost)
-    return TissueMap(grid, tissue, pens)
+    return TissueMap(grid, tissue, pens, lost)
 
 
 def check_mask_wanted(settings: TissueRecipe, mask: Path | None) -> None:

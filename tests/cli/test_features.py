@@ -173,6 +173,7 @@ def test_nonsense_options(
     answer = cmamil("features", "--slides", small_slide, "--out", tmp_path / "o", *option)
     assert answer.code == 2
     assert f"cmamil: {reason}: " in answer.err
+    assert reason != "FIELD_INVALID" or option[-2] in answer.err, "by the name that it was given"
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_the_work(

@@ -177,3 +177,17 @@ def test_the_tissue_options_change_what_is_counted(
     assert missing.err.startswith(
         "cmamil: TISSUE_MASK_INVALID: There is no mask file or folder none.png"
     )
+
+
+def test_what_cannot_be_decoded_is_said_without_a_picture_too(
+    cmamil: Callable[..., Any], tmp_path: Path, with_zeroed: Callable[..., Path]
+) -> None:
+    """A stored tile of 240 px at 0.5 µm, which four tiles of the grid touch."""
+    whole = tmp_path / "whole" / "s.svs"
+    whole.parent.mkdir()
+    pixels = np.random.default_rng(3).integers(90, 180, (100, 100, 3), np.uint8)
+    pixels = pixels.repeat(24, 0).repeat(24, 1)
+    write_svs(pixels, whole, mpp=0.5, objective_power=20.0, downsamples=(1,))
+    assert cmamil("inspect", whole, "--json").document["warnings"] == []
+    (said,) = cmamil("inspect", with_zeroed(whole, (2, 2)), "--json").document["warnings"]
+    assert said.startswith("0.0502 mm² cannot be decoded where tissue was looked for; it counts as")

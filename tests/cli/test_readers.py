@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from cmamil_sdk.features import encoder_process
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.slides.cucim_process import cucim_installed
 
-from ..device_double import DeviceArray, put_in_place
 from ..slides.tiffs import set_entry
 
 SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
@@ -95,45 +94,45 @@ def test_a_prediction_is_the_same_through_either_reader(
     assert all(answer == answers[0] for answer in answers)
 
 
-def test_a_slide_is_decoded_and_encoded_on_one_device(
+@pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
+def test_a_crash_on_a_gpu_costs_a_retry_and_at_worst_its_slide(
     cmamil: Callable[..., Any],
     tiny_bundle: Path,
-    synthetic_slide: Path,
+    small_slide: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On doubles of a GPU for both; what is printed names what is in use."""
-    pytest.importorskip("torch")
-    if not cucim_installed():
-        pytest.skip("cuCIM is not installed")
-    from cmamil_sdk.engines import torch as torch_engine
+    """On doubles of a GPU for decoder and encoder, in a process of their own."""
+    monkeypatch.setenv("CMAMIL_TEST_FOLDER", str(tmp_path))
+    odd = Path(__file__).parents[1] / "features" / "odd_encoder_child.py"
+    monkeypatch.setattr(encoder_process, "COMMAND", (sys.executable, "-P", str(odd)))
+    monkeypatch.setattr("cmamil_sdk.bundle.load._aggregator_device", lambda _encoder: "cpu")
+    (tmp_path / "slides").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "slides" / f"{name}.svs").symlink_to(small_slide)
+    told = ("--reader", "cucim", "--engine", "onnxruntime", "--device", "cuda:0", "--json")
+    features = ("features", "--slides", tmp_path / "slides", "--out", tmp_path / "features", *told)
 
-    real = torch_engine.TorchEngine
+    (tmp_path / "dies").write_text("0 2 SIGKILL")
+    answer = cmamil(*features)
+    assert answer.code == 1
+    (failed,) = answer.document["failed"]
+    assert (failed["slide"], failed["reason"]) == ("a", "DECODER_CRASHED")
+    assert "ended two processes (the first was ended by SIGKILL" in failed["message"]
+    assert [(f["slide"], f["resumed"]) for f in answer.document["features"]] == [("b", False)]
+    assert answer.document["engine"] == "onnxruntime-cuda-fp32"
+    assert answer.document["memory"]["peak_mb"] > answer.document["memory"]["before_mb"]
+    again = cmamil(*features).document
+    assert [(f["slide"], f["resumed"]) for f in again["features"]] == [("a", False), ("b", True)]
 
-    class OnDevice(real):
-        def __init__(self, graph: Path, *, device: str, precision: str, **others: Any) -> None:
-            super().__init__(graph, device="cpu", precision="fp32", **others)
-            self.info = replace(
-                self.info, device=device, precision=precision, takes_device_arrays=True
-            )
-
-        def infer(self, inputs: Any) -> Any:
-            taken.add(type(inputs["tiles"]))
-            return super().infer(inputs)
-
-    taken: set[type] = set()
-    monkeypatch.setattr(torch_engine, "precisions", lambda _device: ("fp32", "bf16"))
-    images = put_in_place(monkeypatch)
-    monkeypatch.setattr(torch_engine, "TorchEngine", OnDevice)
-    told = ("--reader", "cucim", "--engine", "torch", "--device", "cuda:0")
-    predict = ("predict", synthetic_slide, "--bundle", tiny_bundle, "--json")
+    predict = ("predict", small_slide, "--bundle", tiny_bundle)
+    (tmp_path / "dies").write_text("0 1 SIGSEGV")
     (found,) = cmamil(*predict, *told).document["predictions"]
-    assert taken == {DeviceArray, np.ndarray}, "tiles on the device, and the gate's own on the host"
-    on_host = ("--device", "cpu", "--precision", "fp32")
+    assert found["engine"] == "onnxruntime-cuda-fp32"
+    on_host = ("--engine", "onnxruntime", "--device", "cpu", "--json")
     (expected,) = cmamil(*predict, *on_host).document["predictions"]
-    assert found["engine"] == "torch-cuda-bf16"
-    assert (found["label"], found["tiles"]) == (expected["label"], expected["tiles"])
-    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-3)
-    assert sum(map(len, [image.asked for image in images])) > 1, "more than the comparison"
+    assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
+    assert len((tmp_path / "pids").read_text().split()) == 3 + 1 + 2
 
 
 def test_bench_names_the_reader(

@@ -17,6 +17,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cmamil_sdk.child_pipe import ProcessDied
 from cmamil_sdk.errors import (
     DecoderCrashed,
     DependencyMissing,
@@ -25,7 +26,7 @@ from cmamil_sdk.errors import (
 )
 from cmamil_sdk.slides import cucim_process, open_slide
 from cmamil_sdk.slides.base import UInt8
-from cmamil_sdk.slides.cucim_process import DecoderProcess, ProcessDied, cucim_installed
+from cmamil_sdk.slides.cucim_process import DecoderProcess, cucim_installed
 from cmamil_sdk.slides.cucim_reader import CucimReader
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile
 
