@@ -122,7 +122,7 @@ def _draw_ways(rows: Rows, names: list[str], values: list[float], axis: str, pic
 
 def _rows(table: Path) -> Rows:
     rows, _ = read_csv(table, error=ConfigInvalid)
-    return rows
+    return list[dict[str, str]](rows)
 
 
 def _label(row: dict[str, str]) -> str:
