@@ -170,13 +170,13 @@ def _time(message: prediction_pb2.PredictionJob, field: str) -> datetime | None:
     return found.ToDatetime(UTC) if message.HasField(field) else None
 
 
-def _state(name: str | None) -> prediction_pb2.PredictionJob.State:
+def _state(name: str | None) -> str:
     if name is None:
-        return _STATES.STATE_UNSPECIFIED
+        return "STATE_UNSPECIFIED"
     known = [state.removeprefix(_PREFIX) for state in _STATES.keys()[1:]]
     if name.upper() not in known:
         raise FieldInvalid(f"{name!r} is no state of jobs; name one of {', '.join(known)}.")
-    return _STATES.Value(_PREFIX + name.upper())
+    return _PREFIX + name.upper()
 
 
 def _iso(when: datetime | None) -> str | None:

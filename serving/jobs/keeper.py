@@ -66,7 +66,11 @@ class JobKeeper:
             ConfigInvalid: as :meth:`JobStore.open`.
         """
         blame = status_of(UnexpectedError(_BLAME)).trailers[0][1]
-        again = await self._thread.do(self._store.open, blame)
+        try:
+            again = await self._thread.do(self._store.open, blame)
+        except BaseException:
+            self._thread.close()
+            raise
         self._sweeper = asyncio.create_task(self._sweep())
         LOG.info(Event("jobs", waiting=self.counts[JobState.PENDING], again=again))
 

@@ -23,7 +23,7 @@ def job_message(row: JobRow, stage: Stage | None) -> prediction_pb2.PredictionJo
     """A job; ``stage`` says where it stands if it is at work."""
     message = prediction_pb2.PredictionJob(
         name=f"{PREFIX}{row.id}",
-        state=row.state.value,
+        state=f"STATE_{row.state.name}",
         request=prediction_pb2.PredictSlideRequest.FromString(row.request),
         create_time=_timestamp(row.created_ns),
         start_time=_timestamp(row.started_ns),

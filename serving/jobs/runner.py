@@ -93,6 +93,11 @@ class Runner:
             except JobsUnavailable as problem:
                 self._more.set()
                 await _pause(problem)
+            except Exception:
+                # A lane that ended unseen would leave the jobs waiting for ever.
+                LOG.exception("the work on jobs met an unexpected error")
+                self._more.set()
+                await asyncio.sleep(RETRY_S)
 
     async def _next(self, ticket: Ticket) -> None:
         """Run the job whose turn it is, if there is one."""

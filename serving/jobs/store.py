@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -265,7 +265,7 @@ class JobStore:
         return _row(found)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         """Everything in the block or nothing; gives what executes a statement."""
         if self._connection is None:
             raise JobsUnavailable("The server is closing its jobs; ask again later.")

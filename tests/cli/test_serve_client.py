@@ -33,6 +33,7 @@ def address(
             *(sys.executable, "-m", "cmamil_sdk.cli", "serve", "--port", "0", "--workers", "1"),
             *("--bundles", str(tiny_bundle), "--slides_root", str(root)),
             *("--log-format", "json", "--log-level", "debug", "--reflection"),
+            *("--jobs-file", str(root.with_name("jobs.sqlite"))),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -112,6 +113,29 @@ def test_prediction_is_the_local_one(
     table = cmamil("client", "predict", "small.svs", "--server", address)
     assert table.code == 0
     assert local["label"] in table.out
+
+
+def test_jobs(cmamil: Callable[..., Any], address: str) -> None:
+    def ask(*words: str) -> Any:
+        return cmamil("client", "jobs", *words, "--server", address)
+
+    good, bad = (ask("create", uri).out.strip() for uri in ("small.svs", "none.svs"))
+    watched = ask("watch", good)
+    assert watched.code == 0 and watched.out.startswith(f"{good} of small.svs: SUCCEEDED\n")
+    served = cmamil("client", "predict", "small.svs", "--server", address, "--json").document
+    kept = ask("watch", good, "--json").document["prediction"]
+    assert kept | {"seconds": None} == served | {"seconds": None}
+    failed = ask("watch", bad, "--json")
+    assert failed.code == 3 and failed.document["error"]["reason"] == "SLIDE_NOT_FOUND"
+    assert failed.err.startswith("cmamil: SLIDE_NOT_FOUND: ")
+    assert ask("show", bad).out.startswith(f"{bad} of none.svs: FAILED, SLIDE_NOT_FOUND: ")
+    assert [job["name"] for job in ask("list", "--json").document] == [bad, good]
+    listed = ask("list", "--state", "failed").out
+    assert bad in listed and good not in listed
+    cancelled = ask("cancel", bad)
+    assert cancelled.code == 4 and cancelled.err.startswith("cmamil: JOB_FINISHED: ")
+    assert (ask("delete", bad).code, ask("show", bad).code) == (0, 4)
+    assert ask("list", "--state", "done").code == 2
 
 
 def test_inspection_is_the_local_one(

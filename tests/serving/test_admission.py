@@ -30,6 +30,25 @@ def test_places_are_bounded_and_given_in_order() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_few_by_itself_stands_in_the_line_though_it_is_full() -> None:
+    async def scenario() -> None:
+        admission = Admission(max_active=1, max_queued=1)
+        holder, call = admission.enter(), admission.enter()
+        with pytest.raises(QueueFull):
+            admission.enter()
+        job = admission.enter(bounded=False)
+        assert job.position == 1
+        holder.__exit__(None, None, None)
+        late = admission.enter()  # the job takes no place of calls, nor do they overtake it
+        assert late.position == 1
+        call.__exit__(None, None, None)
+        assert job.turn.done() and not late.turn.done()
+        for ticket in (job, late):
+            ticket.__exit__(None, None, None)
+
+    asyncio.run(scenario())
+
+
 def test_a_request_waits_no_longer_than_it_may() -> None:
     async def scenario() -> None:
         admission = Admission(max_active=1, max_queued=1)

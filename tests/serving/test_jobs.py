@@ -348,7 +348,7 @@ def test_draining_leaves_the_jobs_to_the_next_server(
     jobs_config: ServerConfig, odd_worker: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = jobs_config.model_copy(
-        update={"jobs_file": tmp_path / "jobs.sqlite", "keep_jobs_s": 3.0}
+        update={"jobs_file": tmp_path / "jobs.sqlite", "keep_jobs_s": 3.0, "workers": 1}
     )
     with ThreadPoolExecutor(1) as threads:
         with background_server(config, worker_command=odd_worker) as server:
