@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from cmamil_sdk._client_base import BaseClient
 from cmamil_sdk._client_calls import (
@@ -25,6 +28,14 @@ from cmamil_sdk._client_calls import (
     result_of,
 )
 from cmamil_sdk._client_errors import Refusal
+from cmamil_sdk._client_features import (
+    FEATURE_STREAM,
+    FeatureCollector,
+    FeatureDtype,
+    SlideFeatures,
+    feature_request,
+    keep_features,
+)
 from cmamil_sdk._client_results import ModelFacts, ServerFacts, ServerStats, SlideInspection
 from cmamil_sdk._client_retries import Retries
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
@@ -99,7 +110,38 @@ class AsyncClient(BaseClient):
             bypass_cache=bypass_cache,
         )
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        return await _retried(lambda left_s: self._stream(request, on_progress, left_s), retries)
+        return await _retried(lambda left_s: self._predicted(request, on_progress, left_s), retries)
+
+    async def extract_features(
+        self,
+        uri: str,
+        *,
+        out: Path | None = None,
+        dtype: FeatureDtype = "float32",
+        mpp: float | None = None,
+        model: str | None = None,
+        expected_sha256: str = "",
+        request_id: str = "",
+        bypass_cache: bool = False,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> SlideFeatures:
+        """As :meth:`Client.extract_features`; ``out`` is written in a thread."""
+        request = feature_request(
+            uri,
+            dtype=dtype,
+            mpp=mpp,
+            model=model,
+            expected_sha256=expected_sha256,
+            request_id=request_id,
+            bypass_cache=bypass_cache,
+        )
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        found = await _retried(
+            lambda left_s: self._features(request, FeatureCollector(dtype, on_progress), left_s),
+            retries,
+        )
+        return await asyncio.to_thread(keep_features, found, out)
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
@@ -143,21 +185,43 @@ class AsyncClient(BaseClient):
         seconds = self.timeout_s if question.timeout_s is None else question.timeout_s
         return await _retried(attempt, Retries(seconds, retried=question.retried))
 
-    async def _stream(
+    async def _predicted(
         self,
         request: prediction_pb2.StreamPredictSlideRequest,
         on_progress: OnProgress | None,
         timeout_s: float,
     ) -> Prediction:
+        answer = prediction_pb2.StreamPredictSlideResponse
+        read = partial(result_of, on_progress=on_progress)
+        return await self._stream(PREDICTION_STREAM, request, answer, read, timeout_s)
+
+    async def _features(
+        self,
+        request: prediction_pb2.ExtractFeaturesRequest,
+        collector: FeatureCollector,
+        timeout_s: float,
+    ) -> SlideFeatures:
+        answer = prediction_pb2.ExtractFeaturesResponse
+        return await self._stream(FEATURE_STREAM, request, answer, collector.take, timeout_s)
+
+    async def _stream(
+        self,
+        name: str,
+        request: Message,
+        answer: type[Any],
+        read: Callable[[Any], _T | None],
+        timeout_s: float,
+    ) -> _T:
+        """What ``read`` makes of the events of a stream, which end with the first that is not None."""
         method = self._connected().unary_stream(
-            PREDICTION_STREAM,
-            request_serializer=prediction_pb2.StreamPredictSlideRequest.SerializeToString,
-            response_deserializer=prediction_pb2.StreamPredictSlideResponse.FromString,
+            name,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
         )
         call = method(request, timeout=timeout_s, metadata=self._connection.metadata)
         try:
             async for event in call:
-                result = result_of(event, on_progress)
+                result = read(event)
                 if result is not None:
                     return result
         except grpc.RpcError as problem:

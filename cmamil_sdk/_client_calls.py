@@ -95,7 +95,7 @@ def ask_inspection(uri: str, *, mpp: float | None, model: str | None) -> Questio
         slide_pb2.InspectSlideRequest(
             slide=slide_pb2.SlideSource(uri=uri),
             tiling=slide_pb2.TilingOptions(mpp_override=mpp),
-            model=_model_name(model),
+            model=model_name(model),
         ),
         slide_pb2.InspectSlideResponse,
         inspection_from,
@@ -116,7 +116,7 @@ def prediction_request(
 ) -> prediction_pb2.StreamPredictSlideRequest:
     """A prediction with progress, the message of :data:`PREDICTION_STREAM`."""
     request = prediction_pb2.PredictSlideRequest(
-        model=_model_name(model),
+        model=model_name(model),
         slide=slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256),
         tiling=slide_pb2.TilingOptions(mpp_override=mpp),
         output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
@@ -147,7 +147,7 @@ def no_result(server: str) -> UnexpectedError:
     )
 
 
-def _model_name(model: str | None) -> str:
+def model_name(model: str | None) -> str:
     """A resource name; ``NAME`` and ``NAME/VERSION`` are spelled out."""
     if not model or model.startswith("models/"):
         return model or ""
@@ -164,6 +164,7 @@ __all__ = [
     "ask_models",
     "ask_server_info",
     "ask_server_stats",
+    "model_name",
     "no_result",
     "prediction_request",
     "result_of",

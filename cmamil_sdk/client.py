@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,6 +14,7 @@ from cmamil_sdk.predict import Prediction
 
 try:
     import grpc
+    from google.protobuf.message import Message
 
     from cmamil_sdk._client_asyncio import AsyncClient
     from cmamil_sdk._client_base import BaseClient
@@ -29,6 +32,14 @@ try:
         result_of,
     )
     from cmamil_sdk._client_errors import Refusal
+    from cmamil_sdk._client_features import (
+        FEATURE_STREAM,
+        FeatureCollector,
+        FeatureDtype,
+        SlideFeatures,
+        feature_request,
+        keep_features,
+    )
     from cmamil_sdk._client_results import (
         CallCount,
         Durations,
@@ -145,7 +156,60 @@ class Client(BaseClient):
             bypass_cache=bypass_cache,
         )
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        return _retried(lambda left_s: self._stream(request, on_progress, left_s), retries)
+        return _retried(lambda left_s: self._predicted(request, on_progress, left_s), retries)
+
+    def extract_features(
+        self,
+        uri: str,
+        *,
+        out: Path | None = None,
+        dtype: FeatureDtype = "float32",
+        mpp: float | None = None,
+        model: str | None = None,
+        expected_sha256: str = "",
+        request_id: str = "",
+        bypass_cache: bool = False,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> SlideFeatures:
+        """The features of one slide, as ``cmamil features`` makes them by a model's encoder and recipe.
+
+        Args:
+            uri: a ``file:`` URI, an absolute path, or a path relative to the server's slides roots.
+            out: write them to this feature file as well.
+            dtype: what features travel as: ``float32``, or ``float16``, half as long and rounded.
+            mpp: microns per pixel of level 0, overriding the file.
+            model: ``NAME`` or ``NAME/VERSION``; may be left out where the server has only one.
+            expected_sha256: refuse any other file.
+            request_id: a UUID that the server's log will show.
+            bypass_cache: have the slide read and encoded for this request alone.
+            on_progress: called in this thread, at most about twice a second.
+            timeout_s: for this call, in place of the client's.
+
+        Returns:
+            The bag, features as float32, and where it comes from, as :func:`read_feature_file` does.
+
+        Raises:
+            InputError: the slide cannot be used.
+            DeadlineExceeded: not done in time; the server stops working on it.
+            QueueFull: the server has enough to do.
+            OutputUnwritable: ``out`` cannot be written.
+        """
+        request = feature_request(
+            uri,
+            dtype=dtype,
+            mpp=mpp,
+            model=model,
+            expected_sha256=expected_sha256,
+            request_id=request_id,
+            bypass_cache=bypass_cache,
+        )
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        found = _retried(
+            lambda left_s: self._features(request, FeatureCollector(dtype, on_progress), left_s),
+            retries,
+        )
+        return keep_features(found, out)
 
     def close(self) -> None:
         """Close the connection; calls in flight end."""
@@ -182,21 +246,43 @@ class Client(BaseClient):
         seconds = self.timeout_s if question.timeout_s is None else question.timeout_s
         return _retried(attempt, Retries(seconds, retried=question.retried))
 
-    def _stream(
+    def _predicted(
         self,
         request: prediction_pb2.StreamPredictSlideRequest,
         on_progress: OnProgress | None,
         timeout_s: float,
     ) -> Prediction:
+        answer = prediction_pb2.StreamPredictSlideResponse
+        read = partial(result_of, on_progress=on_progress)
+        return self._stream(PREDICTION_STREAM, request, answer, read, timeout_s)
+
+    def _features(
+        self,
+        request: prediction_pb2.ExtractFeaturesRequest,
+        collector: FeatureCollector,
+        timeout_s: float,
+    ) -> SlideFeatures:
+        answer = prediction_pb2.ExtractFeaturesResponse
+        return self._stream(FEATURE_STREAM, request, answer, collector.take, timeout_s)
+
+    def _stream(
+        self,
+        name: str,
+        request: Message,
+        answer: type[Any],
+        read: Callable[[Any], _T | None],
+        timeout_s: float,
+    ) -> _T:
+        """What ``read`` makes of the events of a stream, which end with the first that is not None."""
         method = self._channel.unary_stream(
-            PREDICTION_STREAM,
-            request_serializer=prediction_pb2.StreamPredictSlideRequest.SerializeToString,
-            response_deserializer=prediction_pb2.StreamPredictSlideResponse.FromString,
+            name,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
         )
         call = method(request, timeout=timeout_s, metadata=self._connection.metadata)
         try:
             for event in call:
-                result = result_of(event, on_progress)
+                result = read(event)
                 if result is not None:
                     return result
         except grpc.RpcError as problem:

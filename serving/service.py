@@ -25,6 +25,7 @@ from .convert import (
     stats_message,
 )
 from .feature_cache import FeatureCache
+from .feature_stream import FeatureStream
 from .handlers import Behaviour, Method
 from .messages import Ready
 from .metrics import Metrics, Now
@@ -62,6 +63,7 @@ class Services:
         self.cache: FeatureCache | None = None
         self.metrics = Metrics(self.now)
         self._predictions = Predictions(config, self.models, self._ready_predictor)
+        self._feature_stream = FeatureStream(config, self.models, self._ready_predictor)
         self._open_inference = OpenInference(
             config, self.models, self._ready_predictor, self.is_ready
         )
@@ -75,7 +77,10 @@ class Services:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
         services: dict[str, dict[str, Method]] = {
-            "cmamil.v1.SlidePredictionService": self._predictions.methods(),
+            "cmamil.v1.SlidePredictionService": {
+                **self._predictions.methods(),
+                **self._feature_stream.methods(),
+            },
             "cmamil.v1.SlideService": {"InspectSlide": Method(self._inspect_slide)},
             "cmamil.v1.ModelService": {
                 "ListModels": Method(self._list_models),

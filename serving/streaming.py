@@ -1,4 +1,4 @@
-"""The event stream of one prediction: accepted, progress now and then, exactly one result."""
+"""The events of work on a slide: accepted, progress now and then, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 
 from .convert import progress_message
 from .slide_request import Stage
+
+_T = TypeVar("_T")
 
 _SHORTEST_GAP_S = 0.5
 _SMALLEST_STEP = 0.01
@@ -72,20 +75,32 @@ class ProgressFilter:
         return latest.done - self._sent.done >= max(1.0, _SMALLEST_STEP * latest.total)
 
 
-async def stream_prediction(
-    predict: Callable[[Callable[[Stage], None]], Awaitable[prediction_pb2.PredictSlideResponse]],
-    context: CallContext,
+class Events:
+    """Numbers the messages of a stream, each of the type ``kind`` with one event."""
+
+    def __init__(self, kind: Callable[..., Message], context: CallContext, request_id: str) -> None:
+        self._kind, self._context, self._request_id = kind, context, request_id
+        self._sequence = 0
+
+    async def write(self, **event: Any) -> None:
+        """Send an event under its name; waits while the client does not take it."""
+        message = self._kind(request_id=self._request_id, sequence=self._sequence, **event)
+        self._sequence += 1
+        await self._context.write(message.SerializeToString())
+
+
+async def with_progress(
+    do: Callable[[Callable[[Stage], None]], Awaitable[_T]],
+    events: Events,
     accepted: prediction_pb2.Accepted,
-    request_id: str,
     *,
     heartbeat_s: float,
-) -> None:
-    """Run ``predict`` and write its events to ``context``; errors are raised as ``predict`` does.
+) -> _T:
+    """What ``do`` returns; meanwhile its progress is written. Errors are raised as it does.
 
     Only the latest progress is kept, so a slow client delays nothing and costs no memory. When the
-    client is gone this coroutine is cancelled, and with it ``predict``.
+    client is gone this coroutine is cancelled, and with it ``do``.
     """
-    events = _Events(context, request_id)
     latest = Stage("queued")
     changed = asyncio.Event()
 
@@ -94,9 +109,9 @@ async def stream_prediction(
         latest = stage
         changed.set()
 
-    async def run() -> prediction_pb2.PredictSlideResponse:
+    async def run() -> _T:
         try:
-            return await predict(report)
+            return await do(report)
         finally:
             changed.set()
 
@@ -117,7 +132,7 @@ async def stream_prediction(
                 await _wait(changed, silence_s)
             else:
                 await asyncio.wait([work], timeout=min(delay, silence_s))
-        await events.write(result=await work)
+        return await work
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
@@ -130,19 +145,4 @@ async def _wait(changed: asyncio.Event, seconds: float) -> None:
             await changed.wait()
 
 
-class _Events:
-    """Numbers the messages of a stream."""
-
-    def __init__(self, context: CallContext, request_id: str) -> None:
-        self._context, self._request_id = context, request_id
-        self._sequence = 0
-
-    async def write(self, **event: Any) -> None:
-        message = prediction_pb2.StreamPredictSlideResponse(
-            request_id=self._request_id, sequence=self._sequence, **event
-        )
-        self._sequence += 1
-        await self._context.write(message.SerializeToString())
-
-
-__all__ = ["CallContext", "ProgressFilter", "stream_prediction"]
+__all__ = ["CallContext", "Events", "ProgressFilter", "with_progress"]
