@@ -28,6 +28,13 @@ from cmamil_sdk._client_calls import (
     prediction_request,
 )
 from cmamil_sdk._client_errors import Refusal
+from cmamil_sdk._client_features import (
+    FeatureDtype,
+    SlideFeatures,
+    ask_features,
+    feature_request,
+    keep_features,
+)
 from cmamil_sdk._client_jobs import (
     PredictionJob,
     ask_cancellation,
@@ -120,6 +127,36 @@ class AsyncClient(BaseClient):
         stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
         return await _retried(lambda left_s: self._stream(stream, left_s), retries)
+
+    async def extract_features(
+        self,
+        uri: str,
+        *,
+        out: Path | None = None,
+        dtype: FeatureDtype = "float32",
+        mpp: float | None = None,
+        model: str | None = None,
+        expected_sha256: str = "",
+        request_id: str = "",
+        bypass_cache: bool = False,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> SlideFeatures:
+        """As :meth:`Client.extract_features`; ``out`` is written in a thread."""
+        request = feature_request(
+            uri,
+            dtype=dtype,
+            mpp=mpp,
+            model=model,
+            expected_sha256=expected_sha256,
+            request_id=request_id,
+            bypass_cache=bypass_cache,
+        )
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        found = await _retried(
+            lambda left_s: self._stream(ask_features(request, dtype, on_progress), left_s), retries
+        )
+        return await asyncio.to_thread(keep_features, found, out)
 
     async def create_job(
         self,

@@ -103,9 +103,9 @@ def ask_inspection(uri: str, *, mpp: float | None, model: str | None) -> Questio
     return Question(
         "/cmamil.v1.SlideService/InspectSlide",
         slide_pb2.InspectSlideRequest(
-            slide=_slide_source(uri),
+            slide=slide_source(uri),
             tiling=slide_pb2.TilingOptions(mpp_override=mpp),
-            model=_model_name(model),
+            model=model_name(model),
         ),
         slide_pb2.InspectSlideResponse,
         inspection_from,
@@ -126,8 +126,8 @@ def prediction_request(
 ) -> prediction_pb2.PredictSlideRequest:
     """What is asked of a slide."""
     return prediction_pb2.PredictSlideRequest(
-        model=_model_name(model),
-        slide=_slide_source(uri, expected_sha256),
+        model=model_name(model),
+        slide=slide_source(uri, expected_sha256),
         tiling=slide_pb2.TilingOptions(mpp_override=mpp),
         output=prediction_pb2.OutputOptions(attention=attention, top_k=top_k),
         request_id=request_id,
@@ -179,14 +179,15 @@ def ask_deletion(slide_id: str) -> Question[None]:
     )
 
 
-def _slide_source(uri: str, expected_sha256: str = "") -> slide_pb2.SlideSource:
+def slide_source(uri: str, expected_sha256: str = "") -> slide_pb2.SlideSource:
+    """The message that names a slide, uploaded or not."""
     if uri.startswith(UPLOAD_SCHEME):
         slide_id = uri.removeprefix(UPLOAD_SCHEME)
         return slide_pb2.SlideSource(slide_id=slide_id, expected_sha256=expected_sha256)
     return slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256)
 
 
-def _model_name(model: str | None) -> str:
+def model_name(model: str | None) -> str:
     """A resource name; ``NAME`` and ``NAME/VERSION`` are spelled out."""
     if not model or model.startswith("models/"):
         return model or ""
@@ -205,6 +206,8 @@ __all__ = [
     "ask_prediction",
     "ask_server_info",
     "ask_server_stats",
+    "model_name",
     "no_result",
     "prediction_request",
+    "slide_source",
 ]

@@ -16,11 +16,12 @@ from cmamil_sdk.slides.base import Level
 UPLOAD_SCHEME = "upload:"
 """In front of a slide id, where a URI is asked for."""
 
-_MPP_SOURCES = {
+
+_MPP_SOURCES: dict[int, str] = {
     slide_pb2.MPP_SOURCE_METADATA: "metadata",
     slide_pb2.MPP_SOURCE_OVERRIDE: "override",
 }
-_FEATURE_SOURCES = {
+_FEATURE_SOURCES: dict[int, str] = {
     prediction_pb2.FEATURE_SOURCE_CACHED: "cached",
     prediction_pb2.FEATURE_SOURCE_COALESCED: "coalesced",
 }
@@ -208,7 +209,7 @@ def prediction_from(message: prediction_pb2.PredictSlideResponse) -> Prediction:
         tiles={count.scale: count.tiles for count in message.tiles_per_scale},
         tiles_failed=message.tiles_failed,
         mpp=message.mpp,
-        mpp_source=_MPP_SOURCES.get(message.mpp_source, "unknown"),
+        mpp_source=mpp_source_from(message.mpp_source),
         seconds={stage: getattr(timings, stage).ToNanoseconds() / 1e9 for stage in STAGES},
         engine=message.engine,
         bundle=message.bundle,
@@ -220,6 +221,11 @@ def prediction_from(message: prediction_pb2.PredictSlideResponse) -> Prediction:
         maps=tuple(_map_from(scale, len(message.scores)) for scale in message.attention),
         feature_source=_FEATURE_SOURCES.get(message.feature_source, "computed"),
     )
+
+
+def mpp_source_from(source: int) -> str:
+    """Where microns per pixel come from, as :attr:`SlideFacts.mpp_source`."""
+    return _MPP_SOURCES.get(source, "unknown")
 
 
 def progress_from(message: prediction_pb2.Progress) -> ProgressEvent:
@@ -240,7 +246,7 @@ def inspection_from(message: slide_pb2.InspectSlideResponse) -> SlideInspection:
         height=message.height,
         levels=tuple(Level(lv.width, lv.height, lv.downsample) for lv in message.levels),
         mpp=message.mpp if message.HasField("mpp") else None,
-        mpp_source=_MPP_SOURCES.get(message.mpp_source, "unknown"),
+        mpp_source=mpp_source_from(message.mpp_source),
         objective_power=message.objective_power if message.HasField("objective_power") else None,
         vendor=message.vendor,
         compression=message.compression if message.HasField("compression") else None,
@@ -339,6 +345,7 @@ __all__ = [
     "WorkerFacts",
     "inspection_from",
     "model_from",
+    "mpp_source_from",
     "prediction_from",
     "progress_from",
     "server_from",

@@ -32,6 +32,13 @@ try:
         prediction_request,
     )
     from cmamil_sdk._client_errors import Refusal
+    from cmamil_sdk._client_features import (
+        FeatureDtype,
+        SlideFeatures,
+        ask_features,
+        feature_request,
+        keep_features,
+    )
     from cmamil_sdk._client_jobs import (
         PredictionJob,
         ask_cancellation,
@@ -163,6 +170,58 @@ class Client(BaseClient):
         stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
         return _retried(lambda left_s: self._stream(stream, left_s), retries)
+
+    def extract_features(
+        self,
+        uri: str,
+        *,
+        out: Path | None = None,
+        dtype: FeatureDtype = "float32",
+        mpp: float | None = None,
+        model: str | None = None,
+        expected_sha256: str = "",
+        request_id: str = "",
+        bypass_cache: bool = False,
+        on_progress: OnProgress | None = None,
+        timeout_s: float | None = None,
+    ) -> SlideFeatures:
+        """The features of one slide, as ``cmamil features`` makes them by a model's encoder and recipe.
+
+        Args:
+            uri: a ``file:`` URI, an absolute path, or a path relative to the server's slides roots.
+            out: write them to this feature file as well.
+            dtype: what features travel as: ``float32``, or ``float16``, half as long and rounded.
+            mpp: microns per pixel of level 0, overriding the file.
+            model: ``NAME`` or ``NAME/VERSION``; may be left out where the server has only one.
+            expected_sha256: refuse any other file.
+            request_id: a UUID that the server's log will show.
+            bypass_cache: have the slide read and encoded for this request alone.
+            on_progress: called in this thread, at most about twice a second.
+            timeout_s: for this call, in place of the client's.
+
+        Returns:
+            The bag, features as float32, and where it comes from, as :func:`read_feature_file` does.
+
+        Raises:
+            InputError: the slide cannot be used.
+            DeadlineExceeded: not done in time; the server stops working on it.
+            QueueFull: the server has enough to do.
+            OutputUnwritable: ``out`` cannot be written.
+        """
+        request = feature_request(
+            uri,
+            dtype=dtype,
+            mpp=mpp,
+            model=model,
+            expected_sha256=expected_sha256,
+            request_id=request_id,
+            bypass_cache=bypass_cache,
+        )
+        retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
+        found = _retried(
+            lambda left_s: self._stream(ask_features(request, dtype, on_progress), left_s), retries
+        )
+        return keep_features(found, out)
 
     def create_job(
         self,

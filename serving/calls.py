@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from .status import DETAILS_KEY
 HEALTH = "grpc.health.v1.Health"
 # A client gives up at its deadline, which passes here a journey of its message later.
 _AT_THE_END_S = 0.25
+_OF_FEATURES = ("open", "tissue", "decode", "encode")
 _TRACE_HEADERS = ("traceparent", "tracestate")
 _TRACE_ID = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -52,7 +53,8 @@ class Call:
         model: ``NAME/VERSION``.
         request_id, slide: as the client gave them.
         job: name of the prediction job that it is about.
-        features: of a prediction: ``computed``, ``cached`` or ``coalesced``.
+        features: of a prediction: ``computed``, ``cached`` or ``coalesced``; ``remembered`` where the
+            answer is one that was given before.
         seconds: of a prediction, by stage, as its answer says; only stages done for this call.
         stages: what was done one after the other.
         answered: the answer is made: who hangs up now has been served.
@@ -104,6 +106,14 @@ class Call:
         if stage != self._stage:
             self._close_stage()
             self._stage, self._stage_ns = stage, self._now_ns()
+
+    def note_features(self, source: str, seconds: Mapping[str, float]) -> None:
+        """Note where features came from, and the stages as far as they were done for this call."""
+        self.features = source
+        self.seconds = dict(seconds)
+        if source != "computed":
+            for stage in _OF_FEATURES:
+                self.seconds.pop(stage, None)
 
     def end(self, code: str, reason: str = "") -> None:
         """Note how it ended; the first time counts."""

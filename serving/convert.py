@@ -15,7 +15,7 @@ from .models import LoadedModel
 from .pool import WorkerState
 from .predictor import Answer, Inspection, Stage
 
-_MPP_SOURCES = {
+MPP_SOURCES = {
     "metadata": slide_pb2.MPP_SOURCE_METADATA,
     "override": slide_pb2.MPP_SOURCE_OVERRIDE,
     "unknown": slide_pb2.MPP_SOURCE_UNKNOWN,
@@ -59,7 +59,7 @@ def prediction_message(
         label=found.label,
         tiles_failed=found.tiles_failed,
         mpp=found.mpp,
-        mpp_source=_MPP_SOURCES[found.mpp_source],
+        mpp_source=MPP_SOURCES[found.mpp_source],
         timings=_timings(found, answer.seconds_queued),
         engine=found.engine,
         warnings=found.warnings,
@@ -94,7 +94,7 @@ def inspection_message(found: Inspection) -> slide_pb2.InspectSlideResponse:
         width=facts.width,
         height=facts.height,
         mpp=facts.mpp,
-        mpp_source=_MPP_SOURCES[facts.mpp_source],
+        mpp_source=MPP_SOURCES[facts.mpp_source],
         objective_power=facts.objective_power,
         vendor=facts.vendor,
         compression=facts.compression,
@@ -186,6 +186,7 @@ def _flat(values: npt.NDArray[np.float32] | None) -> list[float]:
 
 __all__ = [
     "FEATURE_SOURCES",
+    "MPP_SOURCES",
     "WORKER_STATES",
     "duration",
     "engine_message",

@@ -17,7 +17,7 @@ from .models import LoadedModel, ModelTable
 from .predictor import Answer, Predictor, SlideRequest, Stage
 from .remembered import RememberedAnswers
 from .requests import parse, prediction_request, request_id, slide_asked_for
-from .streaming import CallContext, stream_prediction
+from .streaming import CallContext, Events, with_progress
 
 _ENVELOPE_BYTES = 256  # what a stream adds to a result
 
@@ -50,7 +50,7 @@ class Predictions:
         predictor, call = self._predictor(), current_call()
         with self._remembered.request(call.client, message) as known:
             if known.answer is not None:
-                return known.answer
+                return _given_before(known.answer)
             with predictor.admission.enter() as ticket:
                 answer = await predictor.predict(
                     request,
@@ -75,7 +75,7 @@ class Predictions:
                 report: Callable[[Stage], None],
             ) -> prediction_pb2.PredictSlideResponse:
                 if known.answer is not None:
-                    return known.answer
+                    return _given_before(known.answer)
 
                 def enter(stage: Stage) -> None:
                     call.enter(stage.name)  # this one's, though the work be another call's
@@ -92,9 +92,10 @@ class Predictions:
                 queue_position=ticket.position, model=request.model.resource
             )
             async with predictor.deadlines.limit(context.time_remaining()):
-                await stream_prediction(
-                    predict, context, accepted, identity, heartbeat_s=self._config.heartbeat_s
-                )
+                events = Events(prediction_pb2.StreamPredictSlideResponse, context, identity)
+                heartbeat_s = self._config.heartbeat_s
+                result = await with_progress(predict, events, accepted, heartbeat_s=heartbeat_s)
+                await events.write(result=result)
 
     async def _written(
         self,
@@ -141,12 +142,7 @@ async def written_answer(
     call = current_call()
     call.enter("answering")
     found = answer.prediction
-    call.features = found.feature_source
-    call.seconds = {"queued": answer.seconds_queued, **found.seconds}
-    if call.features != "computed":
-        # Stages that another call's line has, or that were not done.
-        for stage in ("open", "tissue", "decode", "encode"):
-            del call.seconds[stage]
+    call.note_features(found.feature_source, {"queued": answer.seconds_queued, **found.seconds})
 
     def write() -> prediction_pb2.PredictSlideResponse:
         written = prediction_message(answer, model, identity, attention=message.output.attention)
@@ -159,6 +155,15 @@ async def written_answer(
         return written
 
     return await predictor.in_thread(write)
+
+
+def _given_before(
+    answer: prediction_pb2.PredictSlideResponse,
+) -> prediction_pb2.PredictSlideResponse:
+    """The answer that a request id had before."""
+    call = current_call()
+    call.features, call.answered = "remembered", True
+    return answer
 
 
 __all__ = ["Predictions", "checked", "written_answer"]

@@ -19,6 +19,7 @@ from .slide_request import SlideRequest
 from .status import FieldProblem, RequestInvalid
 
 _MessageT = TypeVar("_MessageT", bound=Message)
+_WithId = prediction_pb2.PredictSlideRequest | prediction_pb2.ExtractFeaturesRequest
 
 DEFAULT_TOP_K = 16
 _MAX_TOP_K = 1000
@@ -62,12 +63,24 @@ def prediction_request(
     top_k = message.output.top_k if message.output.HasField("top_k") else DEFAULT_TOP_K
     if not 0 <= top_k <= _MAX_TOP_K:
         problems.append(FieldProblem("output.top_k", f"must be from 0 to {_MAX_TOP_K}"))
-    if message.request_id and not _is_uuid(message.request_id):
-        problems.append(FieldProblem("request_id", "must be a UUID"))
+    problems += _id_problems(message)
     if problems:
         raise RequestInvalid(problems)
     request = _request(message.slide, message.tiling, models, message.model, top_k)
     return replace(request, bypass_cache=message.bypass_cache)
+
+
+def extraction_request(
+    message: prediction_pb2.ExtractFeaturesRequest, models: ModelTable
+) -> SlideRequest:
+    """Check a request for features; errors as :func:`prediction_request`."""
+    problems = _slide_problems(message.slide, message.tiling) + _id_problems(message)
+    if message.feature_type not in prediction_pb2.FeatureType.values():
+        problems.append(FieldProblem("feature_type", "must be a FeatureType"))
+    if problems:
+        raise RequestInvalid(problems)
+    request = _request(message.slide, message.tiling, models, message.model, 0)
+    return replace(request, aggregate=False, bypass_cache=message.bypass_cache)
 
 
 def inspection_request(message: slide_pb2.InspectSlideRequest, models: ModelTable) -> SlideRequest:
@@ -90,7 +103,7 @@ def check_slide_id(slide_id: str, field: str) -> list[FieldProblem]:
     return [FieldProblem(field, "must be 64 hexadecimal digits in lower case")]
 
 
-def request_id(message: prediction_pb2.PredictSlideRequest) -> str:
+def request_id(message: _WithId) -> str:
     """The client's id of the request, or a new one."""
     return message.request_id or str(uuid.uuid4())
 
@@ -133,6 +146,12 @@ def _slide_problems(
     return problems
 
 
+def _id_problems(message: _WithId) -> list[FieldProblem]:
+    if message.request_id and not _is_uuid(message.request_id):
+        return [FieldProblem("request_id", "must be a UUID")]
+    return []
+
+
 def _is_uuid(text: str) -> bool:
     if len(text) > _MAX_UUID_CHARACTERS:
         return False  # any number of hyphens would do for Python
@@ -145,6 +164,7 @@ def _is_uuid(text: str) -> bool:
 
 __all__ = [
     "check_slide_id",
+    "extraction_request",
     "inspection_request",
     "parse",
     "prediction_request",

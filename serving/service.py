@@ -23,6 +23,7 @@ from .convert import (
     stats_message,
 )
 from .feature_cache import FeatureCache
+from .feature_stream import FeatureStream
 from .handlers import Behaviour, Method
 from .jobs.service import PredictionJobs
 from .messages import Ready
@@ -66,6 +67,7 @@ class Services:
         self.jobs = PredictionJobs(config, self.models, self._ready_predictor, self.metrics)
         self.uploads = Uploads(config)
         self._slides = SlideService(config, self.models, self._ready_predictor, self.uploads)
+        self._feature_stream = FeatureStream(config, self.models, self._ready_predictor)
         self._open_inference = OpenInference(
             config, self.models, self._ready_predictor, self.is_ready
         )
@@ -79,7 +81,11 @@ class Services:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What :meth:`grpc.aio.Server.add_generic_rpc_handlers` takes."""
         services: dict[str, dict[str, Method]] = {
-            "cmamil.v1.SlidePredictionService": self._predictions.methods() | self.jobs.methods(),
+            "cmamil.v1.SlidePredictionService": {
+                **self._predictions.methods(),
+                **self._feature_stream.methods(),
+                **self.jobs.methods(),
+            },
             "cmamil.v1.SlideService": self._slides.methods(),
             "cmamil.v1.ModelService": {
                 "ListModels": Method(self._list_models),

@@ -1,4 +1,4 @@
-"""Streams of progress: of one prediction, accepted, progress now and then, exactly one result."""
+"""The events of work on a slide: accepted, progress now and then, and what came of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 
@@ -16,6 +17,7 @@ from .convert import progress_message
 from .slide_request import Stage
 
 _T = TypeVar("_T")
+
 _SHORTEST_GAP_S = 0.5
 _SMALLEST_STEP = 0.01
 
@@ -73,22 +75,34 @@ class ProgressFilter:
         return latest.done - self._sent.done >= max(1.0, _SMALLEST_STEP * latest.total)
 
 
-async def stream_prediction(
-    predict: Callable[[Callable[[Stage], None]], Awaitable[prediction_pb2.PredictSlideResponse]],
-    context: CallContext,
+class Events:
+    """Numbers the messages of a stream, each of the type ``kind`` with one event."""
+
+    def __init__(self, kind: Callable[..., Message], context: CallContext, request_id: str) -> None:
+        self._kind, self._context, self._request_id = kind, context, request_id
+        self._sequence = 0
+
+    async def write(self, **event: Any) -> None:
+        """Send an event under its name; waits while the client does not take it."""
+        message = self._kind(request_id=self._request_id, sequence=self._sequence, **event)
+        self._sequence += 1
+        await self._context.write(message.SerializeToString())
+
+
+async def with_progress(
+    do: Callable[[Callable[[Stage], None]], Awaitable[_T]],
+    events: Events,
     accepted: prediction_pb2.Accepted,
-    request_id: str,
     *,
     heartbeat_s: float,
-) -> None:
-    """Run ``predict`` and write its events to ``context``; errors are raised as ``predict`` does."""
-    events = _Events(context, request_id)
+) -> _T:
+    """What ``do`` returns, its progress written as events; errors are raised as it does."""
 
     async def write(stage: Stage) -> None:
         await events.write(progress=progress_message(stage))
 
     await events.write(accepted=accepted)
-    await events.write(result=await stream_progress(predict, write, heartbeat_s=heartbeat_s))
+    return await stream_progress(do, write, heartbeat_s=heartbeat_s)
 
 
 async def stream_progress(
@@ -146,19 +160,4 @@ async def _wait(changed: asyncio.Event, seconds: float) -> None:
             await changed.wait()
 
 
-class _Events:
-    """Numbers the messages of a stream."""
-
-    def __init__(self, context: CallContext, request_id: str) -> None:
-        self._context, self._request_id = context, request_id
-        self._sequence = 0
-
-    async def write(self, **event: Any) -> None:
-        message = prediction_pb2.StreamPredictSlideResponse(
-            request_id=self._request_id, sequence=self._sequence, **event
-        )
-        self._sequence += 1
-        await self._context.write(message.SerializeToString())
-
-
-__all__ = ["CallContext", "ProgressFilter", "stream_prediction", "stream_progress"]
+__all__ = ["CallContext", "Events", "ProgressFilter", "stream_progress", "with_progress"]

@@ -74,9 +74,9 @@ def read_entry(path: Path, key: str) -> ExtractedSlide:
     if len(content) < _HEAD.size + _DIGEST_BYTES:
         raise EntryDamaged(f"{len(content)} bytes are no entry")
     body, found = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:].tobytes()
-    if hashlib.sha256(body).digest() != found:
+    if hashlib.sha256(body.data).digest() != found:
         raise EntryDamaged("the checksum does not fit")
-    magic, length = _HEAD.unpack_from(body)
+    magic, length = _HEAD.unpack_from(body.data)
     if magic != _MAGIC:
         raise EntryDamaged("it is no entry of this cache")
     header = json.loads(body[_HEAD.size : _HEAD.size + length].tobytes())
@@ -95,15 +95,15 @@ def _fill(file: Any, content: npt.NDArray[np.uint8]) -> None:
         filled += count
 
 
-def _parts(key: str, slide: ExtractedSlide) -> Iterator[npt.NDArray[np.uint8]]:
+def _parts(key: str, slide: ExtractedSlide) -> Iterator[memoryview]:
     """The bytes of an entry but for its checksum."""
     header = json.dumps(_header(key, slide)).encode()
     header += b" " * (-(_HEAD.size + len(header)) % _ALIGNMENT)
-    yield np.frombuffer(_HEAD.pack(_MAGIC, len(header)) + header, np.uint8)
+    yield memoryview(_HEAD.pack(_MAGIC, len(header)) + header)
     for scale, name in _order(slide):
         array = _array(slide, scale, name)
-        yield array.reshape(-1).view(np.uint8)
-        yield np.zeros(-array.nbytes % _ALIGNMENT, np.uint8)
+        yield array.reshape(-1).view(np.uint8).data
+        yield memoryview(bytes(-array.nbytes % _ALIGNMENT))
 
 
 def _header(key: str, slide: ExtractedSlide) -> dict[str, Any]:

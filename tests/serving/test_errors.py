@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def test_models_are_listed_and_found(address: str, raw_call: RawCall) -> None:
 
 
 def test_request_id_is_echoed_or_made(address: str, raw_call: RawCall) -> None:
-    identity = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+    identity = str(uuid.uuid4())
     for given_id in (identity, ""):
         data = raw_call(address, _PREDICT, request(request_id=given_id))
         answer = prediction_pb2.PredictSlideResponse.FromString(data)

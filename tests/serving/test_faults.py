@@ -57,7 +57,7 @@ def test_killed_workers_lose_no_request(config: ServerConfig) -> None:
         Client(f"127.0.0.1:{server.port}", timeout_s=60.0) as client,
     ):
         expected = client.predict("a.svs").probabilities
-        work = [threads.submit(client.predict, "a.svs") for _ in range(6)]
+        work = [threads.submit(client.predict, "a.svs", bypass_cache=True) for _ in range(6)]
         for number in (0, 1):
             wait_until(lambda n=number: is_on_a_first_try(server, n))
             os.kill(pids(server)[number], signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_overload_is_refused_at_once(
     with background_server(small, worker_command=odd_worker) as server:
         address = f"127.0.0.1:{server.port}"
         with Client(address, timeout_s=60.0) as client, ThreadPoolExecutor(2) as threads:
-            work = [threads.submit(client.predict, "slow.svs") for _ in range(2)]
+            work = [threads.submit(client.predict, "slow.svs", bypass_cache=True) for _ in range(2)]
             wait_until(lambda: client.server_info().queued_slides == 1)
             for _ in range(4):
                 code, reason, details = raw_call(address, method, request)
@@ -155,7 +155,7 @@ def test_overload_is_refused_at_once(
 def test_health_is_answered_under_load(odd_server: Server) -> None:
     address = f"127.0.0.1:{odd_server.port}"
     with Client(address, timeout_s=60.0) as client, ThreadPoolExecutor(4) as threads:
-        work = [threads.submit(client.predict, "slow.svs") for _ in range(5)]
+        work = [threads.submit(client.predict, "slow.svs", bypass_cache=True) for _ in range(5)]
         answers = 0
         while not any(each.done() for each in work):
             assert client.health() == "SERVING"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import uuid
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from cmamil_sdk.serving.logs import Event, JsonLines
 from .listening import listening
 from .waiting import wait_until
 
-IDENTITY = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+IDENTITY = str(uuid.uuid4())
 
 
 def record(message: Any, **options: Any) -> logging.LogRecord:
