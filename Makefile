@@ -48,7 +48,7 @@ protos: $(PROTOC_VENV)/installed
 	rm cmamil_sdk/_proto/cmamil/v1/*.bak cmamil_sdk/_proto/inference/*.bak
 	touch cmamil_sdk/_proto/cmamil/__init__.py cmamil_sdk/_proto/cmamil/v1/__init__.py cmamil_sdk/_proto/inference/__init__.py
 	cd protos && sha256sum $(PROTOS:protos/%=%) > ../cmamil_sdk/_proto/sources.sha256
-	cd protos && ../$(PROTOC_VENV)/bin/buf build --exclude-source-info -o published.binpb
+	cd protos && ../$(PROTOC_VENV)/bin/buf build --path cmamil --exclude-source-info -o published.binpb
 
 # Code for protobuf 6 runs under protobuf 6 and 7, so the compiler is that of grpcio-tools 1.81.
 $(PROTOC_VENV)/installed:

@@ -20,7 +20,15 @@ from cmamil_sdk.slides import ReaderName
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_PATHS = {"bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"}
+_PATHS = {
+    "bundles",
+    "bundle_roots",
+    "slides_roots",
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "tokens",
+}
 
 
 class ServerConfig(BaseModel):
@@ -34,6 +42,10 @@ class ServerConfig(BaseModel):
     bundles: tuple[Path, ...] = Field(min_length=1, description="model bundle directories")
     slides_roots: tuple[Path, ...] = Field(
         min_length=1, description="slides are read only beneath these directories"
+    )
+    bundle_roots: tuple[Path, ...] = Field(
+        (),
+        description="further bundles may be loaded from beneath these directories, and no others",
     )
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
@@ -168,11 +180,12 @@ class ServerConfig(BaseModel):
             ConfigInvalid: unknown key, value out of range, or a slides root that is no directory.
         """
         config = parse_document(cls, document, where=where, error=ConfigInvalid)
-        for root in config.slides_roots:
-            if not root.is_dir():
-                raise ConfigInvalid(
-                    f"{where}: slides root {root} is no directory; name one that exists."
-                )
+        for kind, roots in (("slides", config.slides_roots), ("bundle", config.bundle_roots)):
+            for root in roots:
+                if not root.is_dir():
+                    raise ConfigInvalid(
+                        f"{where}: {kind} root {root} is no directory; name one that exists."
+                    )
         return config
 
 

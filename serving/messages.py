@@ -58,14 +58,23 @@ class EncoderSpec(GraphSpec):
 
 
 @dataclass(frozen=True)
-class WorkerSetup:
-    """First message to a worker; ``parent_pid`` must still be its parent.
+class ModelSpec:
+    """What a worker needs of one model, which tasks name by ``number``: no other ever has it.
 
-    ``encoders`` and ``aggregators`` have one entry per model, by its number.
+    The aggregator is loaded when it is first asked for: few servers are sent bags.
     """
 
+    number: int
+    encoder: EncoderSpec
+    aggregator: GraphSpec
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """First message to a worker; ``parent_pid`` must still be its parent."""
+
     parent_pid: int
-    encoders: tuple[EncoderSpec, ...]
+    models: tuple[ModelSpec, ...]
     reader: ReaderName
     memory_mib: int
     open_slides: int
@@ -73,7 +82,6 @@ class WorkerSetup:
     max_slide_pixels: int
     max_image_pixels: int
     max_levels: int
-    aggregators: tuple[GraphSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class ReadFacts:
 
 @dataclass(frozen=True)
 class MakePlan:
-    """Ask for the tiles of a slide; answered with :class:`Planned`. ``model``: number of encoder."""
+    """Ask for the tiles of a slide; answered with :class:`Planned`. ``model``: its number."""
 
     slide: SlideRef
     mpp: float | None
@@ -116,21 +124,53 @@ class RunGraph:
     part: int = 0
 
 
-Task = ReadFacts | MakePlan | EncodeTiles | RunGraph
+@dataclass(frozen=True)
+class AddModel:
+    """Ask for a further model to be loaded and tried; answered with :class:`ModelAdded`."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class DropModel:
+    """Ask for the memory of a model; answered with :class:`ModelDropped`, known or not."""
+
+    model: int
+
+
+SlideTask = ReadFacts | MakePlan | EncodeTiles
+Task = SlideTask | RunGraph | AddModel | DropModel
 
 
 def described(task: Task) -> str:
     """What a task was, as messages say it."""
-    if isinstance(task, RunGraph):
-        return f"Running the {task.graph} on the tensors of a request"
+    match task:
+        case RunGraph():
+            return f"Running the {task.graph} on the tensors of a request"
+        case AddModel():
+            return "Loading the model"
+        case DropModel():
+            return "Unloading the model"
     return f"Reading {task.slide.shown}"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first answer: the engine of each encoder."""
+    """A worker's first answer: the engine of each encoder, by the number of its model."""
 
-    engines: tuple[EngineInfo, ...]
+    engines: dict[int, EngineInfo]
+
+
+@dataclass(frozen=True)
+class ModelAdded:
+    """A further model is loaded; the engine of its encoder."""
+
+    engine: EngineInfo
+
+
+@dataclass(frozen=True)
+class ModelDropped:
+    """A model is no longer there."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +199,8 @@ class Failed:
     details: str = ""
 
 
-Reply = Ready | SlideFacts | Planned | EncodedBatch | GraphOutputs | Failed
+Done = SlideFacts | Planned | EncodedBatch | GraphOutputs | ModelAdded | ModelDropped
+Reply = Ready | Done | Failed
 
 _ALLOWED = {
     (cls.__module__, cls.__qualname__): cls
@@ -169,6 +210,8 @@ _ALLOWED = {
         Failed,
         GraphOutputs,
         Level,
+        ModelAdded,
+        ModelDropped,
         OwnLevel,
         PlannedScale,
         Planned,
@@ -237,17 +280,24 @@ def parse_reply(body: bytes) -> Reply:
 __all__ = [
     "HEADER",
     "MAX_REPLY_BYTES",
+    "AddModel",
+    "Done",
+    "DropModel",
     "EncodeTiles",
     "EncoderSpec",
     "Failed",
     "GraphOutputs",
     "GraphSpec",
     "MakePlan",
+    "ModelAdded",
+    "ModelDropped",
+    "ModelSpec",
     "Planned",
     "ReadFacts",
     "Ready",
     "Reply",
     "RunGraph",
+    "SlideTask",
     "Task",
     "WorkerSetup",
     "described",

@@ -16,7 +16,9 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Self
 
+from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.errors import (
+    BundleUnsupported,
     CmamilError,
     DecoderCrashed,
     InternalError,
@@ -28,7 +30,17 @@ from cmamil_sdk.features.encode import EncodedBatch
 
 from .child import WORKER_COMMAND, ChildProcess
 from .logs import Event
-from .messages import Failed, Ready, Reply, RunGraph, Task, WorkerSetup, described
+from .messages import (
+    AddModel,
+    DropModel,
+    Failed,
+    Ready,
+    Reply,
+    RunGraph,
+    Task,
+    WorkerSetup,
+    described,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -104,7 +116,7 @@ class Job:
         return results
 
 
-class _Slot:
+class Slot:
     """A place for one worker, which outlives the processes that fill it."""
 
     def __init__(self, pool: WorkerPool, number: int) -> None:
@@ -115,6 +127,10 @@ class _Slot:
         self.tiles = 0
         self.child: ChildProcess | None = None
         self.current: tuple[Job, _Item] | None = None
+        self.own = Job(pool)
+        """Tasks for this worker alone, which come before those of requests."""
+        self.models: set[int] = set()
+        """Numbers of those that its process has, or will have when it is ready."""
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.failures = 0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -125,7 +141,26 @@ class _Slot:
         self.pool.children.add(self.child)
         await self.child.start(self.pool.command)
         self._watch(_START_TIMEOUT_S)
+        self.models = {spec.number for spec in self.pool.setup.models}
         self.child.send(self.pool.setup)
+
+    async def run(self, task: Task) -> Reply:
+        """Have this worker do a task; waits until it is free, and through restarts before.
+
+        Raises:
+            CmamilError: as the worker raised it; :class:`BundleUnsupported` if the task killed it.
+        """
+        item = _Item(task, asyncio.Queue())
+        self.own.pending.append(item)
+        self.pool.dispatch()
+        try:
+            reply = await item.results.get()
+        finally:
+            if item in self.own.pending:  # nobody waits any more
+                self.own.pending.remove(item)
+        if isinstance(reply, CmamilError):
+            raise reply
+        return reply
 
     def assign(self, job: Job, item: _Item) -> None:
         assert self.child is not None
@@ -167,6 +202,7 @@ class _Slot:
         if isinstance(reply, Ready):
             self.failures = 0
             self.state = WorkerState.IDLE
+            self.pool.engines.update(reply.engines)
             LOG.info(Event("worker_ready", worker=self.number, restarts=self.restarts))
             if not self.ready.done():
                 self.ready.set_result(reply)
@@ -181,6 +217,7 @@ class _Slot:
         self._unwatch()
         was_starting, self.state = self.state is WorkerState.STARTING, WorkerState.STARTING
         current, self.current = self.current, None
+        self.models = set()
         if self.pool.stopping:
             if current:
                 current[1].results.put_nowait(_stopped())
@@ -215,7 +252,7 @@ class _Slot:
         item.crashes += 1
         if job.closed:
             return
-        if item.crashes >= _CRASHES_TO_BLAME:
+        if item.crashes >= _CRASHES_TO_BLAME or job is self.own:
             item.results.put_nowait(_blamed(item.task))
             return
         job.pending.appendleft(item)
@@ -242,13 +279,15 @@ class WorkerPool:
         self.changed = on_change
         self.on_batch = on_batch
         self.stopping = False
+        self.engines: dict[int, EngineInfo] = {}
+        """Of each model's encoder as the workers run it, by the number of the model."""
         self._rotation: deque[Job] = deque()
         self.children: set[ChildProcess] = set()
         self._background: set[asyncio.Task[None]] = set()
-        self.slots = [_Slot(self, number) for number in range(workers)]
+        self.slots = [Slot(self, number) for number in range(workers)]
 
-    async def start(self) -> Ready:
-        """Start all workers and wait until they are ready; returns the engines in use.
+    async def start(self) -> None:
+        """Start all workers and wait until they are ready.
 
         Raises:
             CmamilError: a worker cannot load an encoder; none is left running.
@@ -256,14 +295,13 @@ class WorkerPool:
         try:
             for slot in self.slots:
                 await slot.start()
-            answers = await asyncio.gather(*(slot.ready for slot in self.slots))
+            await asyncio.gather(*(slot.ready for slot in self.slots))
         except OSError as problem:
             await self.stop()
             raise UnexpectedError(f"A worker process cannot be started ({problem}).") from problem
         except BaseException:
             await self.stop()
             raise
-        return answers[0]
 
     async def stop(self) -> None:
         """End all workers; returns when their processes are gone."""
@@ -272,7 +310,7 @@ class WorkerPool:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        for job in self._rotation:
+        for job in (*self._rotation, *(slot.own for slot in self.slots)):
             while job.pending:
                 job.pending.popleft().results.put_nowait(_stopped())
         for child in self.children:
@@ -321,10 +359,13 @@ class WorkerPool:
         for slot in self.slots:
             if slot.state is not WorkerState.IDLE:
                 continue
+            if slot.own.pending:
+                slot.assign(slot.own, slot.own.pending.popleft())
+                continue
             while self._rotation and not self._rotation[0].pending:
                 self._rotation.popleft()
             if not self._rotation:
-                return
+                continue
             job = self._rotation.popleft()
             item = job.pending.popleft()
             if job.pending:
@@ -355,7 +396,11 @@ def _outcome(reply: Reply) -> Reply | CmamilError:
     return problem
 
 
-def _blamed(task: Task) -> DecoderCrashed:
+def _blamed(task: Task) -> CmamilError:
+    if isinstance(task, AddModel | DropModel):
+        return BundleUnsupported(
+            f"{described(task)} ended a worker process; export it again, or choose another engine."
+        )
     if isinstance(task, RunGraph):
         mend = "send fewer tensors, or other ones"
     else:

@@ -57,7 +57,8 @@ class Predictions:
         message = parse(kind, data, self._config.max_request_bytes).request
         identity, request = self._checked(message)
         predictor = self._predictor()
-        with predictor.admission.enter() as ticket:
+        # The model from now on: to say that the request is in may take a while.
+        with request.model.use(), predictor.admission.enter() as ticket:
 
             async def predict(
                 report: Callable[[Stage], None],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -104,8 +105,9 @@ class Predictor:
             DeadlineExceeded: not done in ``remaining_s`` (None: the server's default).
             ServerDraining: the server had to stop before.
             DecoderCrashed: the slide ended two workers.
+            ModelNotFound: the model has been unloaded since it was found.
         """
-        async with self.deadlines.limit(remaining_s):
+        async with self._working(request.model, remaining_s):
             entered = time.perf_counter()
             report(Stage("queued"))
             ref = await self._find(request)
@@ -119,7 +121,7 @@ class Predictor:
         self, request: SlideRequest, ticket: Ticket, *, remaining_s: float | None
     ) -> Inspection:
         """Say what a slide is. Errors as :meth:`predict`, but not being tileable is an answer."""
-        async with self.deadlines.limit(remaining_s):
+        async with self._working(request.model, remaining_s):
             ref = await self._find(request)
             await ticket.wait()
             sha256 = await self._hasher.sha256(ref)
@@ -134,9 +136,14 @@ class Predictor:
             return Inspection(facts, sha256, planned.plan, "")
 
     async def run_graph(
-        self, tasks: Sequence[RunGraph], ticket: Ticket, *, remaining_s: float | None
+        self,
+        model: LoadedModel,
+        tasks: Sequence[RunGraph],
+        ticket: Ticket,
+        *,
+        remaining_s: float | None,
     ) -> list[dict[str, Float32]]:
-        """The outputs of a graph for each task of one request, in their order.
+        """The outputs of a graph of ``model`` for each task of one request, in their order.
 
         Raises:
             FieldInvalid: the graph refuses its inputs.
@@ -144,7 +151,7 @@ class Predictor:
             DeadlineExceeded, ServerDraining, DecoderCrashed: as :meth:`predict`.
         """
         parts: dict[int, dict[str, Float32]] = {}
-        async with self.deadlines.limit(remaining_s):
+        async with self._working(model, remaining_s):
             await ticket.wait()
             with self._pool.job() as job:
                 async for reply in job.run_all(tasks):
@@ -161,6 +168,13 @@ class Predictor:
         """Run ``work`` in a thread, so that the event loop goes on."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, work, *arguments)
+
+    @asynccontextmanager
+    async def _working(self, model: LoadedModel, remaining_s: float | None) -> AsyncIterator[None]:
+        """Work with a model, which stays loaded meanwhile, until the deadline."""
+        with model.use():
+            async with self.deadlines.limit(remaining_s):
+                yield
 
     async def _find(self, request: SlideRequest) -> SlideRef:
         ref = await asyncio.to_thread(resolve, request.uri, self._roots)

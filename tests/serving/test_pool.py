@@ -18,6 +18,7 @@ class Recorder:
 
     def __init__(self, pool: WorkerPool, order: list[Any]) -> None:
         self.state = WorkerState.IDLE
+        self.own = Job(pool)
         self._pool, self._order = pool, order
         self._item: Any = None
 
