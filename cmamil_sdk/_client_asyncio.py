@@ -18,12 +18,15 @@ from cmamil_sdk._client_calls import (
     Question,
     Stream,
     ask_deletion,
+    ask_for_default,
     ask_health,
     ask_inspection,
     ask_models,
     ask_prediction,
     ask_server_info,
     ask_server_stats,
+    ask_to_load,
+    ask_to_unload,
     no_result,
     prediction_request,
 )
@@ -92,6 +95,18 @@ class AsyncClient(BaseClient):
     async def server_stats(self) -> ServerStats:
         """As :meth:`Client.server_stats`."""
         return await self._ask(ask_server_stats())
+
+    async def load_model(self, bundle: str) -> ModelFacts:
+        """As :meth:`Client.load_model`."""
+        return await self._ask(ask_to_load(bundle))
+
+    async def unload_model(self, model: str) -> None:
+        """As :meth:`Client.unload_model`."""
+        await self._ask(ask_to_unload(model))
+
+    async def set_default_version(self, model: str) -> ModelFacts:
+        """As :meth:`Client.set_default_version`."""
+        return await self._ask(ask_for_default(model))
 
     async def inspect(
         self, uri: str, *, mpp: float | None = None, model: str | None = None

@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 _QUICK_TIMEOUT_S = 10.0
 
 OnProgress = Callable[[ProgressEvent], None]
+_ADMIN = "/cmamil.v1.ModelAdminService"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,38 @@ def ask_inspection(uri: str, *, mpp: float | None, model: str | None) -> Questio
         slide_pb2.InspectSlideResponse,
         inspection_from,
         timeout_s=None,
+    )
+
+
+def ask_to_load(bundle: str) -> Question[ModelFacts]:
+    """To load a bundle."""
+    return Question(
+        f"{_ADMIN}/LoadModel",
+        model_pb2.LoadModelRequest(bundle=bundle),
+        model_pb2.LoadModelResponse,
+        lambda reply: model_from(reply.model),
+        timeout_s=None,
+    )
+
+
+def ask_to_unload(model: str) -> Question[None]:
+    """To unload a version of a model."""
+    return Question(
+        f"{_ADMIN}/UnloadModel",
+        model_pb2.UnloadModelRequest(name=model_name(model)),
+        model_pb2.UnloadModelResponse,
+        lambda _reply: None,
+        timeout_s=None,
+    )
+
+
+def ask_for_default(model: str) -> Question[ModelFacts]:
+    """To make a version of a model the default."""
+    return Question(
+        f"{_ADMIN}/SetDefaultModelVersion",
+        model_pb2.SetDefaultModelVersionRequest(name=model_name(model)),
+        model_pb2.SetDefaultModelVersionResponse,
+        lambda reply: model_from(reply.model),
     )
 
 
@@ -200,12 +233,15 @@ __all__ = [
     "Question",
     "Stream",
     "ask_deletion",
+    "ask_for_default",
     "ask_health",
     "ask_inspection",
     "ask_models",
     "ask_prediction",
     "ask_server_info",
     "ask_server_stats",
+    "ask_to_load",
+    "ask_to_unload",
     "model_name",
     "no_result",
     "prediction_request",

@@ -45,6 +45,8 @@ class ModelFacts:
         scales: microns per pixel by name, coarse to fine.
         tile_px: edge of a tile, pixels at its scale.
         encoder: its id.
+        state: ``loading``, ``ready`` or ``unloading``.
+        is_default: whether ``models/NAME`` means this version.
     """
 
     name: str
@@ -54,6 +56,8 @@ class ModelFacts:
     scales: dict[str, float]
     tile_px: int
     encoder: str
+    state: str
+    is_default: bool
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,8 @@ def model_from(message: model_pb2.Model) -> ModelFacts:
         scales={scale.name: scale.mpp for scale in message.scales},
         tile_px=message.tile_px,
         encoder=message.encoder,
+        state=model_pb2.Model.State.Name(message.state).removeprefix("STATE_").lower(),
+        is_default=message.is_default,
     )
 
 

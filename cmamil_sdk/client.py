@@ -22,12 +22,15 @@ try:
         Question,
         Stream,
         ask_deletion,
+        ask_for_default,
         ask_health,
         ask_inspection,
         ask_models,
         ask_prediction,
         ask_server_info,
         ask_server_stats,
+        ask_to_load,
+        ask_to_unload,
         no_result,
         prediction_request,
     )
@@ -107,6 +110,32 @@ class Client(BaseClient):
     def server_stats(self) -> ServerStats:
         """Calls, stages and tiles since the server started, counted as its metrics are."""
         return self._ask(ask_server_stats())
+
+    def load_model(self, bundle: str) -> ModelFacts:
+        """Have the server load a bundle, and wait until it is ready; for administrators.
+
+        Args:
+            bundle: its directory beneath a bundle root of the server: absolute, or relative to a root.
+
+        Raises:
+            BundlePathForbidden, BundleNotFound: it lies elsewhere, or is not there.
+            ModelExists: the server has that version already, with other content.
+            CmamilError: the bundle cannot be loaded; what the server had serves on.
+        """
+        return self._ask(ask_to_load(bundle))
+
+    def unload_model(self, model: str) -> None:
+        """Have the server finish with ``NAME/VERSION``, and wait until its memory is free.
+
+        Raises:
+            ModelNeeded: it is the default of several versions, or the only model.
+            DeadlineExceeded: requests are still at work with it; it goes all the same when they end.
+        """
+        self._ask(ask_to_unload(model))
+
+    def set_default_version(self, model: str) -> ModelFacts:
+        """Make ``NAME/VERSION`` what ``NAME`` alone means."""
+        return self._ask(ask_for_default(model))
 
     def inspect(
         self, uri: str, *, mpp: float | None = None, model: str | None = None

@@ -14,6 +14,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── OutputExists              ALREADY_EXISTS
     │   ├── OutputUnwritable          INVALID_ARGUMENT
     │   ├── ScaleMismatch             INVALID_ARGUMENT
+    │   ├── ModelExists               ALREADY_EXISTS
     │   ├── RequestTooLarge           OUT_OF_RANGE
     │   ├── RequestIdReused           ALREADY_EXISTS
     │   └── RequestUnsupported        UNIMPLEMENTED
@@ -36,6 +37,8 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── RecipeMismatch            FAILED_PRECONDITION
     │   ├── ProvenanceUnknown         FAILED_PRECONDITION
     │   ├── RunInvalid                FAILED_PRECONDITION
+    │   ├── BundlePathForbidden       PERMISSION_DENIED
+    │   ├── BundleNotFound            NOT_FOUND
     │   ├── BundleCorrupt             DATA_LOSS
     │   ├── BundleUnsupported         FAILED_PRECONDITION
     │   └── ParityFailed              FAILED_PRECONDITION
@@ -45,6 +48,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── EngineMissing             FAILED_PRECONDITION
     │   ├── ModelNotFound             NOT_FOUND
     │   ├── ModelNotReady             UNAVAILABLE
+    │   ├── ModelNeeded               FAILED_PRECONDITION
     │   ├── ServerUnreachable         UNAVAILABLE
     │   ├── ServerDraining            UNAVAILABLE
     │   ├── CertificateRefused        UNAVAILABLE
@@ -122,6 +126,12 @@ class OutputUnwritable(UsageError):
 
 class ScaleMismatch(UsageError):
     """The scales asked for do not nest, or are not those of the model."""
+
+
+class ModelExists(UsageError):
+    """A server has a model of that name and version, with other content."""
+
+    grpc_status = "ALREADY_EXISTS"
 
 
 class RequestTooLarge(UsageError):
@@ -235,6 +245,18 @@ class RunInvalid(InputError):
     """A run directory is incomplete or damaged."""
 
 
+class BundlePathForbidden(InputError):
+    """The bundle's path is outside the roots that a server may load bundles from."""
+
+    grpc_status = "PERMISSION_DENIED"
+
+
+class BundleNotFound(InputError):
+    """There is no bundle at that path beneath a root."""
+
+    grpc_status = "NOT_FOUND"
+
+
 class BundleCorrupt(InputError):
     """A bundle's file is missing or its hash differs from the manifest."""
 
@@ -278,6 +300,10 @@ class ModelNotReady(CapabilityError):
     """The model is still loading."""
 
     grpc_status = "UNAVAILABLE"
+
+
+class ModelNeeded(CapabilityError):
+    """The model cannot be unloaded: it is the default of several versions, or the only model."""
 
 
 class ServerUnreachable(CapabilityError):

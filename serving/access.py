@@ -22,6 +22,7 @@ _ROLES = {
     "cmamil.v1.SlidePredictionService": ("predict",),
     "cmamil.v1.SlideService": ("predict",),
     "cmamil.v1.ModelService": ("predict", "admin"),
+    "cmamil.v1.ModelAdminService": ("admin",),
     "cmamil.v1.ServerService": ("predict", "admin", "metrics"),
     "grpc.reflection.v1alpha.ServerReflection": ("predict", "admin", "metrics"),
     "inference.GRPCInferenceService": ("predict",),

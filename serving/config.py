@@ -21,7 +21,8 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _PATHS = {
-    *("bundles", "slides_roots", "tls_certificate", "tls_key", "tls_client_ca", "tokens"),
+    *("bundles", "bundle_roots", "slides_roots"),
+    *("tls_certificate", "tls_key", "tls_client_ca", "tokens"),
     *("jobs_file", "uploads", "cache"),
 }
 
@@ -37,6 +38,10 @@ class ServerConfig(BaseModel):
     bundles: tuple[Path, ...] = Field(min_length=1, description="model bundle directories")
     slides_roots: tuple[Path, ...] = Field(
         min_length=1, description="slides are read only beneath these directories"
+    )
+    bundle_roots: tuple[Path, ...] = Field(
+        (),
+        description="further bundles may be loaded from beneath these directories, and no others",
     )
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(50051, ge=0, le=65535, description="0: any free port")
@@ -205,11 +210,13 @@ class ServerConfig(BaseModel):
                 uploads beneath one.
         """
         config = parse_document(cls, document, where=where, error=ConfigInvalid)
+        for kind, roots in (("slides", config.slides_roots), ("bundle", config.bundle_roots)):
+            for root in roots:
+                if not root.is_dir():
+                    raise ConfigInvalid(
+                        f"{where}: {kind} root {root} is no directory; name one that exists."
+                    )
         for root in config.slides_roots:
-            if not root.is_dir():
-                raise ConfigInvalid(
-                    f"{where}: slides root {root} is no directory; name one that exists."
-                )
             if config.uploads is not None and config.uploads.resolve().is_relative_to(
                 root.resolve()
             ):

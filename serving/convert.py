@@ -11,7 +11,7 @@ from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.predict import Prediction, ScaleMap
 
 from .metrics import Metrics
-from .models import LoadedModel
+from .models import ListedModel, LoadedModel, ModelState, resource_of
 from .pool import WorkerState
 from .predictor import Answer, Inspection, Stage
 
@@ -30,6 +30,11 @@ FEATURE_SOURCES = {
     "computed": prediction_pb2.FEATURE_SOURCE_COMPUTED,
     "cached": prediction_pb2.FEATURE_SOURCE_CACHED,
     "coalesced": prediction_pb2.FEATURE_SOURCE_COALESCED,
+}
+_MODEL_STATES = {
+    ModelState.LOADING: model_pb2.Model.STATE_LOADING,
+    ModelState.READY: model_pb2.Model.STATE_READY,
+    ModelState.UNLOADING: model_pb2.Model.STATE_UNLOADING,
 }
 WORKER_STATES = {
     WorkerState.STARTING: server_pb2.Worker.STATE_STARTING,
@@ -114,16 +119,18 @@ def inspection_message(found: Inspection) -> slide_pb2.InspectSlideResponse:
     return message
 
 
-def model_message(model: LoadedModel) -> model_pb2.Model:
-    """A loaded model."""
-    manifest = model.bundle.manifest
+def model_message(model: ListedModel) -> model_pb2.Model:
+    """A model, with its state."""
+    manifest = model.manifest
     message = model_pb2.Model(
-        name=model.resource,
-        bundle_sha256=model.bundle.sha256,
+        name=resource_of(manifest),
+        bundle_sha256=model.sha256,
         kind=manifest.model_kind,
         labels=manifest.labels,
         tile_px=manifest.recipe.tile_px,
         encoder=manifest.encoder.id,
+        state=_MODEL_STATES[model.state],
+        is_default=model.is_default,
     )
     for scale in manifest.recipe.scales:
         message.scales.add(name=scale.name, mpp=scale.mpp)

@@ -52,14 +52,23 @@ class EncoderSpec(GraphSpec):
 
 
 @dataclass(frozen=True)
-class WorkerSetup:
-    """First message to a worker; ``parent_pid`` must still be its parent.
+class ModelSpec:
+    """What a worker needs of one model, which tasks name by ``number``: no other ever has it.
 
-    ``encoders`` and ``aggregators`` have one entry per model, by its number.
+    The aggregator is loaded when it is first asked for: few servers are sent bags.
     """
 
+    number: int
+    encoder: EncoderSpec
+    aggregator: GraphSpec
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """First message to a worker; ``parent_pid`` must still be its parent."""
+
     parent_pid: int
-    encoders: tuple[EncoderSpec, ...]
+    models: tuple[ModelSpec, ...]
     reader: ReaderName
     memory_mib: int
     open_slides: int
@@ -67,7 +76,6 @@ class WorkerSetup:
     max_slide_pixels: int
     max_image_pixels: int
     max_levels: int
-    aggregators: tuple[GraphSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class ReadFacts:
 
 @dataclass(frozen=True)
 class MakePlan:
-    """Ask for the tiles of a slide; answered with :class:`Planned`. ``model``: number of encoder."""
+    """Ask for the tiles of a slide; answered with :class:`Planned`. ``model``: its number."""
 
     slide: SlideRef
     mpp: float | None
@@ -110,7 +118,22 @@ class RunGraph:
     part: int = 0
 
 
-Task = ReadFacts | MakePlan | EncodeTiles | RunGraph
+@dataclass(frozen=True)
+class AddModel:
+    """Ask for a further model to be loaded and tried; answered with :class:`ModelAdded`."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True)
+class DropModel:
+    """Ask for the memory of a model; answered with :class:`ModelDropped`, known or not."""
+
+    model: int
+
+
+SlideTask = ReadFacts | MakePlan | EncodeTiles
+Task = SlideTask | RunGraph | AddModel | DropModel
 
 
 @dataclass(frozen=True)
@@ -122,16 +145,33 @@ class EncodeTogether:
 
 def described(task: Task) -> str:
     """What a task was, as messages say it."""
-    if isinstance(task, RunGraph):
-        return f"Running the {task.graph} on the tensors of a request"
+    match task:
+        case RunGraph():
+            return f"Running the {task.graph} on the tensors of a request"
+        case AddModel():
+            return "Loading the model"
+        case DropModel():
+            return "Unloading the model"
     return f"Reading {task.slide.shown}"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker's first answer: the engine of each encoder."""
+    """A worker's first answer: the engine of each encoder, by the number of its model."""
 
-    engines: tuple[EngineInfo, ...]
+    engines: dict[int, EngineInfo]
+
+
+@dataclass(frozen=True)
+class ModelAdded:
+    """A further model is loaded; the engine of its encoder."""
+
+    engine: EngineInfo
+
+
+@dataclass(frozen=True)
+class ModelDropped:
+    """A model is no longer there."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +191,8 @@ class GraphOutputs:
     outputs: dict[str, npt.NDArray[np.float32]]
 
 
-Reply = Ready | SlideFacts | Planned | EncodedBatch | GraphOutputs | Failed
+Done = SlideFacts | Planned | EncodedBatch | GraphOutputs | ModelAdded | ModelDropped
+Reply = Ready | Done | Failed
 
 
 @dataclass(frozen=True)
@@ -168,6 +209,8 @@ _ALLOWED = KnownClasses(
         Failed,
         GraphOutputs,
         Level,
+        ModelAdded,
+        ModelDropped,
         OwnLevel,
         Parts,
         PlannedScale,
@@ -198,6 +241,9 @@ def parse_reply(body: bytes) -> Reply | Parts:
 __all__ = [
     "HEADER",
     "MAX_REPLY_BYTES",
+    "AddModel",
+    "Done",
+    "DropModel",
     "EncodeTiles",
     "EncodeTogether",
     "EncoderSpec",
@@ -205,12 +251,16 @@ __all__ = [
     "GraphOutputs",
     "GraphSpec",
     "MakePlan",
+    "ModelAdded",
+    "ModelDropped",
+    "ModelSpec",
     "Parts",
     "Planned",
     "ReadFacts",
     "Ready",
     "Reply",
     "RunGraph",
+    "SlideTask",
     "Task",
     "WorkerSetup",
     "described",

@@ -104,7 +104,7 @@ def resolve(uri: str, roots: Sequence[Path]) -> SlideRef:
     parts = tuple(part for part in text.split("/") if part not in ("", "."))
     if "\0" in text or ".." in parts:
         raise _forbidden(uri)
-    candidates = _candidates(text.startswith("/"), parts, roots)
+    candidates = beneath_roots(text.startswith("/"), parts, roots)
     if not candidates:
         raise _forbidden(uri)
     absent: SlideNotFound | None = None
@@ -218,7 +218,7 @@ def _path_of(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(rest))
 
 
-def _candidates(
+def beneath_roots(
     absolute: bool, parts: tuple[str, ...], roots: Sequence[Path]
 ) -> list[tuple[Path, tuple[str, ...]]]:
     """Each root with the components beneath it; an absolute path must begin with the root's."""
@@ -262,4 +262,4 @@ class _closing:  # noqa: N801 - used as a function
         os.close(self._fd)
 
 
-__all__ = ["FileIdentity", "SlideRef", "open_slide_file", "resolve"]
+__all__ = ["FileIdentity", "SlideRef", "beneath_roots", "open_slide_file", "resolve"]

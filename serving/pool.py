@@ -13,7 +13,9 @@ from collections.abc import Callable, Coroutine, Hashable, Sequence
 from enum import Enum
 from typing import Any
 
+from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.errors import (
+    BundleUnsupported,
     CmamilError,
     DecoderCrashed,
     InternalError,
@@ -26,6 +28,8 @@ from cmamil_sdk.features.encode import EncodedBatch, decoding_device
 from .child import WORKER_COMMAND, ChildProcess
 from .logs import Event
 from .messages import (
+    AddModel,
+    DropModel,
     EncodeTiles,
     EncodeTogether,
     Failed,
@@ -33,6 +37,7 @@ from .messages import (
     Ready,
     Reply,
     RunGraph,
+    SlideTask,
     Task,
     WorkerSetup,
     described,
@@ -55,7 +60,7 @@ class WorkerState(Enum):
     BUSY = "busy"
 
 
-class _Slot:
+class Slot:
     """A place for one worker, which outlives the processes that fill it."""
 
     def __init__(self, pool: WorkerPool, number: int) -> None:
@@ -66,6 +71,10 @@ class _Slot:
         self.tiles = 0
         self.child: ChildProcess | None = None
         self.current: list[Item] = []
+        self.own = Job(lambda _job: pool.dispatch())
+        """Tasks for this worker alone, which come before those of requests."""
+        self.models: set[int] = set()
+        """Numbers of those that its process has, or will have when it is ready."""
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.failures = 0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -76,7 +85,31 @@ class _Slot:
         self.pool.children.add(self.child)
         await self.child.start(self.pool.command)
         self._watch(_START_TIMEOUT_S)
+        self.models = {spec.number for spec in self.pool.setup.models}
         self.child.send(self.pool.setup)
+
+    async def run(self, task: Task) -> Reply:
+        """Have this worker do a task; waits until it is free, and through restarts before.
+
+        Raises:
+            CmamilError: as the worker raised it; :class:`BundleUnsupported` if the task killed it.
+        """
+        results: asyncio.Queue[Reply | CmamilError] = asyncio.Queue()
+        item = Item(task, self.own, results)
+        self.own.pending.append(item)
+        self.pool.dispatch()
+        try:
+            reply = await results.get()
+        finally:
+            if item in self.own.pending:  # nobody waits any more
+                self.own.pending.remove(item)
+        if isinstance(reply, CmamilError):
+            raise reply
+        return reply
+
+    def take_own(self) -> list[Item]:
+        """The next task for this worker alone, if there is one."""
+        return [self.own.pending.popleft()] if self.own.pending else []
 
     def assign(self, items: list[Item]) -> None:
         assert self.child is not None
@@ -126,6 +159,7 @@ class _Slot:
         if isinstance(reply, Ready):
             self.failures = 0
             self.state = WorkerState.IDLE
+            self.pool.engines.update(reply.engines)
             LOG.info(Event("worker_ready", worker=self.number, restarts=self.restarts))
             if not self.ready.done():
                 self.ready.set_result(reply)
@@ -139,6 +173,7 @@ class _Slot:
         self._unwatch()
         was_starting, self.state = self.state is WorkerState.STARTING, WorkerState.STARTING
         items, self.current = self.current, []
+        self.models = set()
         if self.pool.stopping:
             for item in items:
                 item.answer(_stopped())
@@ -193,14 +228,16 @@ class WorkerPool:
         self.changed = on_change
         self.on_batch = on_batch
         self.stopping = False
+        self.engines: dict[int, EngineInfo] = {}
+        """Of each model's encoder as the workers run it, by the number of the model."""
         self.quarantine = Quarantine(quarantine_s)
         self._turns = Turns(self._shared_encoder)
         self.children: set[ChildProcess] = set()
         self._background: set[asyncio.Task[None]] = set()
-        self.slots = [_Slot(self, number) for number in range(workers)]
+        self.slots = [Slot(self, number) for number in range(workers)]
 
-    async def start(self) -> Ready:
-        """Start all workers and wait until they are ready; returns the engines in use.
+    async def start(self) -> None:
+        """Start all workers and wait until they are ready.
 
         Raises:
             CmamilError: a worker cannot load an encoder; none is left running.
@@ -208,14 +245,13 @@ class WorkerPool:
         try:
             for slot in self.slots:
                 await slot.start()
-            answers = await asyncio.gather(*(slot.ready for slot in self.slots))
+            await asyncio.gather(*(slot.ready for slot in self.slots))
         except OSError as problem:
             await self.stop()
             raise UnexpectedError(f"A worker process cannot be started ({problem}).") from problem
         except BaseException:
             await self.stop()
             raise
-        return answers[0]
 
     async def stop(self) -> None:
         """End all workers; returns when their processes are gone."""
@@ -224,7 +260,8 @@ class WorkerPool:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        for item in self._turns.clear():
+        own = [item for slot in self.slots for item in slot.own.pending]
+        for item in (*self._turns.clear(), *own):
             item.answer(_stopped())
         for child in self.children:
             child.kill()
@@ -260,7 +297,9 @@ class WorkerPool:
     def dispatch(self) -> None:
         """Give free workers what is next."""
         for slot in self.slots:
-            while slot.state is WorkerState.IDLE and (items := self._turns.take()):
+            while slot.state is WorkerState.IDLE and (
+                items := slot.take_own() or self._turns.take()
+            ):
                 if allowed := [item for item in items if self._allows(item)]:
                     slot.assign(allowed)
 
@@ -269,7 +308,7 @@ class WorkerPool:
         for item in reversed(items):
             item.alone = True
             item.crashes += len(items) == 1
-            if item.crashes >= _CRASHES_TO_BLAME:
+            if item.crashes >= _CRASHES_TO_BLAME or isinstance(item.task, AddModel | DropModel):
                 item.answer(self._blame(item.task))
             elif not item.job.closed:
                 self._turns.put_back(item)
@@ -282,12 +321,16 @@ class WorkerPool:
     def _allows(self, item: Item) -> bool:
         """Whether a task may be done; one of a slide in quarantine is refused."""
         task = item.task
-        refusal = None if isinstance(task, RunGraph) else self.quarantine.refusal(task.slide)
+        refusal = self.quarantine.refusal(task.slide) if isinstance(task, SlideTask) else None
         if refusal is not None:
             item.answer(refusal)
         return refusal is None
 
-    def _blame(self, task: Task) -> DecoderCrashed:
+    def _blame(self, task: Task) -> CmamilError:
+        if isinstance(task, AddModel | DropModel):
+            return BundleUnsupported(
+                f"{described(task)} ended a worker process; export it again, or choose another engine."
+            )
         if isinstance(task, RunGraph):
             mend = "send fewer tensors, or other ones"
         else:
@@ -297,9 +340,11 @@ class WorkerPool:
 
     def _shared_encoder(self, task: EncodeTiles) -> Hashable | None:
         """Batches that a GPU decodes are as large as its calls, and lie in its memory: each by itself."""
-        encoder = self.setup.encoders[task.model]
-        on_host = decoding_device(self.setup.reader, encoder.engine) == "cpu"
-        return encoder.key if on_host else None
+        for spec in self.setup.models:
+            if spec.number == task.model:
+                on_host = decoding_device(self.setup.reader, spec.encoder.engine) == "cpu"
+                return spec.encoder.key if on_host else None
+        return None
 
     async def reap(self, child: ChildProcess, number: int) -> None:
         """Wait for a dead process, so that none is left as a zombie, and say how it ended."""

@@ -67,6 +67,8 @@ class Predictions:
         identity, request = checked(message, self._models)
         predictor, call = self._predictor(), current_call()
         with (
+            # The model from now on: to say that the request is in may take a while.
+            request.model.use(),
             self._remembered.request(call.client, message) as known,
             predictor.admission.enter() as ticket,
         ):

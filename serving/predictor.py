@@ -34,6 +34,7 @@ from .feature_cache import FeatureCache
 from .features import FeatureFinder, Features, Report
 from .hashing import SlideHasher
 from .messages import EncodeTiles, GraphOutputs, MakePlan, Planned, ReadFacts, RunGraph
+from .models import LoadedModel
 from .paths import SlideRef, resolve
 from .pool import WorkerPool
 from .single_flight import SingleFlight
@@ -111,8 +112,9 @@ class Predictor:
             DeadlineExceeded: not done in ``remaining_s`` (None: the server's default).
             ServerDraining: the server had to stop before.
             DecoderCrashed: the slide ended two workers, now or a while ago.
+            ModelNotFound: the model has been unloaded since it was found.
         """
-        async with self.deadlines.limit(remaining_s):
+        async with self._working(request.model, remaining_s):
             entered = time.perf_counter()
             ref, key, features, began = await self._find_features(request, ticket, report)
             slide, bundle = features.slide, request.model.bundle
@@ -154,7 +156,7 @@ class Predictor:
         self, request: SlideRequest, ticket: Ticket, *, remaining_s: float | None
     ) -> Inspection:
         """Say what a slide is. Errors as :meth:`predict`, but not being tileable is an answer."""
-        async with self.deadlines.limit(remaining_s), self._found(request) as ref:
+        async with self._working(request.model, remaining_s), self._found(request) as ref:
             await ticket.wait()
             sha256 = await self._hasher.sha256(ref)
             with self._pool.job() as job:
@@ -168,9 +170,14 @@ class Predictor:
             return Inspection(facts, sha256, planned.plan, "")
 
     async def run_graph(
-        self, tasks: Sequence[RunGraph], ticket: Ticket, *, remaining_s: float | None
+        self,
+        model: LoadedModel,
+        tasks: Sequence[RunGraph],
+        ticket: Ticket,
+        *,
+        remaining_s: float | None,
     ) -> list[dict[str, Float32]]:
-        """The outputs of a graph for each task of one request, in their order.
+        """The outputs of a graph of ``model`` for each task of one request, in their order.
 
         Raises:
             FieldInvalid: the graph refuses its inputs.
@@ -178,7 +185,7 @@ class Predictor:
             DeadlineExceeded, ServerDraining, DecoderCrashed: as :meth:`predict`.
         """
         parts: dict[int, dict[str, Float32]] = {}
-        async with self.deadlines.limit(remaining_s):
+        async with self._working(model, remaining_s):
             await ticket.wait()
             with self._pool.job() as job:
                 async for reply in job.run_all(tasks):
@@ -209,6 +216,13 @@ class Predictor:
             ref = await asyncio.to_thread(resolve, request.uri, self._roots)
             await self._check(ref, request.expected_sha256)
             yield ref
+
+    @asynccontextmanager
+    async def _working(self, model: LoadedModel, remaining_s: float | None) -> AsyncIterator[None]:
+        """Work with a model, which stays loaded meanwhile, until the deadline."""
+        with model.use():
+            async with self.deadlines.limit(remaining_s):
+                yield
 
     async def _check(self, ref: SlideRef, expected_sha256: str) -> None:
         """Refuse a slide that ended workers, and one that is not what was expected."""

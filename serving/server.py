@@ -34,7 +34,6 @@ from .messages import WorkerSetup
 from .models import LoadedModel, load_models
 from .observation import Observation
 from .pool import WorkerPool
-from .predictor import Predictor
 from .service import SERVICE_NAMES, Services
 from .tokens import TokenFile
 
@@ -82,9 +81,8 @@ class Server:
             self._services.cache = self._open_cache()
             await self._listen()
             models = await asyncio.to_thread(load_models, self.config)
-            await self._start_workers(models)
-            self._services.models.fill(models)
-            self._services.jobs.begin()
+            pool = await self._start_workers(models)
+            self._services.begin(models, pool)
             await self._update_health()
         except BaseException:
             await self.stop(grace_s=0.0)
@@ -126,6 +124,8 @@ class Server:
                 await server.stop(_LAST_WORDS_S)
         await self._observation.close()
         await self._services.uploads.close()
+        if self._services.loader is not None:
+            await self._services.loader.close()
         if pool is not None:
             await pool.stop()
         if predictor is not None:
@@ -185,12 +185,11 @@ class Server:
         if credentials is None and not is_loopback(config.host):
             LOG.warning("%s is open to the network, without TLS", _address(config.host, port))
 
-    async def _start_workers(self, models: list[LoadedModel]) -> None:
+    async def _start_workers(self, models: list[LoadedModel]) -> WorkerPool:
         config = self.config
         setup = WorkerSetup(
             parent_pid=os.getpid(),
-            encoders=tuple(model.encoder_spec() for model in models),
-            aggregators=tuple(model.aggregator_spec() for model in models),
+            models=tuple(model.spec() for model in models),
             reader=config.reader,
             memory_mib=config.worker_memory_mib,
             open_slides=config.open_slides,
@@ -208,11 +207,8 @@ class Server:
             on_change=self._on_workers_change,
             on_batch=self._services.metrics.count_batch,
         )
-        self._services.engines = await pool.start()
-        self._services.pool = pool
-        self._services.predictor = Predictor(
-            config, pool, self._services.uploads, self._services.cache
-        )
+        await pool.start()
+        return pool
 
     def _open_cache(self) -> FeatureCache | None:
         if self.config.cache is None:

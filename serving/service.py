@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from cmamil_sdk import __version__
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, server_pb2
 from cmamil_sdk.errors import CmamilError, QueueFull, UnexpectedError
 
+from .administration import Administration
 from .config import ServerConfig
 from .convert import (
     WORKER_STATES,
@@ -26,9 +27,9 @@ from .feature_cache import FeatureCache
 from .feature_stream import FeatureStream
 from .handlers import Behaviour, Method
 from .jobs.service import PredictionJobs
-from .messages import Ready
+from .loading import ModelLoader
 from .metrics import Metrics, Now
-from .models import ModelTable
+from .models import LoadedModel, ModelTable
 from .open_inference.service import OPEN_INFERENCE, OpenInference
 from .pool import WorkerPool
 from .predictions import Predictions
@@ -46,6 +47,7 @@ SERVICE_NAMES = (
     "cmamil.v1.SlidePredictionService",
     "cmamil.v1.SlideService",
     "cmamil.v1.ModelService",
+    "cmamil.v1.ModelAdminService",
     "cmamil.v1.ServerService",
     OPEN_INFERENCE,
 )
@@ -60,10 +62,13 @@ class Services:
         self.models = ModelTable()
         self.predictor: Predictor | None = None
         self.pool: WorkerPool | None = None
-        self.engines: Ready | None = None
+        self.loader: ModelLoader | None = None
         self.cache: FeatureCache | None = None
         self.metrics = Metrics(self.now)
         self._predictions = Predictions(config, self.models, self._ready_predictor)
+        self._administration = Administration(
+            config, self.models, self._ready_loader, self._ready_predictor
+        )
         self.jobs = PredictionJobs(config, self.models, self._ready_predictor, self.metrics)
         self.uploads = Uploads(config)
         self._slides = SlideService(config, self.models, self._ready_predictor, self.uploads)
@@ -71,6 +76,14 @@ class Services:
         self._open_inference = OpenInference(
             config, self.models, self._ready_predictor, self.is_ready
         )
+
+    def begin(self, models: Sequence[LoadedModel], pool: WorkerPool) -> None:
+        """Take requests for these models, which the workers have."""
+        self.pool = pool
+        self.predictor = Predictor(self._config, pool, self.uploads, self.cache)
+        self.models.fill(models)
+        self.loader = ModelLoader(self._config, self.models, pool)
+        self.jobs.begin()
 
     def is_ready(self) -> bool:
         """Whether the models are loaded, a worker can take work, and new work is taken."""
@@ -91,6 +104,7 @@ class Services:
                 "ListModels": Method(self._list_models),
                 "GetModel": Method(self._get_model),
             },
+            "cmamil.v1.ModelAdminService": self._administration.methods(),
             "cmamil.v1.ServerService": {
                 "GetServerInfo": Method(self._get_server_info),
                 "GetServerStats": Method(self._get_server_stats),
@@ -142,14 +156,19 @@ class Services:
         assert self.predictor is not None
         return self.predictor
 
+    def _ready_loader(self) -> ModelLoader:
+        self.models.all()
+        assert self.loader is not None
+        return self.loader
+
     async def _list_models(self, data: bytes, _context: CallContext) -> Message:
         parse(model_pb2.ListModelsRequest, data, self._config.max_request_bytes)
-        return model_pb2.ListModelsResponse(models=map(model_message, self.models.all()))
+        return model_pb2.ListModelsResponse(models=map(model_message, self.models.listed()))
 
     async def _get_model(self, data: bytes, _context: CallContext) -> Message:
         message = parse(model_pb2.GetModelRequest, data, self._config.max_request_bytes)
         model = self.models.find(message.name, field="name")
-        return model_pb2.GetModelResponse(model=model_message(model))
+        return model_pb2.GetModelResponse(model=model_message(self.models.shown(model)))
 
     async def _get_server_info(self, data: bytes, _context: CallContext) -> Message:
         parse(server_pb2.GetServerInfoRequest, data, self._config.max_request_bytes)
@@ -159,12 +178,14 @@ class Services:
             limits=limits(self._config),
             uptime=duration(time.monotonic() - self._started_s),
         )
-        if self.engines is not None:
-            for model in self.models.loaded():
-                encoder = engine_message(self.engines.engines[model.number])
-                aggregator = model.bundle.aggregator_info.label
-                info.models.add(model=model.resource, encoder=encoder, aggregator=aggregator)
         if self.pool is not None:
+            for model in self.models.loaded():
+                info.models.add(
+                    model=model.resource,
+                    encoder=engine_message(self.pool.engines[model.number]),
+                    aggregator=model.bundle.aggregator_info.label,
+                    is_default=self.models.is_default(model),
+                )
             for slot in self.pool.slots:
                 state = WORKER_STATES[slot.state]
                 info.workers.add(state=state, restarts=slot.restarts, tiles=slot.tiles)
@@ -192,11 +213,11 @@ class Services:
         )
 
     def _runtimes(self) -> Iterator[tuple[str, str, str, str]]:
-        if self.engines is None:
+        if self.pool is None:
             return
         for model in self.models.loaded():
             manifest = model.bundle.manifest
-            encoder = self.engines.engines[model.number].label
+            encoder = self.pool.engines[model.number].label
             yield manifest.name, manifest.version, "encoder", encoder
             yield manifest.name, manifest.version, "aggregator", model.bundle.aggregator_info.label
 

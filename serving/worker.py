@@ -30,13 +30,16 @@ from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import (
     BundleCorrupt,
     CmamilError,
+    EngineMissing,
     MemoryTooSmall,
+    ModelNotFound,
     NonFiniteOutput,
     SlideCorrupt,
     SlideFormatUnsupported,
     SlideTooLarge,
 )
 from cmamil_sdk.features.encode import (
+    DEVICE_CALL_TILES,
     DecodedBatch,
     EncodedBatch,
     check_finite,
@@ -46,23 +49,32 @@ from cmamil_sdk.features.encode import (
     encode_together,
 )
 from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.machine import return_free_memory
 from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
 from cmamil_sdk.slides.image_reader import IMAGE_STARTS
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
+    AddModel,
+    Done,
+    DropModel,
+    EncoderSpec,
     EncodeTiles,
     EncodeTogether,
     Failed,
     GraphOutputs,
     GraphSpec,
     MakePlan,
+    ModelAdded,
+    ModelDropped,
+    ModelSpec,
     Parts,
     Planned,
     ReadFacts,
     Ready,
     Reply,
     RunGraph,
+    SlideTask,
     Task,
     WorkerSetup,
     described,
@@ -103,23 +115,25 @@ class Worker:
             BundleUnsupported, EngineMissing: it cannot be run here.
         """
         self._setup = setup
+        self._models: dict[int, ModelSpec] = {}
         self._engines: dict[tuple[str, str], Engine] = {}
-        for encoder in setup.encoders:
-            self._engine(encoder)
+        self._is_limited = False
+        self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
+        for spec in setup.models:
+            self._add(spec)
         infos = [engine.info for engine in self._engines.values()]
         places = (decoding_device(setup.reader, info) for info in infos)
         self._device = next((place for place in places if place != "cpu"), "cpu")
-        self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
         # A CUDA context reserves far more address space than it uses.
         on_cpu = all(info.device == "cpu" for info in infos)
         if setup.memory_mib and on_cpu:
             limit = setup.memory_mib * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            self._is_limited = True
 
     def ready(self) -> Ready:
         """The engine of each encoder; its reason says too where tiles are decoded, if on a GPU."""
-        infos = [self._engines[encoder.key].info for encoder in self._setup.encoders]
-        return Ready(tuple(_with_decoder(info, self._setup.reader) for info in infos))
+        return Ready({number: self._encoder_info(number) for number in self._models})
 
     def answer(self, task: Task | EncodeTogether) -> Reply | Parts:
         """Do one task, or several together; whatever goes wrong with one becomes :class:`Failed`."""
@@ -134,7 +148,7 @@ class Worker:
         except CmamilError as problem:
             return Failed(problem.reason, self._public(str(problem), task))
         except MemoryError:
-            leaf = MemoryTooSmall if isinstance(task, RunGraph) else SlideTooLarge
+            leaf = SlideTooLarge if isinstance(task, SlideTask) else MemoryTooSmall
             error = leaf(
                 f"{described(task)} needs more memory than a worker may use "
                 f"({self._setup.memory_mib} MiB); raise the server's worker_memory_mib."
@@ -145,7 +159,7 @@ class Worker:
             message = f"{described(task)} failed with {type(problem).__name__}."
             return Failed("UNEXPECTED_ERROR", message, traceback.format_exc())
 
-    def _do(self, task: Task) -> SlideFacts | Planned | EncodedBatch | GraphOutputs:
+    def _do(self, task: Task) -> Done:
         match task:
             case ReadFacts():
                 return self._reader(task.slide, task.mpp).facts
@@ -155,9 +169,44 @@ class Worker:
                 return self._encode(task)
             case RunGraph():
                 return self._run(task)
+            case AddModel():
+                self._add(task.spec)
+                return ModelAdded(self._encoder_info(task.spec.number))
+            case DropModel():
+                self._drop(task.model)
+                return ModelDropped()
+
+    def _model(self, number: int) -> ModelSpec:
+        try:
+            return self._models[number]
+        except KeyError as problem:
+            raise ModelNotFound(
+                "The model was unloaded before the request was done; ask another version."
+            ) from problem
+
+    def _add(self, spec: ModelSpec) -> None:
+        if self._is_limited and spec.encoder.engine.device != "cpu":
+            raise EngineMissing(
+                f"The workers of this server run on the CPU, and this model on "
+                f"{spec.encoder.engine.device}; start a server with it, or set worker_memory_mib to 0."
+            )
+        self._engine(spec.encoder)
+        self._models[spec.number] = spec
+
+    def _drop(self, number: int) -> None:
+        self._models.pop(number, None)
+        specs = self._models.values()
+        used = {graph.key for spec in specs for graph in (spec.encoder, spec.aggregator)}
+        for key in self._engines.keys() - used:
+            self._engines.pop(key).close()
+        return_free_memory()
+
+    def _encoder_info(self, number: int) -> EngineInfo:
+        info = self._engines[self._models[number].encoder.key].info
+        return _with_decoder(info, self._setup.reader)
 
     def _encode(self, task: EncodeTiles) -> EncodedBatch:
-        encoder = self._setup.encoders[task.model]
+        encoder = self._model(task.model).encoder
         reader = self._reader(task.slide, task.mpp)
         return encode_batch(reader, task.batch, self._engines[encoder.key])
 
@@ -165,8 +214,8 @@ class Worker:
         """Read each task's tiles by its own reader, and encode those of all together."""
         read = [self._guarded(task, partial(self._decode, task)) for task in tasks]
         decoded = [each for each in read if not isinstance(each, Failed)]
-        encoder = self._setup.encoders[tasks[0].model]
         try:
+            encoder = self._model(tasks[0].model).encoder
             encoded = iter(encode_together(decoded, self._engines[encoder.key]) if decoded else [])
         except Exception:  # noqa: BLE001
             # Whose fault it was is not known: each by itself, where it is.
@@ -191,11 +240,11 @@ class Worker:
         return GraphOutputs(task.part, outputs)
 
     def _graph(self, task: RunGraph) -> GraphSpec:
-        setup = self._setup
-        return (setup.encoders if task.graph == "encoder" else setup.aggregators)[task.model]
+        spec = self._model(task.model)
+        return spec.encoder if task.graph == "encoder" else spec.aggregator
 
     def _engine(self, graph: GraphSpec) -> Engine:
-        """The engine of a graph, loaded when it is first asked for: few servers are sent bags."""
+        """The engine of a graph, loaded when it is first asked for."""
         if graph.key not in self._engines:
             self._engines[graph.key] = _load(graph)
         return self._engines[graph.key]
@@ -205,7 +254,7 @@ class Worker:
         reader = self._reader(task.slide, task.mpp)
         self._check_size(reader.facts)
         opened = time.perf_counter()
-        recipe = self._setup.encoders[task.model].recipe
+        recipe = self._model(task.model).encoder.recipe
         plan = make_plan(reader, recipe, max_tiles=self._setup.max_tiles)
         return Planned(plan, opened - started, time.perf_counter() - opened)
 
@@ -236,8 +285,11 @@ class Worker:
 
     def _public(self, message: str, task: Task) -> str:
         """Name slide or graph as the client may: beneath its root, never by descriptor or whole path."""
-        if isinstance(task, RunGraph):
-            return message.replace(f"{Path(self._graph(task).graph).parent}/", "")
+        if not isinstance(task, SlideTask):
+            spec = task.spec if isinstance(task, AddModel) else self._models.get(task.model)
+            if spec is None:
+                return message
+            return message.replace(f"{Path(spec.encoder.graph).parent}/", "")
         ref = task.slide
         for (opened, _), known in self._slides.items():
             if opened == ref:
@@ -264,7 +316,7 @@ def _load(spec: GraphSpec) -> Engine:
             f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
             f"{spec.sha256[:12]}…); copy the bundle again."
         )
-    return load_engine(
+    engine = load_engine(
         graph,
         engine=info.name,
         device=info.device,
@@ -272,6 +324,19 @@ def _load(spec: GraphSpec) -> Engine:
         callers=1,
         reason=info.reason,
     )
+    if isinstance(spec, EncoderSpec):
+        _warm_up(engine, spec.recipe.tile_px)
+    return engine
+
+
+def _warm_up(engine: Engine, tile_px: int) -> None:
+    """Encode once, so that what engines make at their first call is not made for a request."""
+    count = 1 if engine.info.device == "cpu" else DEVICE_CALL_TILES
+    try:
+        engine.infer({"tiles": np.zeros((count, tile_px, tile_px, 3), np.uint8)})
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _with_decoder(info: EngineInfo, reader: ReaderName) -> EngineInfo:

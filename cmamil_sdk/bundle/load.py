@@ -232,6 +232,11 @@ class Bundle:
             self._tested_encoder.close()
             self._tested_encoder = None
 
+    def close(self) -> None:
+        """Free the graphs' memory; nothing can be aggregated any more."""
+        self.release_encoder()
+        self._aggregator.close()
+
     def aggregate_file(self, path: Path) -> Aggregated:
         """Run the aggregator on a feature file.
 

@@ -14,10 +14,13 @@ from cmamil_sdk.cli.output import Progress, say, say_json, table
 from cmamil_sdk.wording import counted
 
 app = typer.Typer(
-    help="Talk to a server: health, models, info, stats, inspect, predict, jobs, upload, delete.",
+    help="Talk to a server: health, models, info, stats, inspect, predict, jobs, upload, delete; load, "
+    "unload, set-default.",
     no_args_is_help=True,
 )
 app.add_typer(client_jobs.app, name="jobs")
+
+Version = Annotated[str, typer.Argument(metavar="NAME/VERSION", help="Of a loaded model.")]
 
 
 @app.command()
@@ -37,17 +40,62 @@ def health(options: ServerOptions, json: Json = False) -> None:
 @app.command()
 @asks_server
 def models(options: ServerOptions, json: Json = False) -> None:
-    """The models the server has, with labels and scales."""
+    """The models the server has, with labels and scales; * marks the default of its name."""
     with options.client() as client:
         found = client.models()
     if json:
         say_json([vars(model) | {"labels": list(model.labels)} for model in found])
         return
     rows = [
-        [m.name, m.kind, m.encoder, ",".join(m.scales), ",".join(m.labels), m.bundle_sha256[:12]]
+        [
+            f"{m.name}{'*' if m.is_default else ''}",
+            m.state,
+            m.kind,
+            m.encoder,
+            ",".join(m.scales),
+            ",".join(m.labels),
+            m.bundle_sha256[:12],
+        ]
         for m in found
     ]
-    say(table(["model", "kind", "encoder", "scales", "labels", "sha256"], rows))
+    say(table(["model", "state", "kind", "encoder", "scales", "labels", "sha256"], rows))
+
+
+@app.command()
+@asks_server
+def load(
+    options: ServerOptions,
+    bundle: Annotated[
+        str, typer.Argument(help="Directory of a bundle beneath a bundle root of the server.")
+    ],
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Give up after so long.")] = 900.0,
+) -> None:
+    """Load a bundle and wait until it is ready; which version is the default does not change."""
+    with options.client(timeout_s=timeout_s) as client:
+        model = client.load_model(bundle)
+    say(f"{model.name} is {model.state}, sha256 {model.bundle_sha256[:12]}")
+
+
+@app.command()
+@asks_server
+def unload(
+    options: ServerOptions,
+    model: Version,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Wait for so long.")] = 900.0,
+) -> None:
+    """Unload a version, after the requests that are at work with it."""
+    with options.client(timeout_s=timeout_s) as client:
+        client.unload_model(model)
+    say(f"{model} is unloaded")
+
+
+@app.command()
+@asks_server
+def set_default(options: ServerOptions, model: Version) -> None:
+    """Choose which version the model's name alone means, until the server ends."""
+    with options.client() as client:
+        found = client.set_default_version(model)
+    say(f"{found.name} is the default")
 
 
 @app.command()

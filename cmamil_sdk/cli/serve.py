@@ -10,7 +10,10 @@ import typer
 from cmamil_sdk.cli.options import AllowFailedParity, Device, GraphEngineName, Precision, Reader
 from cmamil_sdk.cli.output import say
 
-_SETTINGS = {"slides_root": "slides_roots"}  # options whose setting has another name
+_SETTINGS = {
+    "slides_root": "slides_roots",
+    "bundle_root": "bundle_roots",
+}  # options whose setting has another name
 
 
 def run(
@@ -20,6 +23,10 @@ def run(
     ] = None,
     slides_root: Annotated[
         list[Path] | None, typer.Option(help="Slides are read beneath these folders only.")
+    ] = None,
+    bundle_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="Administrators may load bundles beneath these folders."),
     ] = None,
     config: Annotated[
         Path | None,

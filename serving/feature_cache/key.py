@@ -30,7 +30,7 @@ def reading_key(model: LoadedModel, mpp: float | None, reader: ReaderName) -> st
         mpp: microns per pixel of level 0 in place of the file's, None for the file's.
         reader: as it is configured; which one reads a slide then follows from the slide.
     """
-    encoder = model.encoder_spec()
+    encoder = model.spec().encoder
     engine = encoder.engine
     return _digest(
         {

@@ -64,16 +64,16 @@ def read_call(data: bytes, models: ModelTable, config: ServerConfig) -> Call:
         id=request.id,
         outputs=wanted_outputs(request, model.signature.outputs),
         queue_timeout_s=queue_timeout_s,
-        work=_work(model, inputs, models, config),
+        work=_work(model, inputs, config),
     )
 
 
 def _work(
-    model: ServedModel, inputs: Arrays, models: ModelTable, config: ServerConfig
+    model: ServedModel, inputs: Arrays, config: ServerConfig
 ) -> SlideRequest | tuple[RunGraph, ...]:
     number = model.loaded.number
     if model.part == "slide":
-        return _slide_request(model, inputs, models)
+        return _slide_request(model, inputs)
     if model.part == "encoder":
         check_tiles(inputs, config)
         tiles = inputs["tiles"]
@@ -86,8 +86,10 @@ def _work(
     return (RunGraph(number, "aggregator", inputs),)
 
 
-def _slide_request(model: ServedModel, inputs: Arrays, models: ModelTable) -> SlideRequest:
+def _slide_request(model: ServedModel, inputs: Arrays) -> SlideRequest:
     """The same as our own API would make of it."""
+    models = ModelTable()  # of the one that was found, which may be withdrawn by now
+    models.fill([model.loaded])
     message = prediction_pb2.PredictSlideRequest(model=model.loaded.resource)
     message.output.top_k = 0
     message.slide.uri = _text("slide_uri", inputs)

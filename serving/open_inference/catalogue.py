@@ -70,7 +70,7 @@ class ServedModel:
 
 
 def find_model(models: ModelTable, name: str, version: str, *, field: str) -> ServedModel:
-    """The model that a request names; without version the one configured last.
+    """The model that a request names; without version the default one.
 
     Args:
         models: those loaded.
@@ -81,14 +81,16 @@ def find_model(models: ModelTable, name: str, version: str, *, field: str) -> Se
     Raises:
         RequestInvalid: the name is empty.
         ModelNotFound: no such model, or not in this version.
-        ModelNotReady: the models are still loading.
+        ModelNotReady: it is still loading, or all are.
     """
     if not name:
         raise RequestInvalid([FieldProblem(field, "must name a model")])
+    for part in _PARTS:
+        bundle = name.removesuffix(f"-{part}")
+        loaded = models.lookup(bundle, version) if bundle != name else None
+        if loaded is not None:
+            return ServedModel(loaded, part)
     served = [ServedModel(loaded, part) for loaded in models.all() for part in _PARTS]
-    for model in reversed(served):
-        if model.name == name and version in ("", model.version):
-            return model
     asked = f"{name} of version {version}" if version else name
     known = ", ".join(f"{model.name} ({model.version})" for model in served)
     raise ModelNotFound(f"This server has no model {asked[:_SHOWN_CHARACTERS]!r}; it has {known}.")

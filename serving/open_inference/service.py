@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from cmamil_sdk._proto.inference import open_inference_pb2 as pb
-from cmamil_sdk.errors import MessageTooLarge
+from cmamil_sdk.errors import MessageTooLarge, ModelNotReady
 
 from ..admission import Ticket
 from ..calls import ID_CHARACTERS, URI_CHARACTERS, current_call
@@ -66,10 +66,12 @@ class OpenInference:
         return pb.ServerReadyResponse(ready=self._is_ready())
 
     async def _model_ready(self, data: bytes, _context: CallContext) -> Message:
-        """Not ready while the models load, whatever the name: which there are is not known yet."""
+        """Not ready while it loads; while the first ones do whatever the name, as none is known yet."""
         asked = parse(pb.ModelReadyRequest, data, self._config.max_request_bytes)
-        if self._models.loaded():
+        try:
             find_model(self._models, asked.name, asked.version, field="name")
+        except ModelNotReady:
+            return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._is_ready())
 
     async def _server_metadata(self, data: bytes, _context: CallContext) -> Message:
@@ -88,8 +90,7 @@ class OpenInference:
         return pb.ModelConfigResponse(config=config)
 
     async def _model_infer(self, data: bytes, context: CallContext) -> Message:
-        # In a thread: to read 16 MiB takes the event loop's time from every other call.
-        call = await asyncio.to_thread(read_call, data, self._models, self._config)
+        call = await self._read(data)
         _note(call)
         predictor = self._predictor()
         remaining_s = context.time_remaining()
@@ -97,9 +98,20 @@ class OpenInference:
             if isinstance(call.work, SlideRequest):
                 found = await _predict(call.work, predictor, ticket, remaining_s)
             else:
-                parts = await predictor.run_graph(call.work, ticket, remaining_s=remaining_s)
+                loaded = call.model.loaded
+                parts = await predictor.run_graph(
+                    loaded, call.work, ticket, remaining_s=remaining_s
+                )
                 found = _joined(parts), call.model.loaded.bundle.warnings
         return self._answer(call, *found)
+
+    async def _read(self, data: bytes) -> Call:
+        """The call, for a model that is there."""
+        while True:
+            # In a thread: to read 16 MiB takes the event loop's time from every other call.
+            call = await asyncio.to_thread(read_call, data, self._models, self._config)
+            if not call.model.loaded.is_withdrawn:  # since it was found: another may be meant now
+                return call
 
     def _answer(self, call: Call, arrays: Arrays, warnings: Sequence[str]) -> Message:
         """The response, refused if it is longer than a message may be."""

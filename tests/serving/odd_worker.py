@@ -1,13 +1,14 @@
-"""A worker that misbehaves on slides of certain names; started in place of the real one by tests."""
+"""A worker that misbehaves on slides and graphs of certain names; tests start it instead."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from pathlib import Path
 
 from cmamil_sdk.serving import worker
-from cmamil_sdk.serving.messages import EncodeTiles, EncodeTogether
+from cmamil_sdk.serving.messages import AddModel, DropModel, EncodeTiles, EncodeTogether
 
 _honest_answer = worker.Worker.answer
 
@@ -20,8 +21,16 @@ class _Evil:
         return os.mkdir, (f"{self.folder}/made-by-a-worker",)
 
 
+def _name(task: object) -> str:
+    if isinstance(task, AddModel):
+        return Path(task.spec.encoder.graph).name
+    return "" if isinstance(task, DropModel) else task.slide.name  # type: ignore[attr-defined]
+
+
 def _answer(self: worker.Worker, task: object) -> object:
-    """Misbehave if any slide of the task asks for it."""
+    """Misbehave if the task, or any slide of it, asks for it."""
+    if isinstance(task, AddModel) and _name(task).startswith("poison"):
+        os.kill(os.getpid(), signal.SIGKILL)
     for part in task.tasks if isinstance(task, EncodeTogether) else (task,):
         if isinstance(part, EncodeTiles) and (answer := _misbehave(part)):
             return answer
@@ -43,7 +52,7 @@ _honest_do = worker.Worker._do
 
 
 def _do(self: worker.Worker, task: object) -> object:
-    name = task.slide.name  # type: ignore[attr-defined]
+    name = _name(task)
     if name.startswith("bug"):
         raise RuntimeError("nobody foresaw this")
     if name.startswith("memory"):

@@ -53,6 +53,22 @@ CAUSES = {
     "QUEUE_FULL": "test_faults.py::test_overload_is_refused_at_once",
     "MODEL_NOT_FOUND": "test_errors.py::test_rows_of_the_table",
     "MODEL_NOT_READY": "test_server.py::test_health_is_not_serving_until_the_models_are_there",
+    "BUNDLE_PATH_FORBIDDEN": "test_administration.py::test_what_is_not_loaded",
+    "BUNDLE_NOT_FOUND": "test_administration.py::test_what_is_not_loaded",
+    "BUNDLE_CORRUPT": "test_administration.py::test_what_is_not_loaded",
+    "BUNDLE_UNSUPPORTED": "test_administration.py::test_what_is_not_loaded",
+    "PARITY_FAILED": "test_administration.py::test_what_is_not_loaded",
+    "SELF_TEST_FAILED": (
+        "test_administration.py::test_a_model_that_fails_its_golden_test_leaves_the_others"
+    ),
+    "ENGINE_MISSING": (
+        "test_worker_models.py::test_a_worker_held_to_its_memory_takes_no_model_for_a_gpu"
+    ),
+    "MODEL_EXISTS": (
+        "test_administration.py::"
+        "test_the_same_bundle_is_loaded_once_and_another_of_its_version_refused"
+    ),
+    "MODEL_NEEDED": "test_administration.py::test_what_cannot_be_unloaded",
     "SERVER_DRAINING": "test_server.py::test_sigterm_drains",
     "DEADLINE_EXCEEDED": "test_limits.py::test_a_request_without_deadline_has_the_servers",
     "DECODER_CRASHED": "test_faults.py::test_a_slide_that_ends_its_workers_fails_alone",

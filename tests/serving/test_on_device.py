@@ -20,6 +20,7 @@ from cmamil_sdk.serving.messages import (
     EncodeTiles,
     Failed,
     MakePlan,
+    ModelSpec,
     Planned,
     WorkerSetup,
     frame,
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not inst
 
 RECIPE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
 SPEC = EncoderSpec("encoder.onnx", "0" * 64, DeviceEngine.info, RECIPE)
-SETUP = WorkerSetup(0, (SPEC,), "cucim", 0, 1, 1000, 2**40, 2**20, 32)
+SETUP = WorkerSetup(0, (ModelSpec(0, SPEC, SPEC),), "cucim", 0, 1, 1000, 2**40, 2**20, 32)
 
 
 def worker_with(engine: MeanEngine, monkeypatch: pytest.MonkeyPatch) -> worker.Worker:
@@ -70,9 +71,9 @@ def test_a_worker_decodes_on_the_device_of_its_engine(
 
 
 def test_it_says_where_it_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    (info,) = worker_with(DeviceEngine(), monkeypatch).ready().engines
+    (info,) = worker_with(DeviceEngine(), monkeypatch).ready().engines.values()
     assert info.reason == "test; cuCIM decodes on cuda:0"
-    (info,) = worker_with(MeanEngine(), monkeypatch).ready().engines
+    (info,) = worker_with(MeanEngine(), monkeypatch).ready().engines.values()
     assert info.reason == "test"
 
 

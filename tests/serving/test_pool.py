@@ -20,6 +20,7 @@ class Recorder:
 
     def __init__(self, pool: WorkerPool, order: list[str]) -> None:
         self.state = WorkerState.IDLE
+        self.own = Job(pool)
         self._pool, self._order = pool, order
         self.item: Item
 

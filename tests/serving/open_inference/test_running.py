@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.errors import DecoderCrashed
 from cmamil_sdk.serving.messages import (
+    EncoderSpec,
     Failed,
     GraphOutputs,
     GraphSpec,
+    ModelSpec,
     RunGraph,
     WorkerSetup,
     frame,
@@ -27,13 +28,18 @@ from cmamil_sdk.serving.messages import (
 from cmamil_sdk.serving.pool import WorkerPool
 from cmamil_sdk.serving.turns import Item
 from cmamil_sdk.serving.worker import Worker
+from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
+SETUP = WorkerSetup(0, (), "auto", 0, 1, 1, 1, 1, 1)
 ENGINE = EngineInfo("onnxruntime", "cpu", "fp32", "", "a test")
 
 
-def setup_with(graph: Path, sha256: str) -> WorkerSetup:
-    spec = GraphSpec(str(graph), sha256, ENGINE)
-    return WorkerSetup(0, (), "auto", 0, 1, 1, 1, 1, 1, aggregators=(spec,))
+def worker_with(graph: Path, sha256: str) -> Worker:
+    """One of a model whose encoder is not loaded."""
+    encoder = EncoderSpec(str(graph), "", ENGINE, TilingRecipe(scales=parse_scales("20x")))
+    worker = Worker(SETUP)
+    worker._models[7] = ModelSpec(7, encoder, GraphSpec(str(graph), sha256, ENGINE))
+    return worker
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +50,17 @@ def golden(tiny_bundle: Path) -> Golden:
 @pytest.fixture(scope="module")
 def worker(tiny_bundle: Path) -> Worker:
     sha256 = read_manifest(tiny_bundle)[0].files[AGGREGATOR_GRAPH].sha256
-    return Worker(setup_with(tiny_bundle / AGGREGATOR_GRAPH, sha256))
+    return worker_with(tiny_bundle / AGGREGATOR_GRAPH, sha256)
 
 
 def fail(worker: Worker, inputs: Any) -> Failed:
-    reply = worker.answer(RunGraph(0, "aggregator", inputs))
+    reply = worker.answer(RunGraph(7, "aggregator", inputs))
     assert isinstance(reply, Failed)
     return reply
 
 
 def test_a_graph_runs_and_its_answer_passes_the_gate(worker: Worker, golden: Golden) -> None:
-    reply = worker.answer(RunGraph(0, "aggregator", golden.inputs, part=3))
+    reply = worker.answer(RunGraph(7, "aggregator", golden.inputs, part=3))
     reply = parse_reply(frame(reply)[4:])  # only known classes may come from a worker
     assert isinstance(reply, GraphOutputs)
     assert reply.part == 3
@@ -95,7 +101,7 @@ class Strange:
 def test_what_goes_wrong_is_typed(
     worker: Worker, golden: Golden, monkeypatch: pytest.MonkeyPatch, answer: Any, reason: str
 ) -> None:
-    key = worker._setup.aggregators[0].key
+    key = worker._models[7].aggregator.key
     monkeypatch.setitem(worker._engines, key, Strange(answer))  # type: ignore[arg-type]
     failed = fail(worker, golden.inputs)
     assert failed.reason == reason
@@ -108,22 +114,21 @@ def test_a_graph_that_changed_since_the_start_is_not_run(
 ) -> None:
     graph = tmp_path / "secret" / AGGREGATOR_GRAPH
     graph.parent.mkdir()
-    spec = worker._setup.aggregators[0]
+    spec = worker._models[7].aggregator
     graph.write_bytes(Path(spec.graph).read_bytes() + b"x")
-    failed = fail(Worker(setup_with(graph, spec.sha256)), golden.inputs)
+    failed = fail(worker_with(graph, spec.sha256), golden.inputs)
     assert failed.reason == "BUNDLE_CORRUPT" and "secret" not in failed.message
     graph.unlink()
-    failed = fail(Worker(setup_with(graph, spec.sha256)), golden.inputs)
+    failed = fail(worker_with(graph, spec.sha256), golden.inputs)
     assert failed.reason == "BUNDLE_CORRUPT" and "secret" not in failed.message
 
 
 def test_tensors_that_end_two_workers_are_blamed(golden: Golden) -> None:
     async def scenario() -> None:
-        setup = replace(setup_with(Path("a.onnx"), ""), aggregators=())
-        pool = WorkerPool(setup, workers=0, task_timeout_s=1.0)
+        pool = WorkerPool(SETUP, workers=0, task_timeout_s=1.0)
         results: Any = asyncio.Queue()
         with pool.job() as job:
-            item = Item(RunGraph(0, "aggregator", golden.inputs), job, results)
+            item = Item(RunGraph(7, "aggregator", golden.inputs), job, results)
             pool.retry([item])
             assert results.empty() and job.pending.popleft() is item
             pool.retry([item])

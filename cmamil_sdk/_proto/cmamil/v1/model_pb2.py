@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63mamil/v1/model.proto\x12\tcmamil.v1\"\'\n\nModelScale\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03mpp\x18\x02 \x01(\x01\"\x93\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rbundle_sha256\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12%\n\x06scales\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.ModelScale\x12\x0f\n\x07tile_px\x18\x06 \x01(\x05\x12\x0f\n\x07\x65ncoder\x18\x07 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.cmamil.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.cmamil.v1.Model2\x9e\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.cmamil.v1.ListModelsRequest\x1a\x1d.cmamil.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.cmamil.v1.GetModelRequest\x1a\x1b.cmamil.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63mamil/v1/model.proto\x12\tcmamil.v1\"\'\n\nModelScale\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03mpp\x18\x02 \x01(\x01\"\xa7\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rbundle_sha256\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12%\n\x06scales\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.ModelScale\x12\x0f\n\x07tile_px\x18\x06 \x01(\x05\x12\x0f\n\x07\x65ncoder\x18\x07 \x01(\t\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.cmamil.v1.Model.State\x12\x12\n\nis_default\x18\t \x01(\x08\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x13\n\x0fSTATE_UNLOADING\x10\x03\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.cmamil.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.cmamil.v1.Model\"\"\n\x10LoadModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"4\n\x11LoadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.cmamil.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"-\n\x1dSetDefaultModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"A\n\x1eSetDefaultModelVersionResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.cmamil.v1.Model2\x9e\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.cmamil.v1.ListModelsRequest\x1a\x1d.cmamil.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.cmamil.v1.GetModelRequest\x1a\x1b.cmamil.v1.GetModelResponse2\x98\x02\n\x11ModelAdminService\x12\x46\n\tLoadModel\x12\x1b.cmamil.v1.LoadModelRequest\x1a\x1c.cmamil.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.cmamil.v1.UnloadModelRequest\x1a\x1e.cmamil.v1.UnloadModelResponse\x12m\n\x16SetDefaultModelVersion\x12(.cmamil.v1.SetDefaultModelVersionRequest\x1a).cmamil.v1.SetDefaultModelVersionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSCALE']._serialized_start=36
   _globals['_MODELSCALE']._serialized_end=75
   _globals['_MODEL']._serialized_start=78
-  _globals['_MODEL']._serialized_end=225
-  _globals['_LISTMODELSREQUEST']._serialized_start=227
-  _globals['_LISTMODELSREQUEST']._serialized_end=246
-  _globals['_LISTMODELSRESPONSE']._serialized_start=248
-  _globals['_LISTMODELSRESPONSE']._serialized_end=302
-  _globals['_GETMODELREQUEST']._serialized_start=304
-  _globals['_GETMODELREQUEST']._serialized_end=335
-  _globals['_GETMODELRESPONSE']._serialized_start=337
-  _globals['_GETMODELRESPONSE']._serialized_end=388
-  _globals['_MODELSERVICE']._serialized_start=391
-  _globals['_MODELSERVICE']._serialized_end=549
+  _globals['_MODEL']._serialized_end=373
+  _globals['_MODEL_STATE']._serialized_start=286
+  _globals['_MODEL_STATE']._serialized_end=373
+  _globals['_LISTMODELSREQUEST']._serialized_start=375
+  _globals['_LISTMODELSREQUEST']._serialized_end=394
+  _globals['_LISTMODELSRESPONSE']._serialized_start=396
+  _globals['_LISTMODELSRESPONSE']._serialized_end=450
+  _globals['_GETMODELREQUEST']._serialized_start=452
+  _globals['_GETMODELREQUEST']._serialized_end=483
+  _globals['_GETMODELRESPONSE']._serialized_start=485
+  _globals['_GETMODELRESPONSE']._serialized_end=536
+  _globals['_LOADMODELREQUEST']._serialized_start=538
+  _globals['_LOADMODELREQUEST']._serialized_end=572
+  _globals['_LOADMODELRESPONSE']._serialized_start=574
+  _globals['_LOADMODELRESPONSE']._serialized_end=626
+  _globals['_UNLOADMODELREQUEST']._serialized_start=628
+  _globals['_UNLOADMODELREQUEST']._serialized_end=662
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=664
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=685
+  _globals['_SETDEFAULTMODELVERSIONREQUEST']._serialized_start=687
+  _globals['_SETDEFAULTMODELVERSIONREQUEST']._serialized_end=732
+  _globals['_SETDEFAULTMODELVERSIONRESPONSE']._serialized_start=734
+  _globals['_SETDEFAULTMODELVERSIONRESPONSE']._serialized_end=799
+  _globals['_MODELSERVICE']._serialized_start=802
+  _globals['_MODELSERVICE']._serialized_end=960
+  _globals['_MODELADMINSERVICE']._serialized_start=963
+  _globals['_MODELADMINSERVICE']._serialized_end=1243
 # @@protoc_insertion_point(module_scope)

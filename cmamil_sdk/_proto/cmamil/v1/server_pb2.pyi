@@ -37,14 +37,16 @@ class EngineInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., precision: _Optional[str] = ..., version: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ModelRuntime(_message.Message):
-    __slots__ = ("model", "encoder", "aggregator")
+    __slots__ = ("model", "encoder", "aggregator", "is_default")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ENCODER_FIELD_NUMBER: _ClassVar[int]
     AGGREGATOR_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
     model: str
     encoder: EngineInfo
     aggregator: str
-    def __init__(self, model: _Optional[str] = ..., encoder: _Optional[_Union[EngineInfo, _Mapping]] = ..., aggregator: _Optional[str] = ...) -> None: ...
+    is_default: bool
+    def __init__(self, model: _Optional[str] = ..., encoder: _Optional[_Union[EngineInfo, _Mapping]] = ..., aggregator: _Optional[str] = ..., is_default: _Optional[bool] = ...) -> None: ...
 
 class Worker(_message.Message):
     __slots__ = ("state", "restarts", "tiles")
@@ -85,7 +87,7 @@ class Limits(_message.Message):
     def __init__(self, max_active_slides: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_tiles: _Optional[int] = ..., max_slide_pixels: _Optional[int] = ..., default_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "packages", "models", "workers", "limits", "uptime", "active_slides", "queued_slides", "tiles_decoded")
+    __slots__ = ("version", "packages", "models", "workers", "limits", "uptime", "active_slides", "queued_slides", "tiles_decoded", "git_revision", "gpus")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PACKAGES_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +97,8 @@ class GetServerInfoResponse(_message.Message):
     ACTIVE_SLIDES_FIELD_NUMBER: _ClassVar[int]
     QUEUED_SLIDES_FIELD_NUMBER: _ClassVar[int]
     TILES_DECODED_FIELD_NUMBER: _ClassVar[int]
+    GIT_REVISION_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
     version: str
     packages: _containers.RepeatedCompositeFieldContainer[PackageVersion]
     models: _containers.RepeatedCompositeFieldContainer[ModelRuntime]
@@ -104,7 +108,9 @@ class GetServerInfoResponse(_message.Message):
     active_slides: int
     queued_slides: int
     tiles_decoded: int
-    def __init__(self, version: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageVersion, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelRuntime, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_slides: _Optional[int] = ..., queued_slides: _Optional[int] = ..., tiles_decoded: _Optional[int] = ...) -> None: ...
+    git_revision: str
+    gpus: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., packages: _Optional[_Iterable[_Union[PackageVersion, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelRuntime, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., active_slides: _Optional[int] = ..., queued_slides: _Optional[int] = ..., tiles_decoded: _Optional[int] = ..., git_revision: _Optional[str] = ..., gpus: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetServerStatsRequest(_message.Message):
     __slots__ = ()
