@@ -102,7 +102,9 @@ class FeatureStream:
             self._streams -= 1
 
 
-def chunks(bag: Bag, feature_type: prediction_pb2.FeatureType) -> Iterator[prediction_pb2.FeatureChunk]:
+def chunks(
+    bag: Bag, feature_type: prediction_pb2.FeatureType
+) -> Iterator[prediction_pb2.FeatureChunk]:
     """The tiles of a bag, coarse to fine, in parts of at most :data:`CHUNK_BYTES`.
 
     Raises:

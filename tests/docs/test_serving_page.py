@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cmamil_sdk.cli.app import app, main
 from cmamil_sdk.client import Client
 from cmamil_sdk.errors import TokenInvalid
+from cmamil_sdk.features.file import read_feature_file
 from cmamil_sdk.serving.config import ServerConfig
 
 from ..serving.certificates import issue
@@ -31,6 +32,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text("
 HEAD = PAGE.partition("\n## ")[0]
 ACCESS = PAGE.partition("## Access")[2].partition("\n## ")[0]
 JOBS = PAGE.partition("## Jobs")[2].partition("\n## ")[0]
+FEATURES = PAGE.partition("## Features alone")[2].partition("\n## ")[0]
 WATCHING = PAGE.partition("## Watching it")[2].partition("\n## ")[0]
 READY_WITHIN_S = 60
 
@@ -138,6 +140,10 @@ def test_the_examples_work(site: Site) -> None:
     *events, last = said_by(plain, site)
     assert last.startswith(f"{label} {{") and "ProgressEvent" in events[0]
     assert said_by(on_asyncio, site) == [f"case-17 {label}", f"case-18 {label}"]
+    (of_features,) = blocks("python", FEATURES)
+    (features,) = said_by(of_features, site)
+    bag, provenance = read_feature_file(site.folder / "features" / "case-17.h5")
+    assert features == f"{bag.counts()} {provenance.slide_sha256}"
 
 
 def test_the_jobs_are_those_of_the_page(site: Site) -> None:
