@@ -5,7 +5,7 @@ Measured as encoders are (engine.py): each way alone in a process of its own, th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from cmamil_sdk.synthetic.bags import SCALES
 
 from .aggregator_case import AggregatorCase
 from .case_rows import Row, add_ratios, case_csv
-from .cases import EAGER, Case, engine_precision_pairs, measure_apart
+from .cases import EAGER, engine_precision_pairs, measure_apart
 from .closed_loop import Loop
 from .environment import describe_machine, load_average
 from .figures import draw_aggregator
@@ -39,6 +39,8 @@ MakeCase = Callable[..., AggregatorCase]
 
 DEFAULT_LABEL = "onnxruntime-cpu-fp32"
 """What runs an aggregator unless TensorRT is named (docs/engines.md)."""
+
+_PRODUCTS_COLUMNS = ("products_share", "ratio_limit")
 
 _TARGETS = {4_000: AGGREGATOR_4000, 64_000: AGGREGATOR_64000}
 
@@ -104,15 +106,16 @@ def measure_aggregators(bench: AggregatorBench, *, on_step: OnStep | None = None
     load_before = load_average()
     engines, absent = engine_precision_pairs(bench.engines)
     rows: list[Row] = []
-    why = dict(absent)
+    refused: dict[tuple[str, str], list[int]] = {}
     for form, made in _subjects(bench):
         for tiles in bench.tiles:
             what = f"{form}, {tiles} tiles"
-            found, refused = _measure_size(
+            found, refusals = _measure_size(
                 bench, form, partial(made, tiles=tiles), engines, partial(report, what)
             )
             rows += found
-            why |= refused
+            for refusal in refusals.items():
+                refused.setdefault(refusal, []).append(tiles)
     return {
         "benchmark": "aggregator",
         "settings": {
@@ -122,7 +125,7 @@ def measure_aggregators(bench: AggregatorBench, *, on_step: OnStep | None = None
             "threads": bench.threads or available_cores(),
         },
         "rows": rows,
-        "not_here": why,
+        "not_here": absent | _not_here(refused, bench.tiles),
         "environment": {
             **describe_machine(),
             "load_average": {"before": load_before, "after": load_average()},
@@ -143,7 +146,7 @@ def judged(document: dict[str, Any]) -> list[dict[str, Any]]:
 def write_aggregators(folder: Path, document: dict[str, Any]) -> None:
     """Write ``aggregator.json`` (everything), ``aggregator.csv`` and ``aggregator.png``."""
     write_json(folder / "aggregator.json", {**document, "targets": judged(document)})
-    text = case_csv(document["rows"], document["environment"], first=("form",))
+    text = case_csv(document["rows"], document["environment"], ("form", *_PRODUCTS_COLUMNS))
     write_atomic(folder / "aggregator.csv", text.encode())
     draw_aggregator(folder / "aggregator.csv", folder / "aggregator.png")
 
@@ -158,20 +161,37 @@ def _measure_size(
     """Rows of all ways on bags of one size, and why some cannot be run."""
     threads = bench.threads or available_cores()
     ways = [(EAGER, "cpu", "fp32"), *((e, bench.device, p) for e, p in engines)]
-    measured: list[tuple[Case, Row]] = []
+    measured: list[tuple[AggregatorCase, Row]] = []
     refused: dict[str, str] = {}
     for number, (engine, device, precision) in enumerate(ways):
         report(number, len(ways))
         case = made(engine=engine, device=device, precision=precision, threads=threads)
-        what = f"{form}, {engine} {precision}, {case.tiles} tiles"
-        row = measure_apart(case, bench.loop, what)
+        what = f"{form}, {engine} {precision}"
+        row = measure_apart(case, bench.loop, f"{what}, {case.tiles} tiles")
         if "why" in row:
             refused[what] = row["why"]
             continue
         settings = {"form": form, "tiles": case.tiles, "callers": 1, "threads": threads}
         measured.append((case, {**settings, **row}))
     add_ratios(measured, bench.pairs, report)
+    for case, row in measured:
+        if row["label"] == DEFAULT_LABEL and "ratio" in row:
+            row.update(_limit(case, row))
     return [row for _, row in measured], refused
+
+
+def _limit(case: AggregatorCase, row: Row) -> Row:
+    """How much of a run is matrix products, and its ratio if all else took no time."""
+    share = case.products_share()
+    return dict(zip(_PRODUCTS_COLUMNS, (share, row["ratio"] / share), strict=True))
+
+
+def _not_here(refused: Mapping[tuple[str, str], list[int]], tiles: Sequence[int]) -> dict[str, str]:
+    """Why some ways cannot be run, with the tiles where it is not so at every size."""
+    return {
+        what if len(sizes) == len(tiles) else f"{what}, {', '.join(map(str, sizes))} tiles": why
+        for (what, why), sizes in refused.items()
+    }
 
 
 def _subjects(bench: AggregatorBench) -> Iterator[tuple[str, MakeCase]]:

@@ -47,6 +47,12 @@ class AggregatorCase:
         """Load it, and draw a bag."""
         return self._eager() if self.engine == EAGER else self._engine()
 
+    def products_share(self) -> float:
+        """See :func:`~cmamil_sdk.benchmarks.products.products_share`; of a case on onnxruntime."""
+        from cmamil_sdk.benchmarks.products import products_share  # noqa: PLC0415
+
+        return products_share(Path(self.graph), self._bag(), self.threads)
+
     def _engine(self) -> OpenCase:
         engine = load_engine(
             Path(self.graph),

@@ -91,9 +91,10 @@ class _Mixed:
         if any(np.abs(values).max(initial=0.0) > _LARGEST for values in constants):
             return False
         if node.op_type in _LAYERS:
-            if not any(values.ndim > 1 for values in constants):
-                return self._weighing.isdisjoint(others)
-            return _width(node, self._constants) >= LEAST_WIDTH
+            if not self._weighing.isdisjoint(others):
+                return False
+            has_weights = any(values.ndim > 1 for values in constants)
+            return not has_weights or _width(node, self._constants) >= LEAST_WIDTH
         return node.op_type in _BETWEEN and {*others} <= self._computed_in_half
 
     def _note_weights(self, node: NodeProto) -> None:

@@ -96,6 +96,13 @@ def _say_plainly(document: dict[str, Any], targets: list[dict[str, Any]]) -> Non
     what = settings["bundle"] or f"untrained models, features {settings['feature_dim']} wide"
     say_machine(document["environment"], str(what))
     say(ways_table(document, first=("form",)))
+    for row in document["rows"]:
+        if "ratio_limit" in row:
+            say(
+                f"{row['form']}, {row['tiles']} tiles: matrix products take "
+                f"{row['products_share']:.0%} of {row['label']}; if all else took no time, it would be "
+                f"{row['ratio_limit']:.2f} times eager"
+            )
     say_rest(document, targets)
 
 

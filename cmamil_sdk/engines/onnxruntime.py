@@ -141,15 +141,23 @@ def _check_precision(precision: Precision, device: str) -> None:
         )
 
 
-def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
+def session_options(threads: int) -> ort.SessionOptions:
+    """The options of every session here; ``threads`` within one run."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Batches come in many sizes: a memory pattern for each would make memory grow without end.
     options.enable_mem_pattern = False
-    # Idle threads that spin steal the cores of the threads that decode.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin between the operators of a run, which are short, and stop when it ends: idle ones
+    # would steal the cores of the threads that decode.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
+    options = session_options(threads)
     provider = "CPUExecutionProvider"
     settings: dict[str, str] = {}
     if device.startswith("cuda"):
@@ -190,4 +198,4 @@ def _first_line(problem: Exception) -> str:
     return (str(problem).splitlines() or [type(problem).__name__])[0]
 
 
-__all__ = ["OnnxRuntimeEngine", "cuda_available", "version"]
+__all__ = ["OnnxRuntimeEngine", "cuda_available", "session_options", "version"]

@@ -129,11 +129,9 @@ class CMAMIL(MultiScaleMIL):
         for position, (name, tiles) in enumerate(zip(self.scales, embedding, strict=True)):
             # float32 also under autocast: softmax weights of large bags underflow in fp16
             weights = torch.softmax(self.attention(tiles).float(), dim=-1)
-            answers = self.classifier(tiles).float().unflatten(1, (self.heads, self.n_classes))
             attention[name] = weights.mean(dim=0, keepdim=True)
             pooling = self._pooling_weights(weights).transpose(0, 1)
-            # over sqrt(H), not H: untrained, the answer is as large as that of one head
-            shares = (pooling[:, :, None] * answers).sum(dim=1) / math.sqrt(self.heads)
+            shares = self._shares(pooling, self.classifier(tiles).float())
             scale_logits.append(shares.sum(dim=0, keepdim=True))
             contribution[name] = fusion[position] * shares
         stacked = torch.cat(scale_logits, dim=0)
@@ -147,6 +145,21 @@ class CMAMIL(MultiScaleMIL):
             scale_weights=fusion,
             scale_logits=stacked,
         )
+
+    def _shares(self, pooling: Tensor, answers: Tensor) -> Tensor:
+        """Weights ``[n, H]`` and answers ``[n, H * C]`` of the heads -> the tiles' shares ``[n, C]``.
+
+        Over sqrt(H), not H: untrained, the answer is as large as that of one head.
+        """
+        scale = 1 / math.sqrt(self.heads)
+        if not torch.compiler.is_exporting():
+            by_head = answers.unflatten(1, (self.heads, self.n_classes))
+            return (pooling[:, :, None] * by_head).sum(dim=1) * scale
+        # with axes as short as these runtimes multiply matrices faster than they broadcast and add
+        spread = torch.eye(self.heads).repeat_interleave(self.n_classes, dim=1)
+        add_up = scale * torch.eye(self.n_classes).repeat(self.heads, 1)
+        shares: Tensor = (pooling @ spread * answers) @ add_up
+        return shares
 
     def _pooling_weights(self, attention: Tensor) -> Tensor:
         if self.pooling == "attention":

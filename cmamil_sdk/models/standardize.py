@@ -30,7 +30,7 @@ class Standardize(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Standardise ``[n, D]`` features."""
         # in place on the difference: the copies of a large bag are what fills the memory
-        return (features - self.mean).div_(self.std).clamp_(-CLIP, CLIP)
+        return (features - self.mean).mul_(self.std.reciprocal()).clamp_(-CLIP, CLIP)
 
 
 __all__ = ["CLIP", "MIN_STD", "Standardize"]

@@ -200,11 +200,19 @@ def test_aggregator_compares_bags_of_every_size(
     assert answer.code == 0, answer.err
     assert "nested  onnxruntime-cpu-fp32" in answer.out
     assert "openvino runs graphs of one" in answer.out
+    assert answer.out.count("nested, openvino fp32") == 1
+    assert "nested, 8 tiles: matrix products take" in answer.out
     assert "aggregator, 4,000 finest tiles" in answer.out
     with (tmp_path / "aggregator.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["form"] for row in rows} == {"nested"}
     assert sorted({int(row["tiles"]) for row in rows}) == [8, 4000]
+    for row in rows:
+        is_ours = row["label"] == "onnxruntime-cpu-fp32"
+        assert bool(row["products_share"]) == bool(row["ratio_limit"]) == is_ours
+        if is_ours:
+            assert 0 < float(row["products_share"]) < 1
+            assert float(row["ratio_limit"]) > float(row["ratio"])
     assert (tmp_path / "aggregator.png").stat().st_size > 5000
     own = ("--forms", "none", "--feature-dim", "8", "--tiles", "8", "--engine", "onnxruntime")
     document = cmamil(*line, *own, "--json").document

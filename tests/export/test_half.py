@@ -102,6 +102,20 @@ def test_attention_keeps_softmax_masks_and_what_it_weighs(tmp_path: Path) -> Non
     np.testing.assert_allclose(answers(path, "fp16"), answers(path, "fp32"), atol=2e-3)
 
 
+def test_a_wide_layer_on_weights_of_tiles_stays(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "aggregator.onnx",
+        [
+            helper.make_node("Gemm", ["x", "w"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["attention"], axis=0),
+            helper.make_node("MatMul", ["attention", "spread"], ["y"]),
+        ],
+        {"w": weights(64, 64), "spread": np.eye(64, dtype=np.float32)},
+    )
+    write_half(path, graph_in(path, "fp16"))
+    assert in_half(graph_in(path, "fp16")) == ["Gemm"]
+
+
 def test_weights_that_half_cannot_hold_stay(tmp_path: Path) -> None:
     path = save(
         tmp_path / "e.onnx",
