@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,40 +29,8 @@ from cmamil_sdk.serving import server as server_module
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import Server, background_server
 
+from .programs import children, running, start_program
 from .waiting import wait_until
-
-_PROGRAM = """
-import sys
-from cmamil_sdk.serving.config import ServerConfig
-from cmamil_sdk.serving.server import serve
-config = ServerConfig.model_validate_json(sys.argv[1])
-serve(config, on_ready=lambda port: print(port, flush=True))
-"""
-
-
-def start_program(config: ServerConfig) -> tuple[subprocess.Popen[str], int]:
-    program = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, config.model_dump_json()],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert program.stdout is not None
-    return program, int(program.stdout.readline())
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the thread has just ended
-            found += map(int, (thread / "children").read_text().split())
-    return found
-
-
-def running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_health_is_not_serving_until_the_models_are_there(
