@@ -30,7 +30,7 @@ test-long: setup
 	$(BIN)/python -m pytest -m long
 
 soak: setup
-	$(BIN)/python -m pytest -m long -s tests/serving/test_soak.py
+	CMAMIL_REWRITE_TABLES=1 $(BIN)/python -m pytest -m long -s tests/serving/test_soak.py tests/serving/test_overload.py
 
 lint: setup
 	$(BIN)/ruff check .

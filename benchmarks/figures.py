@@ -26,6 +26,7 @@ _STAGES = {
     "aggregate": "#9f6ba0",
     "rest": "#b0b0b0",
 }
+_PERCENTILES = {"p50": "#1b6ca8", "p95": "#e3b34c", "p99": "#b5485d"}
 _DPI = 110
 
 
@@ -78,11 +79,37 @@ def draw_aggregator(table: Path, picture: Path) -> None:
     _draw_ways(rows, names, values, "milliseconds a bag (median)", picture)
 
 
+def draw_serve(table: Path, picture: Path) -> None:
+    """How long requests took, a line from p50 to p99 for each kind of load, from ``serve.csv``."""
+    rows = _rows(table)
+    figure, axes = _figure(9.0, 1.2 + 0.36 * len(rows))
+    for place, row in enumerate(rows):
+        known = [float(row[name]) for name in ("p50_s", "p95_s", "p99_s") if row[name]]
+        axes.plot(known, [place] * len(known), color=_THEIRS, zorder=1)
+        for value, name in zip(known, ("p50", "p95", "p99"), strict=False):
+            label = name if place == 0 else None
+            axes.scatter(value, place, color=_PERCENTILES[name], label=label, zorder=2)
+        axes.annotate(
+            f"{float(row['slides_per_min']):.0f} slides/min",
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(rows)), [_load(row) for row in rows])
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds from request to answer")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes.invert_yaxis()
+    _save(figure, picture)
+
+
 DRAWERS: dict[str, Callable[[Path, Path], None]] = {
     "aggregator": draw_aggregator,
     "engine": draw_engine,
     "floor": draw_floor,
     "peers": draw_peers,
+    "serve": draw_serve,
 }
 """What draws ``<name>.csv``."""
 
@@ -130,6 +157,13 @@ def _label(row: dict[str, str]) -> str:
     return named if row["precision"] in named else f"{named}, {row['precision']}"
 
 
+def _load(row: dict[str, str]) -> str:
+    if row["load"] == "open":
+        return f"{row['slides']}, {float(row['rate_per_min']):.0f} requests/min at random"
+    clients = int(row["concurrency"])
+    return f"{row['slides']}, {clients} client{'s' if clients > 1 else ''}"
+
+
 def _times(row: dict[str, str]) -> str:
     """How many times faster ours is at its fastest, for the other tools."""
     ratios = [float(v) for name, v in row.items() if name.endswith("_ratio") and v]
@@ -156,4 +190,12 @@ if __name__ == "__main__":
         sys.stdout.write(f"{path}\n")
 
 
-__all__ = ["DRAWERS", "draw_aggregator", "draw_engine", "draw_floor", "draw_peers", "redraw"]
+__all__ = [
+    "DRAWERS",
+    "draw_aggregator",
+    "draw_engine",
+    "draw_floor",
+    "draw_peers",
+    "draw_serve",
+    "redraw",
+]

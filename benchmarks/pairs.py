@@ -37,8 +37,8 @@ class Pairs:
 
 def time_in_turns(
     number: int,
-    baseline: Callable[[], None],
-    ours: Callable[[], None],
+    baseline: Callable[[], object],
+    ours: Callable[[], object],
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, float]:
@@ -47,10 +47,10 @@ def time_in_turns(
     On a busy machine ``clock=time.process_time`` tells more: it counts this process's work alone.
     """
     if number % 2:
-        ours_s = _seconds(ours, clock)
-        return _seconds(baseline, clock), ours_s
-    baseline_s = _seconds(baseline, clock)
-    return baseline_s, _seconds(ours, clock)
+        ours_s = seconds_of(ours, clock)
+        return seconds_of(baseline, clock), ours_s
+    baseline_s = seconds_of(baseline, clock)
+    return baseline_s, seconds_of(ours, clock)
 
 
 def spread(values: Sequence[float]) -> float:
@@ -59,10 +59,11 @@ def spread(values: Sequence[float]) -> float:
     return float(high / low)
 
 
-def _seconds(work: Callable[[], None], clock: Callable[[], float]) -> float:
+def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """How long ``work`` takes."""
     started = clock()
     work()
     return clock() - started
 
 
-__all__ = ["MIN_PAIRS", "Pairs", "spread", "time_in_turns"]
+__all__ = ["MIN_PAIRS", "Pairs", "seconds_of", "spread", "time_in_turns"]

@@ -49,6 +49,13 @@ AGGREGATOR_4000 = Target("aggregator, 4,000 finest tiles, against torch eager", 
 AGGREGATOR_64000 = Target("aggregator, 64,000 finest tiles, against torch eager", 1.5, 2.0)
 READY_S = Target("a bundle from load to ready, s", 2.0, 1.0, at_most=True)
 
+SERVED_SLIDE = Target(
+    "one cold slide through the server, over the local predictor", 1.05, 1.02, at_most=True
+)
+SERVED_PER_MINUTE = Target("slides a minute at concurrency 8, over the best local way", 0.95, 1.0)
+CACHED_P99_MS = Target("cached prediction, p99, ms", 50.0, 20.0, at_most=True)
+HEALTH_P99_MS = Target("health check under full load, p99, ms", 50.0, 20.0, at_most=True)
+
 
 def verdict_rows(targets: Iterable[dict[str, Any]]) -> list[list[str]]:
     """Judged targets as cells of a table: what, measured, must, aim, verdict."""
@@ -71,12 +78,16 @@ __all__ = [
     "AGAINST_RECIPE",
     "AGGREGATOR_4000",
     "AGGREGATOR_64000",
+    "CACHED_P99_MS",
     "ENCODER_DEFAULT",
     "ENCODER_INT8",
     "GROWTH",
+    "HEALTH_P99_MS",
     "PEAK_MEMORY_MB",
     "READY_S",
     "SCALES_IN_ONE_PASS",
+    "SERVED_PER_MINUTE",
+    "SERVED_SLIDE",
     "SHARE_OF_FLOOR",
     "TARGET_HEADER",
     "Target",

@@ -16,6 +16,7 @@ from cmamil_sdk.cli import (
     bench_pens,
     bench_readers,
     bench_scale_source,
+    bench_serve,
     bench_training,
 )
 from cmamil_sdk.cli.options import Device, EngineName, Json, Precision, Reader, Workers
@@ -31,6 +32,7 @@ app.command("readers")(bench_readers.run)
 app.command("pens")(bench_pens.run)
 app.command("scale-source")(bench_scale_source.run)
 app.command("peers")(bench_peers.run)
+app.command("serve")(bench_serve.run)
 app.command("floor")(bench_parts.run_floor)
 app.command("scales")(bench_parts.run_scales)
 app.command("growth")(bench_parts.run_growth)

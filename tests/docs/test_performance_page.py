@@ -26,7 +26,7 @@ def commands() -> list[str]:
 
 def test_the_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes minutes is stopped where it begins; the options have been read by then."""
-    from cmamil_sdk.benchmarks import aggregator, engine, floor, growth, scales
+    from cmamil_sdk.benchmarks import aggregator, engine, floor, growth, scales, serve
 
     began: list[str] = []
 
@@ -40,18 +40,19 @@ def test_the_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
         *((measure, "measure_peers"), (floor, "measure_floor")),
         *((scales, "measure_scales"), (growth, "measure_growth")),
         *((engine, "measure_engines"), (aggregator, "measure_aggregators")),
+        (serve, "measure_serve"),
     ):
         stop = partial(begin, name.removeprefix("measure_"))
         monkeypatch.setattr(module, name, lambda *_a, stop=stop, **_o: stop())
     monkeypatch.chdir(tmp_path)
-    assert len(commands()) == 7
+    assert len(commands()) == 8
     for command in commands():
         program, *arguments = shlex.split(command)
         assert program == "cmamil"
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code in (None, 0), command
-    assert began == ["peers", "floor", "scales", "growth", "engines", "aggregators"]
+    assert began == ["peers", "floor", "scales", "growth", "engines", "aggregators", "serve"]
     assert len(installed) == 3 * 2 + 1, "an environment and its packages for each, one package bare"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cmamil_sdk.client import Client
 from cmamil_sdk.serving.config import ServerConfig
 
-from .program import start_program
+from .programs import start_program
 from .waiting import wait_until
 
 

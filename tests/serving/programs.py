@@ -1,0 +1,67 @@
+"""Servers in processes of their own, and what the system knows of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmamil_sdk.serving.config import ServerConfig
+
+_PROGRAM = """
+import sys
+from cmamil_sdk.serving.config import ServerConfig
+from cmamil_sdk.serving.server import serve
+config = ServerConfig.model_validate_json(sys.argv[1])
+serve(config, on_ready=lambda port: print(port, flush=True))
+"""
+
+
+def start_program(config: ServerConfig) -> tuple[subprocess.Popen[str], int]:
+    """Start a server; returns when it is ready, with its port."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, config.model_dump_json()],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    return program, int(program.stdout.readline())
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the thread has just ended
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds at one moment."""
+
+    memory_mib: float
+    files: int
+    threads: int
+
+
+def held_by(pid: int) -> Held:
+    """Look at a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return Held(
+        memory_mib=pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
+        threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
+    )
