@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 _LONGEST_SWEEP_S = 60.0
 _BLAME = (
-    f"The server ended {MAX_STARTS} times while it worked on this job, which it does not try again; "
+    f"The server was killed {MAX_STARTS} times while it worked on this job, which it does not try again; "
     "its log and the system's may say why."
 )
 

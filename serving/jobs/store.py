@@ -23,7 +23,7 @@ from cmamil_sdk.wording import counted
 
 from .database import open_database
 
-MAX_STARTS = 3
+MAX_STARTS = 5
 """A job over which the server ended so often is not tried again."""
 
 
