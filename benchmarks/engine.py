@@ -16,7 +16,8 @@ from typing import Any
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.choose import ENGINES
-from cmamil_sdk.errors import FieldInvalid
+from cmamil_sdk.engines.graphs import STORED_PRECISIONS
+from cmamil_sdk.errors import FieldInvalid, ParityFailed
 from cmamil_sdk.export.encoder import loaded_encoder_of
 from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.machine import available_cores
@@ -92,7 +93,7 @@ def measure_engines(bench: EngineBench, *, on_step: OnStep | None = None) -> dic
     report = on_step or (lambda _what, _done, _total: None)
     load_before = load_average()
     workshop = Workshop(bench.folder)
-    path = bench.bundle or workshop.bundle(_SCALES)
+    path, failed = (bench.bundle, {}) if bench.bundle else seeded_bundle(workshop)
     weights = bench.weights if bench.bundle else workshop.weights()
     loaded = Bundle.load(path, device=bench.device, callers=1)
     loaded.release_encoder()
@@ -126,7 +127,7 @@ def measure_engines(bench: EngineBench, *, on_step: OnStep | None = None) -> dic
         "default": loaded.engine_label,
         "default_reason": loaded.encoder_info.reason,
         "rows": rows,
-        "not_here": absent | why,
+        "not_here": absent | failed | why,
         "int8_over_default": _int8_over_default(rows, times, loaded.engine_label),
         "loading": measure_loading(path, bench.loads, partial(report, "loading the bundle")),
         "environment": {
@@ -155,6 +156,14 @@ def write_engines(folder: Path, document: dict[str, Any]) -> None:
     text = case_csv(document["rows"], document["environment"])
     write_atomic(folder / "engine.csv", text.encode())
     draw_engine(folder / "engine.csv", folder / "engine.png")
+
+
+def seeded_bundle(workshop: Workshop) -> tuple[Path, dict[str, str]]:
+    """A bundle with graphs in every precision that has its own, or without them and why."""
+    try:
+        return workshop.bundle(_SCALES, STORED_PRECISIONS), {}
+    except ParityFailed as problem:
+        return workshop.bundle(_SCALES), {", ".join(STORED_PRECISIONS): str(problem)}
 
 
 def _refuse_graphs(encoder: EncoderInfo, weights: Path | None) -> None:
@@ -206,4 +215,11 @@ def _int8_over_default(rows: list[Row], times: dict[str, Contest], default: str)
     return max(Pairs(usual_s, times[label].wall.ours_s).ratio()[0] for label in passed)
 
 
-__all__ = ["EngineBench", "OnStep", "judged", "measure_engines", "write_engines"]
+__all__ = [
+    "EngineBench",
+    "OnStep",
+    "judged",
+    "measure_engines",
+    "seeded_bundle",
+    "write_engines",
+]

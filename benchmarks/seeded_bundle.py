@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +22,31 @@ _LABELS = ("a", "b")
 _MODELS = {1: "abmil", 3: "cma-mil"}
 
 
-def write_seeded_bundle(path: Path, scales: str, weights: Path) -> Path:
-    """Write the bundle ``path`` (``.../<name>/<version>``) of a seeded model over ``scales``."""
+@dataclass(frozen=True)
+class _Slide:
+    """A generated slide, which says of itself all there is to say."""
+
+    path: Path
+    mpp: float | None = None
+    mask: Path | None = None
+    label: str | None = None
+
+
+def write_seeded_bundle(
+    path: Path,
+    scales: str,
+    weights: Path,
+    *,
+    precisions: Sequence[str] = (),
+    slides: Sequence[Path] = (),
+) -> Path:
+    """Write the bundle ``path`` (``.../<name>/<version>``) of a seeded model over ``scales``.
+
+    ``slides`` calibrate int8 and judge ``precisions``, as ``cmamil export --calibration`` does.
+
+    Raises:
+        ParityFailed: a precision misses its gates.
+    """
     encoder = load_encoder(ENCODER, weights).info
     names = scales.split(",")
     kind = _MODELS[len(names)]
@@ -53,6 +78,8 @@ def write_seeded_bundle(path: Path, scales: str, weights: Path) -> Path:
             version=path.name,
             fold=0,
             encoder_weights=weights,
+            precisions=precisions,
+            check_slides=[_Slide(slide) for slide in slides],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ SLIDE = LargeSlide()
 
 SMALL_SLIDE = LargeSlide(size_px=3840)
 """To warm up with."""
+
+_JUDGING = tuple(LargeSlide(size_px=SMALL_SLIDE.size_px, seed=seed) for seed in (1, 2))
+"""One calibrates int8, the other judges it."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,22 @@ class Workshop:
 
         return write_seeded_weights(path)
 
-    def bundle(self, scales: str) -> Path:
-        """A bundle of that encoder and an untrained, seeded CMA-MIL over ``scales``."""
+    def bundle(self, scales: str, precisions: Sequence[str] = ()) -> Path:
+        """A bundle of that encoder and an untrained, seeded CMA-MIL over ``scales``.
+
+        Raises:
+            ParityFailed: one of ``precisions`` misses its gates.
+        """
         from .seeded_bundle import write_seeded_bundle  # noqa: PLC0415
 
-        name = "bench-" + scales.replace(",", "-")
+        name = "-".join(["bench", *scales.split(","), *precisions])
         path = self.folder / "bundles" / name / "1"
-        return path if path.is_dir() else write_seeded_bundle(path, scales, self.weights())
+        if path.is_dir():
+            return path
+        slides = [self.generated(slide) for slide in _JUDGING] if precisions else []
+        return write_seeded_bundle(
+            path, scales, self.weights(), precisions=precisions, slides=slides
+        )
 
 
 __all__ = ["SLIDE", "SMALL_SLIDE", "Workshop"]
