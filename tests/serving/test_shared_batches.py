@@ -20,6 +20,7 @@ from cmamil_sdk.serving.messages import (
     EncodeTogether,
     Failed,
     MakePlan,
+    ModelSpec,
     Parts,
     Planned,
     WorkerSetup,
@@ -39,7 +40,7 @@ def worker_with(tiny_bundle: Path, engine: str) -> Worker:
     info = EngineInfo(engine, "cpu", "fp32", "", "a test")
     graph = str(tiny_bundle / ENCODER_GRAPH)
     spec = EncoderSpec(graph, manifest.files[ENCODER_GRAPH].sha256, info, manifest.recipe)
-    return Worker(WorkerSetup(0, (spec,), "auto", 0, 4, 1000, 2**40, 2**20, 32))
+    return Worker(WorkerSetup(0, (ModelSpec(0, spec, spec),), "auto", 0, 4, 1000, 2**40, 2**20, 32))
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
@@ -144,7 +145,7 @@ def test_a_slide_that_the_encoder_cannot_take_fails_alone(
     reason: str,
 ) -> None:
     batches = parts_of(plan_of(one_worker, refs[0]))
-    key = one_worker._setup.encoders[0].key
+    key = one_worker._setup.models[0].encoder.key
     engine: Engine = Strange(problem)  # type: ignore[assignment]
     monkeypatch.setitem(one_worker._engines, key, engine)
     mark_tiles_of(refs[1], one_worker, monkeypatch)

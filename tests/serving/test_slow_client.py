@@ -42,7 +42,7 @@ def test_a_client_that_does_not_read_gives_its_place_up(config: ServerConfig) ->
         async with Server(config.model_copy(update={"workers": 1})) as server:
             services, context = server._services, StuckContext()
             call = asyncio.create_task(
-                services._stream_predict_slide(request.SerializeToString(), context)
+                services._predictions._stream_predict_slide(request.SerializeToString(), context)
             )
             stuck = asyncio.create_task(context.stuck.wait())
             await asyncio.wait((call, stuck), return_when=asyncio.FIRST_COMPLETED)

@@ -17,12 +17,13 @@ from cmamil_sdk.serving.messages import (
     EncodeTogether,
     Failed,
     MakePlan,
+    ModelSpec,
     Parts,
     Task,
     WorkerSetup,
 )
 from cmamil_sdk.serving.paths import SlideRef
-from cmamil_sdk.serving.pool import WorkerPool, WorkerState, _message, _Slot
+from cmamil_sdk.serving.pool import Slot, WorkerPool, WorkerState, _message
 from cmamil_sdk.serving.quarantine import Quarantine
 from cmamil_sdk.serving.turns import SHARED_TILES, Item, Job, Turns
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
@@ -99,7 +100,8 @@ def test_a_dropped_job_leaves_its_batch_mates() -> None:
 
 def setup(info: EngineInfo, *, reader: Any = "auto") -> WorkerSetup:
     spec = EncoderSpec("encoder.onnx", "0" * 64, info, RECIPE)
-    return WorkerSetup(0, (spec, spec), reader, 0, 1, 1, 1, 1, 1)
+    models = tuple(ModelSpec(number, spec, spec) for number in (0, 1))
+    return WorkerSetup(0, models, reader, 0, 1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,9 @@ class Idle:
 
     state = WorkerState.IDLE
 
+    def take_own(self) -> list[Item]:
+        return []
+
     def assign(self, items: list[Item]) -> None:
         self.state, self.current = WorkerState.BUSY, items
 
@@ -183,7 +188,7 @@ def test_each_slide_of_a_batch_gets_its_own_answer() -> None:
             on_batch=lambda parts: counted.append(sum(len(part.batch) for part in parts)),
         )
         results = [pool.job()._offer([tiles(slide, 4)]) for slide in "ab"]
-        slot = _Slot(pool, 0)
+        slot = Slot(pool, 0)
         slot.current = pool._turns.take()
         sent = _message(slot.current)
         assert isinstance(sent, EncodeTogether) and len(sent.tasks) == 2
@@ -199,7 +204,7 @@ def test_a_worker_that_miscounts_is_ended(caplog: pytest.LogCaptureFixture) -> N
     async def scenario() -> None:
         pool = WorkerPool(setup(ON_CPU), workers=0, task_timeout_s=1.0)
         results = pool.job()._offer([tiles("a", 4)])
-        slot = _Slot(pool, 0)
+        slot = Slot(pool, 0)
         slot.current = pool._turns.take()
         slot._on_reply(Parts((CORRUPT, CORRUPT)))
         assert results.empty() and slot.current
