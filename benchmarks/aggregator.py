@@ -173,7 +173,8 @@ def _measure_size(
             continue
         settings = {"form": form, "tiles": case.tiles, "callers": 1, "threads": threads}
         measured.append((case, {**settings, **row}))
-    add_ratios(measured, bench.pairs, report)
+    report(len(ways), len(ways))
+    add_ratios(measured, bench.pairs)
     for case, row in measured:
         if row["label"] == DEFAULT_LABEL and "ratio" in row:
             row.update(_limit(case, row))

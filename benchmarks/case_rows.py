@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cmamil_sdk.files import csv_text
 
-from .cases import EAGER, Case, Contest, Contestant, compete, ratio_row
+from .cases import EAGER, Case
+from .contest import Contest, Contestant, compete_apart, ratio_row
 
 Row = dict[str, Any]
 
@@ -29,11 +30,7 @@ def fastest(rows: Iterable[Row]) -> Row:
     return max(rows, key=lambda row: float(row["tiles_per_s"]))
 
 
-def add_ratios(
-    measured: Sequence[tuple[Case, Row]],
-    pairs: int,
-    on_pair: Callable[[int, int], None],
-) -> dict[str, Contest]:
+def add_ratios(measured: Sequence[tuple[Case, Row]], pairs: int) -> dict[str, Contest]:
     """Compare the fastest row of each label with the fastest eager one, and write that into the rows.
 
     Returns the times by label, pair by pair.
@@ -45,11 +42,10 @@ def add_ratios(
     eager = [row for row in rows if is_eager(row)]
     if not best or not eager:
         return {}
-    found = compete(
+    found = compete_apart(
         _contestant(fastest(eager), cases),
         {label: _contestant(row, cases) for label, row in best.items()},
         pairs,
-        on_pair,
     )
     for label, row in best.items():
         row.update(ratio_row(found[label]))

@@ -23,8 +23,9 @@ from cmamil_sdk.files import write_atomic, write_json
 from cmamil_sdk.machine import available_cores
 
 from .case_rows import Row, add_ratios, case_csv
-from .cases import EAGER, Case, Contest, engine_precision_pairs, measure_apart
+from .cases import EAGER, Case, engine_precision_pairs, measure_apart
 from .closed_loop import Loop
+from .contest import Contest
 from .encoder_case import EncoderCase
 from .environment import describe_machine, load_average
 from .figures import draw_engine
@@ -112,7 +113,8 @@ def measure_engines(bench: EngineBench, *, on_step: OnStep | None = None) -> dic
             continue
         settings = {name: getattr(case, name) for name in ("tiles", "callers", "threads")}
         measured.append((case, {**settings, **row}))
-    times = add_ratios(measured, bench.pairs, partial(report, "in turns with the eager model"))
+    report("in turns with the eager model", len(cases), len(cases))
+    times = add_ratios(measured, bench.pairs)
     rows = [row for _, row in measured]
     why = {f"{engine} {precision}": text for (engine, precision), text in refused.items()}
     return {

@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 
-from cmamil_sdk.benchmarks import cases
+from cmamil_sdk.benchmarks import case_rows, cases, contest
 from cmamil_sdk.benchmarks.case_rows import COLUMNS, add_ratios, case_csv, fastest
 from cmamil_sdk.benchmarks.cases import (
-    Contestant,
     OpenCase,
-    compete,
     engine_precision_pairs,
     measure_apart,
     measure_case,
 )
 from cmamil_sdk.benchmarks.closed_loop import Loop, call_each, measure_windows
+from cmamil_sdk.benchmarks.contest import Contestant, compete, compete_apart
 from cmamil_sdk.benchmarks.encoder_case import EncoderCase
 from cmamil_sdk.benchmarks.loading import measure_loading
 from cmamil_sdk.errors import EngineMissing, FieldInvalid
@@ -90,9 +89,9 @@ def test_a_case_tells_its_figures_or_why_not() -> None:
 
 def test_each_takes_turns_with_the_baseline_per_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every turn is said to take a second."""
-    monkeypatch.setattr(cases, "_TURN_S", 0.004)
+    monkeypatch.setattr(contest, "_TURN_S", 0.004)
     monkeypatch.setattr(
-        cases, "time_in_turns", lambda _number, base, ours: (base() or 1.0, ours() or 1.0)
+        contest, "time_in_turns", lambda _number, base, ours: (base() or 1.0, ours() or 1.0)
     )
     closed.clear()
     baseline = Contestant(Sleeper("eager", 0.0), 250.0)
@@ -100,23 +99,22 @@ def test_each_takes_turns_with_the_baseline_per_tile(monkeypatch: pytest.MonkeyP
         "four at once": Contestant(Sleeper("a", 0.0, tiles=4), 1000.0),
         "two callers": Contestant(Sleeper("b", 0.0, callers=2), 500.0),
     }
-    seen: list[tuple[int, int]] = []
-    found = compete(baseline, others, 5, lambda done, total: seen.append((done, total)))
+    found = compete(baseline, others, 5)
     assert list(found) == list(others)
     assert [len(contest.cpu.ours_s) for contest in found.values()] == [5, 5]
     assert found["four at once"].wall.ratios == [4.0] * 5
     assert found["two callers"].wall.ratios == [2.0] * 5
-    assert seen[0] == (0, 5)
     assert {case.label for case in closed} == {"eager", "a", "b"}
 
 
 def test_ratios_stand_in_the_fastest_row_of_each_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "_TURN_S", 0.001)
+    monkeypatch.setattr(contest, "_TURN_S", 0.001)
+    monkeypatch.setattr(case_rows, "compete_apart", compete)
     measured = []
     for case in (Sleeper("torch-eager", 0.0), Sleeper("x", 0.0), Sleeper("x", 0.0, tiles=9999)):
         settings = {"tiles": case.tiles, "callers": case.callers, "threads": 1}
         measured.append((case, {**settings, **measure_case(case, SHORT)}))
-    times = add_ratios(measured, 5, lambda _done, _total: None)
+    times = add_ratios(measured, 5)
     rows = [row for _, row in measured]
     assert list(times) == ["x"]
     assert fastest(rows) is rows[2]
@@ -127,7 +125,7 @@ def test_ratios_stand_in_the_fastest_row_of_each_label(monkeypatch: pytest.Monke
     assert tuple(header) == COLUMNS
     assert len(cells) == 3
     assert '"a, b",2,now' in lines
-    assert add_ratios([(c, r) for c, r in measured if r["label"] == "x"], 5, print) == {}
+    assert add_ratios([(c, r) for c, r in measured if r["label"] == "x"], 5) == {}
 
 
 def test_the_ways_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +148,9 @@ def test_in_processes_of_their_own(tiny_bundle: Path) -> None:
     assert row["label"] == "onnxruntime-cpu-fp32"
     assert row["missed"] == ""
     assert row["tiles_per_s"] > 0
+    contestant = Contestant(case, row["tiles_per_s"])
+    (found,) = compete_apart(contestant, {"itself": contestant}, 1).values()
+    assert 0.1 < found.wall.ratios[0] < 10
     loading = measure_loading(tiny_bundle, runs=1)
     assert 0 < loading["load_s"] <= loading["ready_s"] == loading["runs_s"][0]
     broken = EncoderCase(str(tiny_bundle), None, "onnxruntime", "cpu", "fp32", 2, 0, 1)

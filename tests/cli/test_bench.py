@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmamil_sdk.benchmarks import aggregator, cases, engine, training
+from cmamil_sdk.benchmarks import aggregator, case_rows, contest, engine, training
 from cmamil_sdk.benchmarks.accuracy import tables
 from cmamil_sdk.benchmarks.accuracy.table import MeanTarget, Row, Table
 from cmamil_sdk.benchmarks.cases import measure_case
@@ -160,7 +160,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         "spread": 1.0,
     }
     monkeypatch.setattr(engine, "measure_loading", lambda *_: loading)
-    monkeypatch.setattr(cases, "_TURN_S", 0.01)
+    monkeypatch.setattr(case_rows, "compete_apart", contest.compete)
+    monkeypatch.setattr(contest, "_TURN_S", 0.01)
 
 
 CASES = ("--duration", "0.01", "--min-samples", "1", "--pairs", "5")
