@@ -98,5 +98,5 @@ def test_an_error_of_a_task_is_raised_as_its_leaf() -> None:
 def test_only_the_classes_of_the_protocol_are_unpickled() -> None:
     assert parse_reply(frame(Failed("R", "m"))[4:]) == Failed("R", "m")
     for stranger in (asyncio.run, print, EncodedBatch.__init__, WorkerPool):
-        with pytest.raises(Exception, match="a worker sent"):
+        with pytest.raises(Exception, match="a child process sent"):
             parse_reply(frame(stranger)[4:])
