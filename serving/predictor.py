@@ -102,12 +102,14 @@ class Predictor:
 
         Raises:
             InputError: the slide cannot be used.
+            DeadlineTooShort: ``remaining_s`` is less than it can take; it is not begun.
             DeadlineExceeded: not done in ``remaining_s`` (None: the server's default).
             ServerDraining: the server had to stop before.
             DecoderCrashed: the slide ended two workers.
             ModelNotFound: the model has been unloaded since it was found.
         """
         async with self._working(request.model, remaining_s):
+            request.model.pace.check(remaining_s)
             entered = time.perf_counter()
             report(Stage("queued"))
             ref = await self._find(request)
@@ -115,6 +117,8 @@ class Predictor:
             started = time.perf_counter()
             with self._pool.job() as job:
                 prediction = await self._predict(job, ref, request, report, started)
+            work = (s for stage, s in prediction.seconds.items() if stage != "total")
+            request.model.pace.note(sum(work))
             return Answer(prediction, started - entered)
 
     async def inspect(

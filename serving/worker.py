@@ -39,6 +39,7 @@ from cmamil_sdk.features.encode import (
     DEVICE_CALL_TILES,
     decoding_device,
     encode_batch,
+    infer_tiles,
 )
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import return_free_memory
@@ -189,7 +190,11 @@ class Worker:
         return _with_decoder(info, self._setup.reader)
 
     def _run(self, task: RunGraph) -> GraphOutputs:
-        outputs = self._engine(self._graph(task)).infer(task.inputs)
+        engine = self._engine(self._graph(task))
+        if task.graph == "encoder":
+            outputs = {"features": infer_tiles(engine, task.inputs["tiles"])}
+        else:
+            outputs = engine.infer(task.inputs)
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise NonFiniteOutput(
                 f"The {task.graph} returned NaN or infinity; run `cmamil verify` on the bundle, or "

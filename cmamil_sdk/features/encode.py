@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.base import Engine, EngineInfo
-from cmamil_sdk.errors import NonFiniteOutput
+from cmamil_sdk.errors import GpuOutOfMemory, NonFiniteOutput
 from cmamil_sdk.features.device_tiles import read_device_tiles
 from cmamil_sdk.features.tiles import TilePixels, read_tiles
 from cmamil_sdk.slides import ReaderName
@@ -110,7 +111,7 @@ def _encoded(
 ) -> EncodedBatch:
     """Tiles that took ``seconds`` to read, encoded."""
     started = time.perf_counter()
-    features = _infer(engine, tiles)
+    features = infer_tiles(engine, tiles.pixels)
     if not np.isfinite(features[tiles.ok]).all():
         raise NonFiniteOutput(
             f"{reader.facts.path}: the encoder returned NaN or infinity; "
@@ -119,14 +120,26 @@ def _encoded(
     return EncodedBatch(batch, features, tiles.ok, seconds, time.perf_counter() - started)
 
 
-def _infer(engine: Engine, tiles: TilePixels) -> Float32:
-    """Features ``[T, D]``; on a CPU a few tiles at a time, which takes less memory."""
-    total = len(tiles.ok)
+def infer_tiles(engine: Engine, pixels: Any) -> Float32:
+    """Features ``[T, D]`` of tiles ``[T, px, px, 3]`` uint8, on the host or the engine's device.
+
+    On a CPU a few at a time, which takes less memory; on a GPU all at once, or half as many, and half
+    again, where it has no memory for them.
+
+    Raises:
+        GpuOutOfMemory: it has none for a single tile.
+    """
+    total, start, parts = pixels.shape[0], 0, []
     step = CPU_CALL_TILES if engine.info.device == "cpu" else total
-    parts = [
-        engine.infer({"tiles": tiles.pixels[start : start + step]})["features"]
-        for start in range(0, total, step)
-    ]
+    while start < total:
+        try:
+            parts.append(engine.infer({"tiles": pixels[start : start + step]})["features"])
+        except GpuOutOfMemory:
+            step = min(step, total - start) // 2
+            if not step:
+                raise
+        else:
+            start += step
     return np.concatenate(parts).astype(np.float32, copy=False)
 
 
@@ -148,4 +161,5 @@ __all__ = [
     "decoding_device",
     "encode_all",
     "encode_batch",
+    "infer_tiles",
 ]
