@@ -133,20 +133,26 @@ class ServerFacts:
         packages: versions of what it runs on.
         engines: per model, ``(encoder, aggregator)`` as they run, for example
             ``("onnxruntime-cpu-fp32", "onnxruntime-cpu-fp32")``.
+        defaults: the models that their names alone mean.
         workers: its worker processes.
         active_slides, queued_slides: requests at work and waiting.
         tiles_decoded: tiles read and encoded since its start.
         uptime_s: seconds since its start.
+        git_revision: commit of cmamil-sdk there, ``-dirty`` after it if files differ; empty if not known.
+        gpus: names of its GPUs.
     """
 
     version: str
     packages: dict[str, str]
     engines: dict[str, tuple[str, str]]
+    defaults: tuple[str, ...]
     workers: tuple[WorkerFacts, ...]
     active_slides: int
     queued_slides: int
     tiles_decoded: int
     uptime_s: float
+    git_revision: str
+    gpus: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -287,6 +293,7 @@ def server_from(message: server_pb2.GetServerInfoResponse) -> ServerFacts:
             model.model: (_engine_label(model.encoder), model.aggregator)
             for model in message.models
         },
+        defaults=tuple(model.model for model in message.models if model.is_default),
         workers=tuple(
             WorkerFacts(
                 server_pb2.Worker.State.Name(worker.state).removeprefix("STATE_").lower(),
@@ -299,6 +306,8 @@ def server_from(message: server_pb2.GetServerInfoResponse) -> ServerFacts:
         queued_slides=message.queued_slides,
         tiles_decoded=message.tiles_decoded,
         uptime_s=message.uptime.ToNanoseconds() / 1e9,
+        git_revision=message.git_revision,
+        gpus=tuple(message.gpus),
     )
 
 

@@ -44,6 +44,7 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   └── ParityFailed              FAILED_PRECONDITION
     ├── CapabilityError               exit 4   this machine or server cannot do it now
     │   ├── DependencyMissing         FAILED_PRECONDITION
+    │   ├── ReaderMissing             FAILED_PRECONDITION
     │   ├── WeightsMissing            FAILED_PRECONDITION
     │   ├── EngineMissing             FAILED_PRECONDITION
     │   ├── ModelNotFound             NOT_FOUND
@@ -59,6 +60,8 @@ on the command line and in gRPC's ``ErrorInfo``; its ``exit_code`` and ``grpc_st
     │   ├── UploadsFull               RESOURCE_EXHAUSTED
     │   ├── MessageTooLarge           RESOURCE_EXHAUSTED
     │   ├── MemoryTooSmall            RESOURCE_EXHAUSTED
+    │   ├── GpuOutOfMemory            RESOURCE_EXHAUSTED
+    │   ├── DeadlineTooShort          DEADLINE_EXCEEDED
     │   ├── DeadlineExceeded          DEADLINE_EXCEEDED
     │   ├── JobNotFound               NOT_FOUND
     │   ├── JobFinished               FAILED_PRECONDITION
@@ -282,6 +285,10 @@ class DependencyMissing(CapabilityError):
     """A Python package that this command needs is not installed."""
 
 
+class ReaderMissing(CapabilityError):
+    """What a reader of slides needs is not on this machine: a package, or a GPU to decode on."""
+
+
 class WeightsMissing(CapabilityError):
     """The weights of an encoder are not on this machine and cannot be fetched."""
 
@@ -362,6 +369,18 @@ class MemoryTooSmall(CapabilityError):
     """A process was killed, as systems do when memory runs out."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class GpuOutOfMemory(CapabilityError):
+    """A GPU has too little memory left, for a single tile too."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineTooShort(CapabilityError):
+    """The deadline leaves less time than the work can take, so it was not begun."""
+
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class DeadlineExceeded(CapabilityError):

@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from cmamil_sdk.errors import DeadlineExceeded, QueueFull, ServerDraining
+from cmamil_sdk.errors import DeadlineExceeded, DeadlineTooShort, QueueFull, ServerDraining
 from cmamil_sdk.wording import counted
 
 _LONGEST_RETRY_S = 60.0
 _MEMORY = 0.8  # weight of the past in the mean time of a slide
+_REMEMBERED, _ENOUGH = 32, 8  # slides that tell how long one takes
+_DOUBT = 0.5  # of the fastest of them: the next may be smaller
 
 
 class Ticket:
@@ -187,6 +189,32 @@ class Admission:
                 ticket.turn.set_result(None)
 
 
+class Pace:
+    """How long slides take by one model, to refuse at once what cannot be done in time."""
+
+    def __init__(self) -> None:
+        self._took_s: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def note(self, seconds: float) -> None:
+        """Note the time of a slide that was predicted: its own work, without waiting for others."""
+        self._took_s.append(seconds)
+
+    def check(self, remaining_s: float | None) -> None:
+        """Refuse a request that has so long; None, or too few slides to tell: no refusal.
+
+        Raises:
+            DeadlineTooShort: it has less than half the time of the fastest of the last 32 slides.
+        """
+        if remaining_s is None or len(self._took_s) < _ENOUGH:
+            return
+        fastest_s = min(self._took_s)
+        if remaining_s < _DOUBT * fastest_s:
+            raise DeadlineTooShort(
+                f"The request has {max(0.0, remaining_s):.2g} s and the fastest of the last "
+                f"{len(self._took_s)} slides took {fastest_s:.2g} s by this model; allow more time."
+            )
+
+
 class Deadlines:
     """Ends work at its deadline, or all of it at once when the server has to go."""
 
@@ -230,4 +258,4 @@ class Deadlines:
                 timer.reschedule(asyncio.get_running_loop().time())
 
 
-__all__ = ["Admission", "Beginning", "Deadlines", "Ticket"]
+__all__ = ["Admission", "Beginning", "Deadlines", "Pace", "Ticket"]

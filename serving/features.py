@@ -66,8 +66,12 @@ class FeatureFinder:
         if request.bypass_cache:
             return object()
         reading = reading_key(request.model, request.mpp, self._reader)
-        # Of two models with one encoder, the one may refuse a slide that the other takes.
-        return ref, reading, request.model.resource if request.aggregate else None
+        # Of two models with one encoder, one may refuse a slide that the other takes, or be unloaded.
+        return ref, reading, request.model.resource, request.aggregate
+
+    def may_be_soon(self, key: Hashable, request: SlideRequest) -> bool:
+        """Whether the features may be there sooner than a slide can be read."""
+        return key in self._flights or (self._cache is not None and not request.bypass_cache)
 
     async def find(
         self, key: Hashable, ref: SlideRef, request: SlideRequest, ticket: Ticket, report: Report

@@ -24,6 +24,7 @@ from cmamil_sdk.errors import (
     ModelNotReady,
 )
 
+from .admission import Pace
 from .config import ServerConfig
 from .messages import EncoderSpec, GraphSpec, ModelSpec
 from .open_inference.signatures import Signature, aggregator_signature
@@ -42,12 +43,14 @@ class LoadedModel:
         bundle: what was verified.
         aggregator: the tensors of its aggregator.
         is_withdrawn: it is found no more; who uses it finishes.
+        pace: how long its slides take.
     """
 
     number: int
     bundle: Bundle
     aggregator: Signature
     is_withdrawn: bool = False
+    pace: Pace = field(default_factory=Pace)
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 

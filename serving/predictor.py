@@ -109,6 +109,7 @@ class Predictor:
 
         Raises:
             InputError: the slide cannot be used.
+            DeadlineTooShort: ``remaining_s`` is less than it can take; it is not begun.
             DeadlineExceeded: not done in ``remaining_s`` (None: the server's default).
             ServerDraining: the server had to stop before.
             DecoderCrashed: the slide ended two workers, now or a while ago.
@@ -116,18 +117,19 @@ class Predictor:
         """
         async with self._working(request.model, remaining_s):
             entered = time.perf_counter()
-            ref, key, features, began = await self._find_features(request, ticket, report)
+            ref, key, features, began = await self._find_features(
+                request, ticket, report, remaining_s
+            )
             slide, bundle = features.slide, request.model.bundle
             bundle.check_size(slide.planned, ref.shown)
             report(Stage("aggregating", slide.total_planned, slide.total_planned))
             aggregated = await self._aggregations.share(
                 key, lambda _tell: self.in_thread(bundle.aggregate, slide.bag)
             )
-            seconds = {
-                **features.seconds,
-                "aggregate": aggregated.seconds,
-                "total": time.perf_counter() - began,
-            }
+            work = {**features.seconds, "aggregate": aggregated.seconds}
+            if features.source == "computed":
+                request.model.pace.note(sum(work.values()))
+            seconds = {**work, "total": time.perf_counter() - began}
             prediction = await self.in_thread(
                 lambda: build_prediction(
                     slide, aggregated, bundle, seconds=seconds, top_k=request.top_k
@@ -145,7 +147,7 @@ class Predictor:
         report: Callable[[Stage], None] = lambda _stage: None,
     ) -> Extraction:
         """The features of one slide; ``report`` and errors as :meth:`predict`."""
-        async with self.deadlines.limit(remaining_s):
+        async with self._working(request.model, remaining_s):
             entered = time.perf_counter()
             ref, _, features, began = await self._find_features(request, ticket, report)
             took_s = time.perf_counter() - began
@@ -237,12 +239,18 @@ class Predictor:
             )
 
     async def _find_features(
-        self, request: SlideRequest, ticket: Ticket, report: Report
+        self,
+        request: SlideRequest,
+        ticket: Ticket,
+        report: Report,
+        remaining_s: float | None = None,
     ) -> tuple[SlideRef, Hashable, Features, float]:
         """The slide, the name of the work, the features, and when the work on them began."""
         report(Stage("queued"))
         async with self._found(request) as ref, ticket.begins() as beginning:
             key = self._features.key(ref, request)
+            if not self._features.may_be_soon(key, request):
+                request.model.pace.check(remaining_s)
 
             def enter(stage: Stage) -> None:
                 beginning.now()

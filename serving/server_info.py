@@ -1,15 +1,33 @@
-"""What a server says of itself: versions and limits."""
+"""What a server says of itself: versions, limits, and the machine."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+from dataclasses import dataclass
 
 from cmamil_sdk._proto.cmamil.v1 import server_pb2
+from cmamil_sdk.engines.cuda import device_names
+from cmamil_sdk.revision import installed_revision
 
 from .config import ServerConfig
 from .convert import duration
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Commit of the installed package, and names of the GPUs; empty where there are none."""
+
+    git_revision: str
+    gpus: tuple[str, ...]
+
+
+@functools.cache
+def origin() -> Origin:
+    """Found out at the first call, which takes a moment."""
+    return Origin(installed_revision(), tuple(device_names()))
 
 
 def limits(config: ServerConfig) -> server_pb2.Limits:
@@ -37,4 +55,4 @@ def packages() -> list[server_pb2.PackageVersion]:
     return found
 
 
-__all__ = ["limits", "packages"]
+__all__ = ["Origin", "limits", "origin", "packages"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from .pool import WorkerPool
 from .predictions import Predictions
 from .predictor import Predictor
 from .requests import parse
-from .server_info import limits, packages
+from .server_info import limits, origin, packages
 from .slide_service import SlideService
 from .status import RequestInvalid, status_of
 from .streaming import CallContext
@@ -172,11 +173,14 @@ class Services:
 
     async def _get_server_info(self, data: bytes, _context: CallContext) -> Message:
         parse(server_pb2.GetServerInfoRequest, data, self._config.max_request_bytes)
+        where = await asyncio.to_thread(origin)
         info = server_pb2.GetServerInfoResponse(
             version=__version__,
             packages=packages(),
             limits=limits(self._config),
             uptime=duration(time.monotonic() - self._started_s),
+            git_revision=where.git_revision,
+            gpus=where.gpus,
         )
         if self.pool is not None:
             for model in self.models.loaded():

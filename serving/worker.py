@@ -47,6 +47,7 @@ from cmamil_sdk.features.encode import (
     decoding_device,
     encode_batch,
     encode_together,
+    infer_tiles,
 )
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import return_free_memory
@@ -231,7 +232,11 @@ class Worker:
         return decode_batch(self._reader(task.slide, task.mpp), task.batch)
 
     def _run(self, task: RunGraph) -> GraphOutputs:
-        outputs = self._engine(self._graph(task)).infer(task.inputs)
+        engine = self._engine(self._graph(task))
+        if task.graph == "encoder":
+            outputs = {"features": infer_tiles(engine, task.inputs["tiles"])}
+        else:
+            outputs = engine.infer(task.inputs)
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise NonFiniteOutput(
                 f"The {task.graph} returned NaN or infinity; run `cmamil verify` on the bundle, or "

@@ -112,9 +112,14 @@ def info(options: ServerOptions, json: Json = False) -> None:
         f"cmamil-sdk {facts.version}, up {facts.uptime_s:.0f} s, "
         f"{counted(facts.tiles_decoded, 'tile')} decoded"
     )
+    if facts.git_revision:
+        say(f"git {facts.git_revision}")
+    for gpu in facts.gpus:
+        say(f"GPU {gpu}")
     say(f"{counted(facts.active_slides, 'slide')} at work, {facts.queued_slides} waiting")
     for name, (encoder, aggregator) in facts.engines.items():
-        say(f"{name}: encoder on {encoder}, aggregator on {aggregator}")
+        mark = "*" if name in facts.defaults else ""
+        say(f"{name}{mark}: encoder on {encoder}, aggregator on {aggregator}")
     rows = [[n, w.state, w.restarts, w.tiles] for n, w in enumerate(facts.workers)]
     say(table(["worker", "state", "restarts", "tiles"], rows))
 

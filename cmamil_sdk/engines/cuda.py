@@ -6,7 +6,7 @@ import ctypes
 import importlib
 from typing import Any
 
-from cmamil_sdk.errors import EngineMissing, MemoryTooSmall
+from cmamil_sdk.errors import EngineMissing, GpuOutOfMemory
 
 _NON_BLOCKING = 1
 _NAME_BYTES = 256
@@ -75,7 +75,7 @@ class Cuda:
         """Address of ``size`` bytes on the device.
 
         Raises:
-            MemoryTooSmall: the device has no such memory left.
+            GpuOutOfMemory: the device has no such memory left.
         """
         return int(self._call("cudaMalloc", size))
 
@@ -117,7 +117,7 @@ class Cuda:
         status, *answer = getattr(self._runtime, name)(*arguments)
         codes = self._runtime.cudaError_t
         if status == codes.cudaErrorMemoryAllocation:
-            raise MemoryTooSmall(
+            raise GpuOutOfMemory(
                 f"cuda:{self.index} has too little free memory ({name} of {arguments[0]} bytes); end "
                 "other programs on it, or predict fewer slides at a time."
             )
@@ -150,6 +150,11 @@ def device_name(device: str) -> str:
     return name.value.decode(errors="replace")
 
 
+def device_names() -> list[str]:
+    """What the NVIDIA driver calls its devices, in their order; none without a driver."""
+    return [device_name(f"cuda:{index}") for index in range(driver_devices())]
+
+
 def _driver() -> ctypes.CDLL | None:
     """The driver's library, ready; every call of it gives 0 if it worked."""
     try:
@@ -169,4 +174,4 @@ def _load() -> Any:
         ) from problem
 
 
-__all__ = ["Cuda", "device_name", "driver_devices"]
+__all__ = ["Cuda", "device_name", "device_names", "driver_devices"]

@@ -13,7 +13,7 @@ from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
 from cmamil_sdk.engines.graphs import PRECISION_KEY
 from cmamil_sdk.engines.inputs import check_inputs, input_spec
-from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, GpuOutOfMemory
 
 try:
     import onnxruntime as ort
@@ -34,6 +34,10 @@ _STATE = ort.capi.onnxruntime_pybind11_state
 _RUNTIME_ERRORS = tuple(
     kind for kind in vars(_STATE).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
+
+
+_NO_MEMORY = ("Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+"""What the runtime, CUDA, cuBLAS and cuDNN say where a GPU is full; there is no exception for it."""
 
 
 class OnnxRuntimeEngine:
@@ -84,13 +88,24 @@ class OnnxRuntimeEngine:
         )
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
-        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`.
+
+        Raises:
+            GpuOutOfMemory: the device has too little memory left.
+        """
         try:
             outputs = (self._on_device if self.info.takes_device_arrays else self._on_host)(inputs)
         except _STATE.InvalidArgument as problem:
             raise FieldInvalid(
                 f"{self._graph.name} refuses its inputs ({_first_line(problem)}); "
                 "give index arrays that point into the features."
+            ) from problem
+        except _RUNTIME_ERRORS as problem:
+            if self.info.device == "cpu" or not any(said in str(problem) for said in _NO_MEMORY):
+                raise
+            raise GpuOutOfMemory(
+                f"{self.info.device} has too little free memory for {self._graph.name}; end other "
+                "programs on it, or predict fewer slides at a time."
             ) from problem
         return dict(zip(self._outputs, outputs, strict=True))
 

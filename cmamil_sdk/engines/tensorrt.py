@@ -51,7 +51,7 @@ class TensorRTEngine:
     Raises:
         BundleCorrupt: the plan's file changed.
         BundleUnsupported: TensorRT does not load the plan, or it is not what its document says.
-        MemoryTooSmall: the device has too little memory left.
+        GpuOutOfMemory: the device has too little memory left.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cmamil_sdk.engines.cuda import Cuda
 from cmamil_sdk.engines.device_array import ArrayView
 from cmamil_sdk.engines.plans import Profile
-from cmamil_sdk.errors import MemoryTooSmall, UnexpectedError
+from cmamil_sdk.errors import GpuOutOfMemory, UnexpectedError
 
 Float32 = npt.NDArray[np.float32]
 
@@ -29,7 +29,7 @@ class Session:
         has_fixed_shapes: every call has the same shapes, so the work is recorded as a CUDA graph.
 
     Raises:
-        MemoryTooSmall: the device has too little memory left.
+        GpuOutOfMemory: the device has too little memory left.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Session:
             if self._context is None or not self._context.set_optimization_profile_async(
                 position, self._stream
             ):
-                raise MemoryTooSmall(
+                raise GpuOutOfMemory(
                     f"cuda:{cuda.index} has no memory for profile {position} of the plan; end other "
                     "programs on it."
                 )

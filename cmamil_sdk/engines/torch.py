@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cmamil_sdk.engines.base import Array, EngineInfo, Inputs, OnDevice, Precision
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
 from cmamil_sdk.engines.inputs import check_inputs
-from cmamil_sdk.errors import BundleUnsupported, EngineMissing, MemoryTooSmall
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, GpuOutOfMemory
 
 try:
     import torch
@@ -78,7 +78,7 @@ class TorchEngine:
 
         Raises:
             BundleUnsupported: an operator has a form that torch does not run.
-            MemoryTooSmall: the device has too little memory left.
+            GpuOutOfMemory: the device has too little memory left.
         """
         given = inputs if self.info.takes_device_arrays else on_host(self._name, inputs)
         views = {name: ArrayView.of(array) for name, array in given.items()}
@@ -90,7 +90,7 @@ class TorchEngine:
             with torch.inference_mode():
                 found = (self._batches or self._run)(tiles)
         except torch.OutOfMemoryError as problem:
-            raise MemoryTooSmall(
+            raise GpuOutOfMemory(
                 f"{self.info.device} has too little free memory for {self._name}; end other programs on "
                 "it, or predict fewer slides at a time."
             ) from problem

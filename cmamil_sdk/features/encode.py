@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.engines.base import Engine, EngineInfo
-from cmamil_sdk.errors import NonFiniteOutput
+from cmamil_sdk.errors import GpuOutOfMemory, NonFiniteOutput
 from cmamil_sdk.features.device_tiles import read_device_tiles
 from cmamil_sdk.features.tiles import TilePixels, read_tiles
 from cmamil_sdk.machine import available_cores
@@ -105,7 +105,7 @@ def encode_together(decoded: Sequence[DecodedBatch], engine: Engine) -> list[Enc
     """
     started = time.perf_counter()
     pixels = [part.tiles.pixels for part in decoded]
-    features = _infer(engine, pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
+    features = infer_tiles(engine, pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
     seconds_a_tile = (time.perf_counter() - started) / len(features)
     ends = np.cumsum([len(part.batch) for part in decoded])
     return [
@@ -164,14 +164,26 @@ def encode_ahead(
             yield encoded
 
 
-def _infer(engine: Engine, pixels: Any) -> Float32:
-    """Features ``[T, D]``; on a CPU a few tiles at a time, which takes less memory."""
-    total = len(pixels)
+def infer_tiles(engine: Engine, pixels: Any) -> Float32:
+    """Features ``[T, D]`` of tiles ``[T, px, px, 3]`` uint8, on the host or the engine's device.
+
+    On a CPU a few at a time, which takes less memory; on a GPU all at once, or half as many, and half
+    again, where it has no memory for them.
+
+    Raises:
+        GpuOutOfMemory: it has none for a single tile.
+    """
+    total, start, parts = pixels.shape[0], 0, []
     step = CPU_CALL_TILES if engine.info.device == "cpu" else total
-    parts = [
-        engine.infer({"tiles": pixels[start : start + step]})["features"]
-        for start in range(0, total, step)
-    ]
+    while start < total:
+        try:
+            parts.append(engine.infer({"tiles": pixels[start : start + step]})["features"])
+        except GpuOutOfMemory:
+            step = min(step, total - start) // 2
+            if not step:
+                raise
+        else:
+            start += step
     return np.concatenate(parts).astype(np.float32, copy=False)
 
 
@@ -199,5 +211,6 @@ __all__ = [
     "encode_all",
     "encode_batch",
     "encode_together",
+    "infer_tiles",
     "worker_count",
 ]

@@ -31,7 +31,7 @@ class EncoderServer:
         """Load the encoder.
 
         Raises:
-            CmamilError: as :func:`~cmamil_sdk.engines.load_engine`; EngineMissing, where cuCIM cannot
+            CmamilError: as :func:`~cmamil_sdk.engines.load_engine`; ReaderMissing, where cuCIM cannot
                 decode on a GPU.
         """
         self.engine: Engine = load_engine(load.graph, **load.options)

@@ -50,7 +50,7 @@ class IsolatedEncoder:
         """Have a process load a graph; ``options`` are those of :func:`~cmamil_sdk.engines.load_engine`.
 
         Raises:
-            CmamilError: as that; EngineMissing, where cuCIM cannot decode on a GPU.
+            CmamilError: as that; ReaderMissing, where cuCIM cannot decode on a GPU.
         """
         self._load = LoadEncoder(graph, options)
         self._lock = threading.Lock()

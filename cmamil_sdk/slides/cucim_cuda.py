@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.errors import EngineMissing, SlideFormatUnsupported
+from cmamil_sdk.errors import ReaderMissing, SlideFormatUnsupported
 from cmamil_sdk.slides.base import Closing, undecodable
 from cmamil_sdk.slides.cucim_child import named, open_image, read_batches
 from cmamil_sdk.slides.cucim_process import cucim_installed
@@ -57,10 +57,10 @@ def why_no_cuda_decoding() -> str | None:
 
 
 def require_cuda_decoding() -> None:
-    """Refuse a machine on which cuCIM cannot decode on a GPU (EngineMissing)."""
+    """Refuse a machine on which cuCIM cannot decode on a GPU (ReaderMissing)."""
     missing = why_no_cuda_decoding()
     if missing:
-        raise EngineMissing(
+        raise ReaderMissing(
             f"Slides cannot be decoded on a GPU: {missing}; install cmamil-sdk[gpu] on a machine "
             "with an NVIDIA GPU, or leave --reader out, which decodes on the CPU."
         )
@@ -86,7 +86,7 @@ class CudaRegions(Closing):
             max_mean_difference: grey levels by which a region may differ from OpenSlide's on average.
 
         Raises:
-            EngineMissing: cuCIM, CuPy or a CUDA device is missing.
+            ReaderMissing: cuCIM, CuPy or a CUDA device is missing.
             SlideFormatUnsupported: a level does not suit, or its pixels differ by more.
             SlideCorrupt: one of the tiles that are compared is damaged.
         """

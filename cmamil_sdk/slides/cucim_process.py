@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.child_pipe import ProcessDied, child_environment
-from cmamil_sdk.errors import DependencyMissing
+from cmamil_sdk.errors import ReaderMissing
 from cmamil_sdk.slides import cucim_child
 from cmamil_sdk.slides.jpeg_tiles import DamagedTile
 from cmamil_sdk.slides.tiff_grids import LayoutUnknown
@@ -55,7 +55,7 @@ class DecoderProcess:
         """Start the process on an open file, which must stay open.
 
         Raises:
-            DependencyMissing: cuCIM cannot be imported.
+            ReaderMissing: cuCIM cannot be imported.
             LayoutUnknown: it does not take the file.
             ProcessDied: the process ended.
         """
@@ -126,7 +126,7 @@ class DecoderProcess:
     def _greet(self) -> None:
         seen = self._hear()
         if "missing" in seen:
-            raise DependencyMissing(
+            raise ReaderMissing(
                 f"cuCIM cannot be imported ({seen['missing']}); {HOW_TO_INSTALL}, or leave "
                 "--reader out."
             )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cmamil_sdk.child_pipe import ProcessDied
-from cmamil_sdk.errors import DecoderCrashed, DependencyMissing
+from cmamil_sdk.errors import DecoderCrashed, ReaderMissing
 from cmamil_sdk.slides.agreement import LARGEST_DIFFERENCE, places_that_agree
 from cmamil_sdk.slides.base import Closing, Level, undecodable
 from cmamil_sdk.slides.cucim_process import (
@@ -62,7 +62,7 @@ class CucimReader(Closing):
         """Take over ``slide``, which is closed with this reader.
 
         Raises:
-            DependencyMissing: cuCIM is not installed.
+            ReaderMissing: cuCIM is not installed.
             LayoutUnknown: the file does not suit cuCIM, or OpenSlide's pixels differ.
             DecoderCrashed: two processes of cuCIM died on it.
 
@@ -70,7 +70,7 @@ class CucimReader(Closing):
         """
         self.facts = facts = slide.facts
         if not cucim_installed():
-            raise DependencyMissing(
+            raise ReaderMissing(
                 f"cuCIM is not installed (there is one for Linux only); {HOW_TO_INSTALL}, or leave "
                 "--reader out."
             )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.errors import EngineMissing
+from cmamil_sdk.errors import ReaderMissing
 from cmamil_sdk.slides.base import Closing
 from cmamil_sdk.slides.cucim_cuda import CudaRegions
 from cmamil_sdk.slides.cucim_reader import CucimReader
@@ -32,14 +32,14 @@ class CudaReader(Closing):
         """Take over ``reader``, which is closed with this one.
 
         Raises:
-            EngineMissing: cuCIM, CuPy or the device is missing, or is another than the first.
+            ReaderMissing: cuCIM, CuPy or the device is missing, or is another than the first.
             SlideFormatUnsupported: a level does not suit, or the GPU's pixels are not OpenSlide's.
             SlideCorrupt: one of the tiles that are compared is damaged.
 
         After an error ``reader`` stays open and the caller's.
         """
         if device != DEVICE:
-            raise EngineMissing(
+            raise ReaderMissing(
                 f"cuCIM decodes on {DEVICE}, not on {device}; choose the GPU with CUDA_VISIBLE_DEVICES, "
                 "or leave --reader out, which decodes on the CPU."
             )

@@ -61,8 +61,7 @@ def open_slide(
         SlideFormatUnsupported: no reader knows the format, or not the one that was asked for.
         SlideCorrupt: the format is known, but the file cannot be opened.
         SlideTooLarge: a plain image has too many pixels.
-        DependencyMissing: cuCIM is asked for and not installed.
-        EngineMissing: cuCIM is to decode on a device, and cannot here.
+        ReaderMissing: cuCIM is asked for and not installed, or is to decode on a device and cannot here.
         DecoderCrashed: a plug-in's library died, or two of cuCIM's processes on this file.
     """
     if reader not in get_args(ReaderName):

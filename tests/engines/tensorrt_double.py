@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from cmamil_sdk.errors import MemoryTooSmall
+from cmamil_sdk.errors import GpuOutOfMemory
 
 
 class FakeCuda:
@@ -44,7 +44,7 @@ class FakeCuda:
 
     def allocate(self, size: int) -> int:
         if size + sum(map(len, self.memory.values())) > self.room:
-            raise MemoryTooSmall("full")
+            raise GpuOutOfMemory("full")
         assert self.recording is None
         buffer = ctypes.create_string_buffer(b"\xff" * size, size)  # never zeros by luck
         self.memory[ctypes.addressof(buffer)] = buffer

@@ -27,7 +27,7 @@ from cmamil_sdk.errors import (
     BundleUnsupported,
     EngineMissing,
     FieldInvalid,
-    MemoryTooSmall,
+    GpuOutOfMemory,
     TooManyTiles,
     UnexpectedError,
 )
@@ -287,7 +287,7 @@ def test_work_that_fails_leaves_nothing_behind(graphs, monkeypatch):
     assert (cuda.memory, cuda.streams) == ({}, set())
     assert engine.infer({"tiles": tiles(2)})["features"].shape == (2, 48)
     cuda.room = 10
-    with pytest.raises(MemoryTooSmall):
+    with pytest.raises(GpuOutOfMemory):
         engine.infer({"tiles": tiles(4)})
     cuda.room = 2**30
     assert engine.infer({"tiles": tiles(4)})["features"].shape == (4, 48)
@@ -297,7 +297,7 @@ def test_a_constructor_that_fails_leaves_nothing_behind(graphs, monkeypatch, tmp
     cuda = FakeCuda()
     with monkeypatch.context() as patch:
         patch.setattr(FakeEngine, "create_execution_context", lambda *_: None)
-        with pytest.raises(MemoryTooSmall, match="no memory for profile 0"):
+        with pytest.raises(GpuOutOfMemory, match="no memory for profile 0"):
             open_engine(graphs / "encoder.onnx", cuda)
     assert cuda.streams == set()
     with pytest.raises(BundleUnsupported, match="profiles are not those of its key"):

@@ -15,6 +15,7 @@ import pytest
 
 from cmamil_sdk.cli.app import main
 from cmamil_sdk.client import AsyncClient
+from cmamil_sdk.engines.cuda import device_names
 from cmamil_sdk.errors import (
     BundleCorrupt,
     BundleNotFound,
@@ -32,6 +33,7 @@ from cmamil_sdk.errors import (
     SelfTestFailed,
     ServerDraining,
 )
+from cmamil_sdk.revision import installed_revision
 from cmamil_sdk.serving import loading
 from cmamil_sdk.serving.bundle_roots import find_bundle
 from cmamil_sdk.serving.config import ServerConfig
@@ -312,7 +314,9 @@ def test_a_version_is_swapped_under_load_and_no_request_fails(served: Server) ->
         assert {bundle for bundle, _ in answers} == {"tiny/1", "tiny/2"}
         assert all((said == "new") == (bundle == "tiny/2") for bundle, said in answers)
         assert versions(served) == {"2": ("ready", True)}
-        assert list(admin.server_info().engines) == ["models/tiny/versions/2"]
+        info = admin.server_info()
+        assert list(info.engines) == list(info.defaults) == ["models/tiny/versions/2"]
+        assert info.git_revision == installed_revision() and info.gpus == tuple(device_names())
         assert [w.restarts for w in admin.server_info().workers] == before
         with pytest.raises(ModelNotFound, match="it has models/tiny/versions/2"):
             client.predict("a.svs", model="tiny/1")

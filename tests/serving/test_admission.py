@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from cmamil_sdk.errors import DeadlineExceeded, QueueFull, ServerDraining
-from cmamil_sdk.serving.admission import Admission, Deadlines
+from cmamil_sdk.errors import DeadlineExceeded, DeadlineTooShort, QueueFull, ServerDraining
+from cmamil_sdk.serving.admission import Admission, Deadlines, Pace
 
 
 def test_places_are_bounded_and_given_in_order() -> None:
@@ -123,3 +123,18 @@ def test_stopping_ends_what_runs_and_what_comes_later() -> None:
                 await asyncio.wait_for(task, 1.0)
 
     asyncio.run(scenario())
+
+
+def test_only_what_cannot_be_done_is_refused_for_its_deadline() -> None:
+    pace = Pace()
+    for _ in range(7):
+        pace.note(10.0)
+        pace.check(0.001)  # too few to tell
+    pace.note(4.0)
+    pace.check(None)
+    pace.check(2.0)  # half the time of the fastest
+    with pytest.raises(DeadlineTooShort, match=r"has 1\.9 s and the fastest of the last 8 .* 4 s"):
+        pace.check(1.9)
+    for _ in range(32):
+        pace.note(0.0)  # features that were known already
+    pace.check(0.001)

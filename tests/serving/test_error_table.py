@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2, slide_pb2
 from cmamil_sdk.errors import CmamilError, leaf_errors
 from cmamil_sdk.serving import paths
-from cmamil_sdk.serving.admission import Admission, Deadlines
+from cmamil_sdk.serving.admission import Admission, Deadlines, Pace
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import Server
 from cmamil_sdk.serving.status import FieldProblem, RequestInvalid
@@ -71,6 +71,9 @@ CAUSES = {
     "MODEL_NEEDED": "test_administration.py::test_what_cannot_be_unloaded",
     "SERVER_DRAINING": "test_server.py::test_sigterm_drains",
     "DEADLINE_EXCEEDED": "test_limits.py::test_a_request_without_deadline_has_the_servers",
+    "DEADLINE_TOO_SHORT": "test_error_table.py::test_a_deadline_that_no_slide_was_done_in",
+    "READER_MISSING": "test_on_device.py::test_without_a_gpu_the_client_learns_what_is_missing",
+    "GPU_OUT_OF_MEMORY": "open_inference/test_running.py::test_what_goes_wrong_is_typed",
     "DECODER_CRASHED": "test_faults.py::test_a_slide_that_ends_its_workers_fails_alone",
     "NON_FINITE_OUTPUT": "test_error_table.py::test_an_output_that_is_no_number",
     "REQUEST_TOO_LARGE": "open_inference/test_refusals.py::test_more_tiles_than_a_call_may_hold",
@@ -171,3 +174,15 @@ def test_an_output_that_is_no_number(
     monkeypatch.setattr(model.bundle, "_aggregator", SimpleNamespace(infer=spoilt))
     found = raw_call(address, PREDICT, REQUEST)
     assert found[:2] == (grpc.StatusCode.INTERNAL, "NON_FINITE_OUTPUT")
+
+
+def test_a_deadline_that_no_slide_was_done_in(
+    server: Server, address: str, raw_call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = server._services.models.loaded()
+    pace = Pace()
+    for _ in range(8):
+        pace.note(100.0)
+    monkeypatch.setattr(model, "pace", pace)
+    found = raw_call(address, PREDICT, REQUEST, timeout=30.0)
+    assert found[:2] == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_TOO_SHORT")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmamil_sdk.errors import EngineMissing
+from cmamil_sdk.errors import ReaderMissing
 from cmamil_sdk.features import encode
 from cmamil_sdk.features.encode import EncodedBatch, batch_tiles
 from cmamil_sdk.serving import server, worker
@@ -84,7 +84,7 @@ def test_without_a_gpu_the_client_learns_what_is_missing(
     ref = resolve(synthetic_slide.name, [synthetic_slide.parent])
     failed = worker_with(DeviceEngine(), monkeypatch).answer(MakePlan(ref, None, 0))
     assert isinstance(failed, Failed)
-    assert failed.reason == EngineMissing("").reason
+    assert failed.reason == ReaderMissing("").reason
     assert str(synthetic_slide.parent) not in failed.message
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cmamil_sdk.child_pipe import ProcessDied
 from cmamil_sdk.errors import (
     DecoderCrashed,
-    DependencyMissing,
+    ReaderMissing,
     SlideCorrupt,
     SlideFormatUnsupported,
 )
@@ -236,7 +236,7 @@ def test_other_pixels_are_refused(plain, monkeypatch):
 
 def test_without_cucim_the_remedy_is_named(plain, monkeypatch):
     monkeypatch.setattr("cmamil_sdk.slides.cucim_reader.cucim_installed", lambda: False)
-    with pytest.raises(DependencyMissing, match="pip install --no-deps cucim-cu13"):
+    with pytest.raises(ReaderMissing, match="pip install --no-deps cucim-cu13"):
         open_slide(plain, reader="cucim")
 
 

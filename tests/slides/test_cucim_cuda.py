@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmamil_sdk.errors import EngineMissing, SlideCorrupt, SlideFormatUnsupported
+from cmamil_sdk.errors import ReaderMissing, SlideCorrupt, SlideFormatUnsupported
 from cmamil_sdk.slides import cucim_cuda, open_slide
 from cmamil_sdk.slides.base import UInt8
 from cmamil_sdk.slides.cucim_cuda import (
@@ -207,7 +207,7 @@ def test_closing_leaves_nothing_behind(plain, stand_in, tmp_path, monkeypatch):
 @NEEDS_CUCIM
 @pytest.mark.skipif(MISSING is None, reason="slides can be decoded on a GPU here")
 def test_without_a_gpu_it_says_what_is_missing(plain):
-    with opened(plain) as reader, pytest.raises(EngineMissing, match=str(MISSING)):
+    with opened(plain) as reader, pytest.raises(ReaderMissing, match=str(MISSING)):
         CudaRegions(reader)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmamil_sdk.errors import EngineMissing, SlideFormatUnsupported
+from cmamil_sdk.errors import ReaderMissing, SlideFormatUnsupported
 from cmamil_sdk.slides import cucim_cuda, open_slide
 from cmamil_sdk.slides.cucim_cuda import why_no_cuda_decoding
 from cmamil_sdk.slides.cucim_process import cucim_installed
@@ -77,13 +77,13 @@ def test_a_share_of_all_regions_is_compared_with_openslides(plain: Path, monkeyp
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:12"])
 def test_another_gpu_is_chosen_by_what_the_process_sees(plain: Path, monkeypatch, device) -> None:
     put_in_place(monkeypatch)
-    with pytest.raises(EngineMissing, match="CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ReaderMissing, match="CUDA_VISIBLE_DEVICES"):
         open_slide(plain, reader="cucim", device=device)
 
 
 @pytest.mark.skipif(why_no_cuda_decoding() is None, reason="slides can be decoded on a GPU here")
 def test_without_a_gpu_nothing_stands_in_for_it(plain: Path) -> None:
-    with pytest.raises(EngineMissing, match="leave --reader out, which decodes on the CPU"):
+    with pytest.raises(ReaderMissing, match="leave --reader out, which decodes on the CPU"):
         opened(plain)
 
 

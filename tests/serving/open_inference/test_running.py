@@ -13,7 +13,7 @@ from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH
 from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines.base import EngineInfo
-from cmamil_sdk.errors import DecoderCrashed
+from cmamil_sdk.errors import DecoderCrashed, GpuOutOfMemory
 from cmamil_sdk.serving.messages import (
     EncoderSpec,
     Failed,
@@ -95,6 +95,7 @@ class Strange:
         (np.array([[0.0, np.nan]], np.float32), "NON_FINITE_OUTPUT"),
         (np.array([[np.inf, 0.0]], np.float32), "NON_FINITE_OUTPUT"),
         (MemoryError(), "MEMORY_TOO_SMALL"),
+        (GpuOutOfMemory("cuda:0 has no memory for aggregator.onnx"), "GPU_OUT_OF_MEMORY"),
         (RuntimeError("nobody foresaw this"), "UNEXPECTED_ERROR"),
     ],
 )
