@@ -148,7 +148,8 @@ class NestedCrossAttention(_CrossAttention):
 
 def _rows(tiles: Tensor, rows: Tensor) -> Tensor:
     """``tiles[rows]`` of ``[m, d]`` and ``[n, r]``, as the operator that runtimes are fast at."""
-    return tiles.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    family = tiles.index_select(0, rows.flatten())
+    return family.view(-1, rows.shape[1], tiles.shape[1])
 
 
 def _rows_or_zero(tiles: Tensor, rows: Tensor) -> Tensor:

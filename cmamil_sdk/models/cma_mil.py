@@ -153,7 +153,7 @@ class CMAMIL(MultiScaleMIL):
         """
         scale = 1 / math.sqrt(self.heads)
         if not torch.compiler.is_exporting():
-            by_head = answers.unflatten(1, (self.heads, self.n_classes))
+            by_head = answers.view(-1, self.heads, self.n_classes)
             return (pooling[:, :, None] * by_head).sum(dim=1) * scale
         # with axes as short as these runtimes multiply matrices faster than they broadcast and add
         spread = torch.eye(self.heads).repeat_interleave(self.n_classes, dim=1)
