@@ -68,7 +68,7 @@ class FeatureFinder:
             return object()
         reading = reading_key(request.model, request.mpp, self._reader)
         # Of two models with one encoder, the one may refuse a slide that the other takes.
-        return ref, reading, request.model.resource if request.aggregate else None
+        return ref, reading, request.model.bundle.sha256 if request.aggregate else None
 
     async def find(
         self, key: Hashable, ref: SlideRef, request: SlideRequest, ticket: Ticket, report: Report

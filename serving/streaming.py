@@ -123,8 +123,9 @@ async def with_progress(
             now_s = time.monotonic()
             delay = progress.delay(latest, now_s)
             if delay == 0.0 or progress.heartbeat(now_s) == 0.0:
-                await events.write(progress=progress_message(latest))
-                progress.sent(latest, time.monotonic())
+                stage = latest  # another may come while this one is written
+                await events.write(progress=progress_message(stage))
+                progress.sent(stage, time.monotonic())
                 continue
             silence_s = progress.heartbeat(now_s)
             if delay is None:
