@@ -23,6 +23,7 @@ from .slide_request import SlideRequest, Stage
 
 FeatureSource = Literal["computed", "cached", "coalesced"]
 
+_HEAD_START_S = 0.02  # about 25 MB
 _NOT_DONE = {"open": 0.0, "tissue": 0.0, "decode": 0.0, "encode": 0.0}
 
 
@@ -67,7 +68,7 @@ class FeatureFinder:
             return object()
         reading = reading_key(request.model, request.mpp, self._reader)
         # Of two models with one encoder, one may refuse a slide that the other takes, or be unloaded.
-        return ref, reading, request.model.resource, request.aggregate
+        return ref, reading, request.model.number, request.aggregate
 
     def may_be_soon(self, key: Hashable, request: SlideRequest) -> bool:
         """Whether the features may be there sooner than a slide can be read."""
@@ -112,9 +113,9 @@ class FeatureFinder:
         reading = reading_key(request.model, request.mpp, self._reader)
         tasks = [looking := asyncio.create_task(self._look_up(cache, ref, reading))]
         try:
-            if self._hasher.knows(ref):
-                await asyncio.wait(tasks)
-            # A slide that has to be hashed first is read meanwhile: it is read once or found soon.
+            # A large slide is read while it is hashed; a small one is hashed before reading begins.
+            head_start_s = None if self._hasher.knows(ref) else _HEAD_START_S
+            await asyncio.wait(tasks, timeout=head_start_s)
             if not looking.done() or looking.result() is None:
                 tasks.append(asyncio.create_task(self._compute(ref, request, ticket, tell)))
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -137,7 +137,7 @@ async def stream_progress(
             now_s = time.monotonic()
             delay = progress.delay(latest, now_s)
             if delay == 0.0 or progress.heartbeat(now_s) == 0.0:
-                stage = latest
+                stage = latest  # another may come while this one is written
                 await write(stage)
                 progress.sent(stage, time.monotonic())
                 continue

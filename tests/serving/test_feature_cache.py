@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from cmamil_sdk.errors import (
 from cmamil_sdk.predict import Prediction, ProgressEvent
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.feature_cache import folder as folder_module
+from cmamil_sdk.serving.features import FeatureFinder
 from cmamil_sdk.serving.server import Server, background_server
 
 from .waiting import wait_until
@@ -179,7 +181,37 @@ def test_a_folder_that_cannot_be_written_to_is_refused(
         pass
 
 
-def test_requests_in_flight_are_computed_once_and_leave_alone(caching: Server, slow: str) -> None:
+@pytest.fixture
+def gate(caching: Server, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Slides are read only when this is set."""
+    finder, opened = finder_of(caching), threading.Event()
+    compute = finder._compute
+
+    async def held(*arguments: Any) -> Any:
+        while not opened.is_set():
+            await asyncio.sleep(0.01)
+        return await compute(*arguments)
+
+    monkeypatch.setattr(finder, "_compute", held)
+    return opened
+
+
+def finder_of(server: Server) -> FeatureFinder:
+    assert server._services.predictor is not None
+    return server._services.predictor._features
+
+
+async def until_members(server: Server, count: int) -> None:
+    """Wait until so many requests share the only work there is."""
+    flights = finder_of(server)._flights._flights
+    async with asyncio.timeout(20):
+        while [len(flight.listeners) for flight in tuple(flights.values())] != [count]:
+            await asyncio.sleep(0.01)
+
+
+def test_requests_in_flight_are_computed_once_and_leave_alone(
+    caching: Server, slow: str, gate: threading.Event
+) -> None:
     """The first one is cancelled, another runs out of time; the server has one place for work."""
     pool = caching._services.pool
     assert pool is not None
@@ -187,18 +219,16 @@ def test_requests_in_flight_are_computed_once_and_leave_alone(caching: Server, s
 
     async def scenario() -> list[Prediction]:
         async with AsyncClient(f"127.0.0.1:{caching.port}", timeout_s=60.0) as client:
-            begun = asyncio.Event()
-            first = asyncio.create_task(
-                client.predict(slow, on_progress=lambda e: e.stage != "queued" and begun.set())
-            )
-            await begun.wait()
+            first = asyncio.create_task(client.predict(slow))
+            await until_members(caching, 1)
             second = asyncio.create_task(client.predict(slow, top_k=2))
             third = asyncio.create_task(client.predict(slow))
-            short = asyncio.create_task(client.predict(slow, timeout_s=0.3))
-            await asyncio.sleep(0.1)
-            first.cancel()
+            await until_members(caching, 3)
             with pytest.raises(DeadlineExceeded):
-                await short
+                await client.predict(slow, timeout_s=0.5)
+            first.cancel()
+            await until_members(caching, 2)
+            gate.set()
             return await asyncio.gather(second, third)
 
     second, third = asyncio.run(scenario())
@@ -244,7 +274,9 @@ def test_a_request_id_is_one_request(caching: Server, asking: Client, raw_call: 
     assert (code.name, reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
 
 
-def test_each_answer_has_its_own_request_id(caching: Server, slow: str, raw_call: Any) -> None:
+def test_each_answer_has_its_own_request_id(
+    caching: Server, slow: str, gate: threading.Event, raw_call: Any
+) -> None:
     async def ask(identity: str) -> prediction_pb2.PredictSlideResponse:
         request = prediction_pb2.PredictSlideRequest(
             slide=slide_pb2.SlideSource(uri=slow), request_id=identity
@@ -254,7 +286,10 @@ def test_each_answer_has_its_own_request_id(caching: Server, slow: str, raw_call
         return prediction_pb2.PredictSlideResponse.FromString(data)
 
     async def scenario() -> list[prediction_pb2.PredictSlideResponse]:
-        return await asyncio.gather(*(ask(identity) for identity in ids))
+        asked = [asyncio.create_task(ask(identity)) for identity in ids]
+        await until_members(caching, 3)
+        gate.set()
+        return await asyncio.gather(*asked)
 
     ids = [str(uuid.uuid4()) for _ in range(3)]
     answers = asyncio.run(scenario())
