@@ -28,6 +28,8 @@ LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_LAST_MOMENT_S = 1.0
+
 
 class ModelLoader:
     """Changes the models of a table and of the workers together.
@@ -79,11 +81,13 @@ class ModelLoader:
         await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Give up what has not ended."""
-        tasks: list[asyncio.Task[Any]] = [*self._loads, *self._unloads.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Give up what has not ended, and after a moment what it leaves as well."""
+        tasks: set[asyncio.Task[Any]] = {*self._loads, *self._unloads.values()}
+        for _ in range(2):
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                _, tasks = await asyncio.wait(tasks, timeout=_LAST_MOMENT_S)
 
     async def _load(self, text: str) -> LoadedModel:
         async with self._one_at_a_time:

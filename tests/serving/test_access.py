@@ -142,6 +142,9 @@ INVALID = ("INVALID_ARGUMENT", "FIELD_INVALID")
         ("grafana", INFER, NOT_FOR_YOU),
         ("root", INFER, NOT_FOR_YOU),
         ("clinic", INFO, ("OK", "")),
+        ("clinic", ADMINISTER, NOT_FOR_YOU),
+        ("grafana", ADMINISTER, NOT_FOR_YOU),
+        ("root", ADMINISTER, INVALID),
         ("clinic", "/a.B/C", ("UNIMPLEMENTED", "")),
         ("grafana", PREDICT, NOT_FOR_YOU),
         ("grafana", STREAM, NOT_FOR_YOU),
@@ -229,6 +232,7 @@ def test_without_tokens_everybody_may_predict_and_nobody_administers(config: Ser
     with listening(config) as address:
         assert ask(address, MODELS) == NOT_READY
         assert ask(address, INFO) == ("OK", "")
+        assert ask(address, ADMINISTER) == NOT_FOR_YOU
         assert ask(address, MODELS, ("authorization", "Bearer anything")) == NOT_READY
 
 

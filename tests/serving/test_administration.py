@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from cmamil_sdk.cli.app import main
 from cmamil_sdk.client import AsyncClient
@@ -259,6 +261,24 @@ def test_workers_that_come_back_have_what_was_loaded(both: Server) -> None:
             os.kill(slot.child.pid, 9)
         wait_until(lambda: all(w.restarts for w in admin.server_info().workers))
         assert client.predict("a.svs", model="tiny/2").bundle == "tiny/2"
+
+
+def test_the_open_inference_protocol_follows(both: Server) -> None:
+    client = InferenceServerClient(f"127.0.0.1:{both.port}")
+    who = {"authorization": f"Bearer {CLINIC}"}
+    uri = InferInput("slide_uri", [1], "BYTES")
+    uri.set_data_from_numpy(np.array([b"a.svs"], dtype=object))
+    assert list(client.get_model_metadata("tiny-encoder", headers=who).versions) == ["1", "2"]
+    assert client.is_model_ready("tiny-slide", "2", headers=who)
+    answer = client.infer("tiny-slide", [uri], model_version="2", headers=who)
+    assert answer.as_numpy("label")[0].startswith(b"new ")
+    assert client.infer("tiny-slide", [uri], headers=who).get_response().model_version == "1"
+    with admin_of(both) as admin:
+        admin.set_default_version("tiny/2")
+        answer = client.infer("tiny-slide", [uri], headers=who)
+        assert answer.get_response().model_version == "2"
+        admin.set_default_version("tiny/1")
+    client.close()
 
 
 def test_only_an_administrator_changes_models(served: Server) -> None:
