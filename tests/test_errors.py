@@ -20,7 +20,7 @@ EXIT_CODES = {"UsageError": 2, "InputError": 3, "CapabilityError": 4, "InternalE
 
 
 def drawn_tree() -> dict[str, tuple[str, str]]:
-    """Leaf -> (branch, gRPC status) as the docstring of errors.py draws it."""
+    """Leaf -> (branch, gRPC status) as the docstring of the package draws it."""
     leaves: dict[str, tuple[str, str]] = {}
     branch = ""
     for line in (errors.__doc__ or "").splitlines():
