@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
 
 from cmamil_sdk.errors import DependencyMissing
 from cmamil_sdk.predict import Prediction
 
 try:
-    import grpc
-
     from cmamil_sdk._client_asyncio import AsyncClient
-    from cmamil_sdk._client_base import BaseClient
     from cmamil_sdk._client_calls import (
         OnProgress,
-        Question,
-        Stream,
         ask_deletion,
         ask_for_default,
         ask_health,
@@ -31,10 +23,8 @@ try:
         ask_server_stats,
         ask_to_load,
         ask_to_unload,
-        no_result,
         prediction_request,
     )
-    from cmamil_sdk._client_errors import Refusal
     from cmamil_sdk._client_features import (
         FeatureDtype,
         SlideFeatures,
@@ -62,17 +52,15 @@ try:
         WorkerFacts,
     )
     from cmamil_sdk._client_retries import Retries
-    from cmamil_sdk._client_uploads import UPLOAD, SlideFile, uploaded_from
-    from cmamil_sdk._proto.cmamil.v1 import slide_pb2
+    from cmamil_sdk._client_sync import SyncCalls
+    from cmamil_sdk._client_uploads import SlideFile
 except ImportError as missing:
     raise DependencyMissing(
         f"The client needs {missing.name}, which is not installed; install cmamil-sdk[client]."
     ) from missing
 
-_T = TypeVar("_T")
 
-
-class Client(BaseClient):
+class Client(SyncCalls):
     """Talks to one server; safe to share between threads.
 
     Example::
@@ -86,9 +74,6 @@ class Client(BaseClient):
     that is starting, draining or away (UNAVAILABLE) is asked up to three times more within about two
     seconds; nothing else is retried. :class:`AsyncClient` has the same methods as coroutines.
     """
-
-    def _open(self) -> None:
-        self._channel = self._connection.channel(self._credentials)
 
     def health(self) -> str:
         """``SERVING``, ``NOT_SERVING``, ...: whether the server takes work. Not retried.
@@ -198,7 +183,7 @@ class Client(BaseClient):
         )
         stream = ask_prediction(request, on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        return _retried(lambda left_s: self._stream(stream, left_s), retries)
+        return self._retried(lambda left_s: self._stream(stream, left_s), retries)
 
     def extract_features(
         self,
@@ -247,7 +232,7 @@ class Client(BaseClient):
             bypass_cache=bypass_cache,
         )
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        found = _retried(
+        found = self._retried(
             lambda left_s: self._stream(ask_features(request, dtype, on_progress), left_s), retries
         )
         return keep_features(found, out)
@@ -324,7 +309,9 @@ class Client(BaseClient):
             JobNotFound: as :meth:`job`.
         """
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s, lasting=True)
-        return _retried(lambda left_s: self._stream(ask_watch(name, on_progress), left_s), retries)
+        return self._retried(
+            lambda left_s: self._stream(ask_watch(name, on_progress), left_s), retries
+        )
 
     def cancel_job(self, name: str) -> PredictionJob:
         """End a job that waits or is at work.
@@ -365,7 +352,7 @@ class Client(BaseClient):
         """
         file = SlideFile(Path(path), on_progress)
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
-        return _retried(lambda left_s: self._upload(file, left_s), retries)
+        return self._retried(lambda left_s: self._upload(file, left_s), retries)
 
     def delete_slide(self, slide_id: str) -> None:
         """Remove an uploaded slide of this caller's, named by its id or its ``uri``.
@@ -374,79 +361,6 @@ class Client(BaseClient):
             SlideNotFound: this caller has no such slide there.
         """
         self._ask(ask_deletion(slide_id))
-
-    def close(self) -> None:
-        """Close the connection; calls in flight end."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        """The client."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the connection."""
-        self.close()
-
-    def _ask(self, question: Question[_T]) -> _T:
-        method = self._channel.unary_unary(
-            question.method,
-            request_serializer=type(question.message).SerializeToString,
-            response_deserializer=question.answer.FromString,
-        )
-
-        def attempt(left_s: float) -> _T:
-            metadata = self._connection.metadata
-            try:
-                reply: Any = method(question.message, timeout=left_s, metadata=metadata)
-            except grpc.RpcError as problem:
-                raise self._refusal(problem) from problem
-            return question.read(reply)
-
-        seconds = self.timeout_s if question.timeout_s is None else question.timeout_s
-        return _retried(attempt, Retries(seconds, retried=question.retried))
-
-    def _stream(self, stream: Stream[_T], timeout_s: float) -> _T:
-        method = self._channel.unary_stream(
-            stream.method,
-            request_serializer=type(stream.message).SerializeToString,
-            response_deserializer=stream.answer.FromString,
-        )
-        call = method(stream.message, timeout=timeout_s, metadata=self._connection.metadata)
-        try:
-            for event in call:
-                result = stream.read(event)
-                if result is not None:
-                    return result
-        except grpc.RpcError as problem:
-            raise self._refusal(problem) from problem
-        finally:
-            call.cancel()
-        raise no_result(self.server)
-
-    def _upload(self, file: SlideFile, timeout_s: float) -> UploadedSlide:
-        method = self._channel.stream_unary(
-            UPLOAD,
-            request_serializer=slide_pb2.UploadSlideRequest.SerializeToString,
-            response_deserializer=slide_pb2.UploadSlideResponse.FromString,
-        )
-        metadata = self._connection.metadata
-        try:
-            return uploaded_from(method(file.messages(), timeout=timeout_s, metadata=metadata))
-        except grpc.RpcError as problem:
-            raise self._refusal(problem) from problem
-
-
-def _retried(attempt: Callable[[float], _T], retries: Retries) -> _T:
-    while True:
-        try:
-            return attempt(retries.left_s())
-        except Refusal as refusal:
-            time.sleep(retries.wait_s(refusal))
 
 
 __all__ = [

@@ -14,15 +14,13 @@ import socket
 import sys
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from openslide import OpenSlide
 
 from cmamil_sdk.engines import Engine, EngineInfo, load_engine
 from cmamil_sdk.engines.choose import known_precision
@@ -34,8 +32,6 @@ from cmamil_sdk.errors import (
     MemoryTooSmall,
     ModelNotFound,
     NonFiniteOutput,
-    SlideCorrupt,
-    SlideFormatUnsupported,
     SlideTooLarge,
 )
 from cmamil_sdk.features.encode import (
@@ -51,8 +47,7 @@ from cmamil_sdk.features.encode import (
 )
 from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import return_free_memory
-from cmamil_sdk.slides import ReaderName, SlideFacts, SlideReader, open_slide
-from cmamil_sdk.slides.image_reader import IMAGE_STARTS
+from cmamil_sdk.slides import ReaderName, SlideFacts
 from cmamil_sdk.tiling.plan import make_plan
 
 from .messages import (
@@ -82,27 +77,12 @@ from .messages import (
     frame,
     receive,
 )
-from .paths import SlideRef, open_slide_file
+from .open_slides import OpenSlides
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-# Slides in one file, by their first bytes whatever their names: CZI, SQLite, PNG, JPEG, TIFF in all its
-# kinds. Other formats (MIRAX, VMS, VMU, DICOM) name further files, which may lie anywhere.
-_ONE_FILE = (
-    b"ZISRAWFILE",
-    b"SQLite format 3\0",
-    *IMAGE_STARTS,
-)
-
 
 _T = TypeVar("_T")
-
-
-@dataclass
-class _OpenSlide:
-    reader: SlideReader
-    fd: int
-    alias: str
 
 
 class Worker:
@@ -119,12 +99,12 @@ class Worker:
         self._models: dict[int, ModelSpec] = {}
         self._engines: dict[tuple[str, str], Engine] = {}
         self._is_limited = False
-        self._slides: OrderedDict[tuple[SlideRef, float | None], _OpenSlide] = OrderedDict()
         for spec in setup.models:
             self._add(spec)
         infos = [engine.info for engine in self._engines.values()]
         places = (decoding_device(setup.reader, info) for info in infos)
-        self._device = next((place for place in places if place != "cpu"), "cpu")
+        device = next((place for place in places if place != "cpu"), "cpu")
+        self._slides = OpenSlides(setup, device)
         # A CUDA context reserves far more address space than it uses.
         on_cpu = all(info.device == "cpu" for info in infos)
         if setup.memory_mib and on_cpu:
@@ -163,7 +143,7 @@ class Worker:
     def _do(self, task: Task) -> Done:
         match task:
             case ReadFacts():
-                return self._reader(task.slide, task.mpp).facts
+                return self._slides.reader(task.slide, task.mpp).facts
             case MakePlan():
                 return self._plan(task)
             case EncodeTiles():
@@ -208,7 +188,7 @@ class Worker:
 
     def _encode(self, task: EncodeTiles) -> EncodedBatch:
         encoder = self._model(task.model).encoder
-        reader = self._reader(task.slide, task.mpp)
+        reader = self._slides.reader(task.slide, task.mpp)
         return encode_batch(reader, task.batch, self._engines[encoder.key])
 
     def _encode_together(self, tasks: Sequence[EncodeTiles]) -> list[EncodedBatch | Failed]:
@@ -229,7 +209,7 @@ class Worker:
         ]
 
     def _decode(self, task: EncodeTiles) -> DecodedBatch:
-        return decode_batch(self._reader(task.slide, task.mpp), task.batch)
+        return decode_batch(self._slides.reader(task.slide, task.mpp), task.batch)
 
     def _run(self, task: RunGraph) -> GraphOutputs:
         engine = self._engine(self._graph(task))
@@ -256,7 +236,7 @@ class Worker:
 
     def _plan(self, task: MakePlan) -> Planned:
         started = time.perf_counter()
-        reader = self._reader(task.slide, task.mpp)
+        reader = self._slides.reader(task.slide, task.mpp)
         self._check_size(reader.facts)
         opened = time.perf_counter()
         recipe = self._model(task.model).encoder.recipe
@@ -272,22 +252,6 @@ class Worker:
                 "cut the slide, or raise the server's limits."
             )
 
-    def _reader(self, ref: SlideRef, mpp: float | None) -> SlideReader:
-        key = (ref, mpp)
-        known = self._slides.get(key)
-        if known is None:
-            while len(self._slides) >= self._setup.open_slides:
-                _close(self._slides.popitem(last=False)[1])
-            known = self._slides[key] = _open(ref, mpp, self._setup, self._device)
-        self._slides.move_to_end(key)
-        now = os.fstat(known.fd)
-        if (now.st_size, now.st_mtime_ns) != (ref.size, ref.mtime_ns):
-            _close(self._slides.pop(key))
-            raise SlideCorrupt(
-                f"{ref.shown} changed while it was being read; ask again when it is complete."
-            )
-        return known.reader
-
     def _public(self, message: str, task: Task) -> str:
         """Name slide or graph as the client may: beneath its root, never by descriptor or whole path."""
         if not isinstance(task, SlideTask):
@@ -295,11 +259,7 @@ class Worker:
             if spec is None:
                 return message
             return message.replace(f"{Path(spec.encoder.graph).parent}/", "")
-        ref = task.slide
-        for (opened, _), known in self._slides.items():
-            if opened == ref:
-                message = message.replace(known.alias, ref.shown)
-        return message.replace(str(ref.path), ref.shown)
+        return self._slides.public(message, task.slide)
 
 
 def _checked(task: EncodeTiles, encoded: EncodedBatch) -> EncodedBatch:
@@ -349,51 +309,6 @@ def _with_decoder(info: EngineInfo, reader: ReaderName) -> EngineInfo:
     if device == "cpu":
         return info
     return replace(info, reason=f"{info.reason}; cuCIM decodes on {device}")
-
-
-def _open(ref: SlideRef, mpp: float | None, setup: WorkerSetup, device: str) -> _OpenSlide:
-    fd = open_slide_file(ref)
-    # Opened through the checked descriptor, nobody can put another file in its place.
-    alias = f"/proc/self/fd/{fd}" if Path("/proc/self/fd").is_dir() else str(ref.path)
-    try:
-        _refuse_several_files(fd, alias, ref)
-        reader = open_slide(
-            Path(alias),
-            mpp=mpp,
-            reader=setup.reader,
-            device=device,
-            max_image_px=setup.max_image_pixels,
-            plugins=False,
-        )
-    except CmamilError as problem:
-        os.close(fd)
-        raise type(problem)(str(problem).replace(alias, ref.shown)) from problem
-    except BaseException:
-        os.close(fd)
-        raise
-    reader.facts = replace(reader.facts, path=ref.shown, slide_id=ref.slide_id)
-    return _OpenSlide(reader, fd, alias)
-
-
-def _refuse_several_files(fd: int, alias: str, ref: SlideRef) -> None:
-    if os.pread(fd, 16, 0).startswith(_ONE_FILE):
-        return
-    vendor = OpenSlide.detect_format(alias)
-    if vendor is not None:
-        raise SlideFormatUnsupported(
-            f"{ref.shown} is a slide of several files ({vendor}), which a server does not read, "
-            "because its parts may lie outside the roots; convert it to TIFF, or use "
-            "`cmamil predict` where it lies."
-        )
-    raise SlideFormatUnsupported(
-        f"{ref.shown} is no slide that a server reads (TIFF, SVS, NDPI, SCN, BIF, CZI, "
-        "SVSLIDE, PNG, JPEG); convert it to a pyramidal tiled TIFF."
-    )
-
-
-def _close(slide: _OpenSlide) -> None:
-    slide.reader.close()
-    os.close(slide.fd)
 
 
 def confine(setup: WorkerSetup) -> None:

@@ -99,9 +99,7 @@ class Bundle:
 
         Args:
             path: the directory that holds ``manifest.json``.
-            engine: the encoder's, as :func:`~cmamil_sdk.engines.load_engine`.
-            device: likewise.
-            engine_cache: likewise.
+            engine, device, engine_cache: the encoder's, as :func:`~cmamil_sdk.engines.load_engine`.
             precision: the encoder's, as :func:`~cmamil_sdk.engines.gated.open_encoder`.
             callers: threads that will call the encoder at a time; default one per core.
             reader: what slides will be read with. With ``cucim`` an encoder on a GPU is loaded in a
@@ -206,8 +204,7 @@ class Bundle:
                 return tested
             tested.close()
         info = self.encoder_info
-        load = self._loader or load_engine
-        return load(
+        return (self._loader or load_engine)(
             self.root / ENCODER_GRAPH,
             engine=info.name,
             device=info.device,

@@ -158,7 +158,7 @@ def test_a_slide_that_the_encoder_cannot_take_fails_alone(
 
 def mark_tiles_of(ref: SlideRef, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the slide's reader return pixels of 17."""
-    reader = worker._reader(ref, None)
+    reader = worker._slides.reader(ref, None)
     read = reader.read_region
 
     def marked(*args: Any, **kwargs: Any) -> Any:
