@@ -26,6 +26,7 @@ def test_without_precisions_that_fail_it_says_why(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_it_has_every_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cmamil_sdk.bundle.verify import read_manifest
 
