@@ -31,6 +31,12 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients ask once: what a server refuses for the moment is told at once."""
+    monkeypatch.setattr("cmamil_sdk._client_retries._DELAYS_S", ())
+
+
 @pytest.fixture(scope="session")
 def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2,000 x 1,500 px SVS at 20x: pink textured tissue on white, with known borders.

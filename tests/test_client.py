@@ -31,6 +31,7 @@ from cmamil_sdk.predict import ProgressEvent
 from .answering import answering, fail, result
 
 
+@pytest.mark.usefixtures("one_attempt")
 @pytest.mark.parametrize("leaf", leaf_errors().values(), ids=lambda leaf: leaf.__name__)
 def test_every_leaf_comes_back_as_itself(leaf: type[CmamilError]) -> None:
     def handler(_: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -39,7 +40,7 @@ def test_every_leaf_comes_back_as_itself(leaf: type[CmamilError]) -> None:
 
     with (
         answering(handler) as address,
-        Client(address, timeout_s=0.15) as client,
+        Client(address) as client,
         pytest.raises(leaf, match="sentence"),
     ):
         client.predict("a.svs")

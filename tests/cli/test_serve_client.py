@@ -82,7 +82,7 @@ def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
     assert len(facts["workers"]) == 1
     shown = cmamil("client", "info", "--server", address).out
     ((encoder, aggregator),) = facts["engines"].values()
-    assert f"models/tiny/versions/1: encoder on {encoder}, aggregator on {aggregator}" in shown
+    assert f"models/tiny/versions/1*: encoder on {encoder}, aggregator on {aggregator}" in shown
     assert "0 slides at work, 0 waiting" in shown
 
 

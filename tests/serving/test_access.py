@@ -182,8 +182,9 @@ def test_health_is_open(address: str) -> None:
         assert client.health() == "NOT_SERVING"
 
 
+@pytest.mark.usefixtures("one_attempt")
 def test_the_client_sends_its_token_with_every_call(address: str) -> None:
-    with Client(address, token="clinic-token", timeout_s=0.15) as client:
+    with Client(address, token="clinic-token") as client:
         assert client.server_info().version
         for call in (lambda: client.predict("a.svs"), lambda: client.inspect("a.svs")):
             with pytest.raises(ModelNotReady):
@@ -327,10 +328,11 @@ def test_without_tokens_an_address_is_a_client() -> None:
                 one.cancel()
 
 
+@pytest.mark.usefixtures("one_attempt")
 def test_a_place_is_given_back_after_each_call(config: ServerConfig) -> None:
     with (
         listening(config.model_copy(update={"max_calls_per_client": 1})) as address,
-        Client(address, timeout_s=0.15) as client,
+        Client(address) as client,
     ):
         for _ in range(3):
             assert client.server_info().version

@@ -188,6 +188,7 @@ def slow_load(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     may_load.set()
 
 
+@pytest.mark.usefixtures("one_attempt")
 def test_a_model_that_loads_is_not_ready_and_the_next_load_waits(
     served: Server, slow_load: threading.Event
 ) -> None:
@@ -199,7 +200,7 @@ def test_a_model_that_loads_is_not_ready_and_the_next_load_waits(
         loads = [threads.submit(admin.load_model, "tiny/2") for _ in range(2)]
         wait_until(lambda: versions(served).get("2") == ("loading", False))
         with pytest.raises(ModelNotReady, match="is still loading"):
-            client.predict("a.svs", model="tiny/2", timeout_s=0.1)
+            client.predict("a.svs", model="tiny/2")
         assert client.health() == "SERVING" and client.predict("a.svs").bundle == "tiny/1"
         assert not any(each.done() for each in loads)
         slow_load.set()
@@ -232,6 +233,7 @@ def test_a_load_that_nobody_waits_for_leaves_nothing(
         admin.unload_model("tiny/2")
 
 
+@pytest.mark.usefixtures("one_attempt")
 def test_an_unload_waits_for_requests_and_no_longer_than_it_may(both: Server) -> None:
     models = both._services.models
     (model,) = (m for m in models.loaded() if m.resource.endswith("/2"))
@@ -243,7 +245,7 @@ def test_an_unload_waits_for_requests_and_no_longer_than_it_may(both: Server) ->
         assert versions(both) == {"1": ("ready", True), "2": ("unloading", False)}
         with clinic_of(both) as client, pytest.raises(ModelNotFound):
             client.predict("a.svs", model="tiny/2")
-        with admin_of(both, timeout_s=0.1) as admin, pytest.raises(ModelNotReady, match="unloaded"):
+        with admin_of(both) as admin, pytest.raises(ModelNotReady, match="unloaded"):
             admin.load_model("tiny/2")
         with pytest.raises(ModelNotFound, match="was unloaded"), model.use():
             pass
@@ -293,12 +295,13 @@ def test_a_server_without_bundle_roots_loads_nothing(tiny_bundle: Path) -> None:
         find_bundle(str(tiny_bundle), ())
 
 
+@pytest.mark.usefixtures("one_attempt")
 def test_a_server_that_drains_loads_nothing(served: Server) -> None:
     predictor = served._services.predictor
     assert predictor is not None
     predictor.admission.draining = True
     try:
-        with admin_of(served, timeout_s=0.1) as admin, pytest.raises(ServerDraining):
+        with admin_of(served) as admin, pytest.raises(ServerDraining):
             admin.load_model("tiny/2")
     finally:
         predictor.admission.draining = False

@@ -110,11 +110,12 @@ def test_health_is_quiet(client: Client, caplog: pytest.LogCaptureFixture) -> No
     assert line["level"] == "DEBUG"
 
 
+@pytest.mark.usefixtures("one_attempt")
 def test_slides_are_named_on_demand(config: ServerConfig, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level("INFO", logger="cmamil_sdk"),
         listening(config.model_copy(update={"log_slides": True})) as address,
-        Client(address, timeout_s=0.15) as client,
+        Client(address) as client,
     ):
         with pytest.raises(ModelNotReady):
             client.predict("a b.svs", request_id=IDENTITY)

@@ -15,6 +15,7 @@ import numpy as np
 from cmamil_sdk.client import AsyncClient
 from cmamil_sdk.errors import (
     DeadlineExceeded,
+    DeadlineTooShort,
     DecoderCrashed,
     SlideCorrupt,
     SlideFormatUnsupported,
@@ -110,7 +111,7 @@ class Traffic:
         started_s = time.monotonic()
         try:
             await self.good(client, timeout_s=allowed_s)
-        except DeadlineExceeded:
+        except (DeadlineExceeded, DeadlineTooShort):
             self.outcomes["out of time"] += 1
         self.latest_s = max(self.latest_s, time.monotonic() - started_s - allowed_s)
 
