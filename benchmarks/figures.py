@@ -139,9 +139,12 @@ def _draw_ways(rows: Rows, names: list[str], values: list[float], axis: str, pic
     colours = [_THEIRS if "eager" in row["label"] else _OURS for row in rows]
     bars = axes.barh(names, values, color=colours)
     times = [f"   ({float(row['ratio']):.1f} x eager)" if row["ratio"] else "" for row in rows]
-    notes = [f"{value:.3g}{note}" for value, note in zip(values, times, strict=True)]
+    notes = [
+        f"{value:,.0f}{note}" if value >= 100 else f"{value:.3g}{note}"
+        for value, note in zip(values, times, strict=True)
+    ]
     axes.bar_label(bars, labels=notes, padding=4, fontsize=9)
-    axes.set_xlim(0, 1.35 * max(values))
+    axes.set_xlim(0, 1.5 * max(values))
     axes.set_xlabel(axis)
     axes.invert_yaxis()
     _save(figure, picture)
