@@ -13,7 +13,7 @@ import pytest
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2, slide_pb2
 from cmamil_sdk.client import Client
 from cmamil_sdk.errors import DeadlineExceeded, MessageTooLarge, SlideTooLarge, TooManyTiles
-from cmamil_sdk.serving import service
+from cmamil_sdk.serving import predictions
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import background_server
 
@@ -71,7 +71,7 @@ def test_an_unforeseen_error_is_typed_and_tells_nothing(
     def fail(*_: object) -> None:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr(service, "prediction_request", fail)
+    monkeypatch.setattr(predictions, "prediction_request", fail)
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/cmamil.v1.SlidePredictionService/PredictSlide")(b"", timeout=5)
     assert "secret" not in caught.value.details()
