@@ -1,8 +1,10 @@
 """What the server and its workers say to each other, and how it is framed.
 
-A frame is a 4-byte little-endian length and a pickle. Workers trust the server, but it
-does not trust them: they parse hostile files, so their answers are unpickled with a list of the only
-classes that may appear in them. Nothing that a client sent is ever unpickled.
+A worker's frame is a 4-byte little-endian length and a pickle. The server's has its arrays outside the
+pickle, so that tensors of many MiB are not copied: lengths of the pickle and of each array, then all of
+them. Workers trust the server, but it does not trust them: they parse hostile files, so their answers
+are unpickled with a list of the only classes that may appear in them. Nothing that a client sent is
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from cmamil_sdk.tiling.recipe import Scale, TileSample, TilingRecipe, TissueReci
 from .paths import SlideRef
 
 HEADER = struct.Struct("<I")
+_TASK_HEADER = struct.Struct("<II")  # bytes of the pickle, number of arrays
+_SIZE = struct.Struct("<Q")
 
 MAX_REPLY_BYTES = 2**28
 """A worker that announces more than this is taken for broken (a plan of 10^6 tiles needs 2^26)."""
@@ -201,27 +205,42 @@ class _ReplyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"a worker sent {module}.{name}")
 
 
+def task_frame(message: object) -> list[bytes | memoryview]:
+    """A message of the server, in parts to send one after the other; arrays are views, not copies."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    arrays = [buffer.raw() for buffer in buffers]
+    sizes = b"".join(_SIZE.pack(array.nbytes) for array in arrays)
+    return [_TASK_HEADER.pack(len(body), len(arrays)) + sizes + body, *arrays]
+
+
 def frame(message: object) -> bytes:
-    """A message with its length in front."""
+    """A worker's message with its length in front."""
     body = pickle.dumps(message, protocol=5)
     return HEADER.pack(len(body)) + body
 
 
 def receive(pipe: socket.socket) -> Any:
     """The server's next message, or None once it has closed the socket. For workers only."""
-    head = _read(pipe, HEADER.size)
-    body = _read(pipe, HEADER.unpack(head)[0]) if head is not None else None
-    return None if body is None else pickle.loads(body)
+    try:
+        body_bytes, arrays = _TASK_HEADER.unpack(_read(pipe, _TASK_HEADER.size))
+        sizes = [_SIZE.unpack(_read(pipe, _SIZE.size))[0] for _ in range(arrays)]
+        body = _read(pipe, body_bytes)
+        return pickle.loads(body, buffers=[_read(pipe, size) for size in sizes])
+    except EOFError:
+        return None
 
 
-def _read(pipe: socket.socket, size: int) -> bytes | None:
-    chunks = bytearray()
-    while len(chunks) < size:
-        chunk = pipe.recv(min(size - len(chunks), 2**20))
-        if not chunk:
-            return None
-        chunks += chunk
-    return bytes(chunks)
+def _read(pipe: socket.socket, size: int) -> bytearray:
+    """So many bytes; EOFError once the server has closed the socket."""
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
+        read = pipe.recv_into(left)
+        if not read:
+            raise EOFError
+        left = left[read:]
+    return data
 
 
 def parse_reply(body: bytes) -> Reply:
@@ -254,4 +273,5 @@ __all__ = [
     "frame",
     "parse_reply",
     "receive",
+    "task_frame",
 ]
