@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 from cmamil_sdk.child_pipe import child_environment
 
-from .messages import HEADER, MAX_REPLY_BYTES, Parts, Reply, frame, parse_reply
+from .messages import HEADER, MAX_REPLY_BYTES, Parts, Reply, parse_reply
+from .task_frames import task_frame
 
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ class ChildProcess(asyncio.Protocol):
         self._on_reply, self._on_exit = on_reply, on_exit
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._sender: socket.socket | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = asyncio.get_running_loop().create_future()
 
@@ -49,6 +52,9 @@ class ChildProcess(asyncio.Protocol):
                 # Ctrl-C in a terminal reaches the whole process group: the server decides alone.
                 start_new_session=True,
             )
+            # A transport would copy what it cannot send at once, and the loop would stand still.
+            self._sender = ours.dup()
+            self._sender.setblocking(False)
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
         except BaseException:
             ours.close()
@@ -66,13 +72,14 @@ class ChildProcess(asyncio.Protocol):
 
     def send(self, message: object) -> None:
         """Send a message; lost without notice if the process has just died."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame(message))
+        if self._sender is not None:
+            self._sending = asyncio.create_task(self._send(task_frame(message), self._sending))
 
     def kill(self) -> None:
         """End the process at once; ``on_exit`` follows."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
+        self._end_sending()
         if self._transport is not None:
             self._transport.abort()
 
@@ -109,6 +116,31 @@ class ChildProcess(asyncio.Protocol):
         if not self._ended.done():
             self._ended.set_result(None)
             self._on_exit()
+
+    async def _send(
+        self, parts: Sequence[bytes | memoryview], before: asyncio.Task[None] | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        if before is not None:
+            await before
+        try:
+            for part in parts:
+                if self._sender is None:
+                    return
+                await loop.sock_sendall(self._sender, part)
+        except OSError:
+            # The worker is gone: its end of the connection tells, and on_exit follows.
+            return
+
+    def _end_sending(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return
+        if self._sending is None or self._sending.done():
+            sender.close()
+        else:  # not before the loop has let go of it, or it might let go of another with its number
+            self._sending.add_done_callback(lambda _: sender.close())
+            self._sending.cancel()
 
     def _deliver(self, body: bytes) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""What the server and its workers say to each other, in the frames of :mod:`cmamil_sdk.child_pipe`.
+"""What the server and its workers say to each other.
 
 The server unpickles of a worker's answers no classes but those listed here, and nothing that a client
 sent.
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.child_pipe import HEADER, Failed, KnownClasses, frame, receive
+from cmamil_sdk.child_pipe import HEADER, Failed, KnownClasses, frame
 from cmamil_sdk.engines.base import EngineInfo
 from cmamil_sdk.features.encode import EncodedBatch
 from cmamil_sdk.slides.base import Level, SlideFacts
@@ -266,5 +266,4 @@ __all__ = [
     "described",
     "frame",
     "parse_reply",
-    "receive",
 ]

@@ -75,9 +75,9 @@ from .messages import (
     WorkerSetup,
     described,
     frame,
-    receive,
 )
 from .open_slides import OpenSlides
+from .task_frames import receive_task
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -328,7 +328,7 @@ def confine(setup: WorkerSetup) -> None:
 def main() -> None:
     """Serve the socket whose descriptor is the first argument until the server closes it."""
     with socket.socket(fileno=int(sys.argv[1])) as pipe:
-        setup = receive(pipe)
+        setup = receive_task(pipe)
         if not isinstance(setup, WorkerSetup):
             return
         confine(setup)
@@ -338,7 +338,7 @@ def main() -> None:
             pipe.sendall(frame(Failed(problem.reason, str(problem))))
             return
         pipe.sendall(frame(worker.ready()))
-        while (task := receive(pipe)) is not None:
+        while (task := receive_task(pipe)) is not None:
             pipe.sendall(frame(worker.answer(task)))
 
 
