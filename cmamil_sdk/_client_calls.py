@@ -220,6 +220,11 @@ def slide_source(uri: str, expected_sha256: str = "") -> slide_pb2.SlideSource:
     return slide_pb2.SlideSource(uri=uri, expected_sha256=expected_sha256)
 
 
+def slide_named(source: slide_pb2.SlideSource) -> str:
+    """What :func:`slide_source` makes the message of."""
+    return f"{UPLOAD_SCHEME}{source.slide_id}" if source.slide_id else source.uri
+
+
 def model_name(model: str | None) -> str:
     """A resource name; ``NAME`` and ``NAME/VERSION`` are spelled out."""
     if not model or model.startswith("models/"):
@@ -245,5 +250,6 @@ __all__ = [
     "model_name",
     "no_result",
     "prediction_request",
+    "slide_named",
     "slide_source",
 ]

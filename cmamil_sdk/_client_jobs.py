@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cmamil_sdk._client_calls import OnProgress, Question, Stream
+from cmamil_sdk._client_calls import OnProgress, Question, Stream, slide_named
 from cmamil_sdk._client_errors import error_in
 from cmamil_sdk._client_results import prediction_from, progress_from
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
@@ -151,7 +151,7 @@ def job_from(message: prediction_pb2.PredictionJob) -> PredictionJob:
     return PredictionJob(
         name=message.name,
         state=_STATES.Name(message.state).removeprefix(_PREFIX),
-        slide=message.request.slide.uri,
+        slide=slide_named(message.request.slide),
         model=message.request.model,
         request_id=message.request.request_id,
         progress=progress_from(message.progress) if message.HasField("progress") else None,

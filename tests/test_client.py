@@ -13,6 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
+from cmamil_sdk._client_calls import slide_source
+from cmamil_sdk._client_jobs import job_from
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from cmamil_sdk.client import Client
 from cmamil_sdk.errors import (
@@ -220,3 +222,9 @@ def test_types_of_the_answer_are_public() -> None:
 
     exported: list[Any] = [getattr(module, name) for name in module.__all__]
     assert all(isinstance(each, type) for each in exported)
+
+
+@pytest.mark.parametrize("uri", ["a.svs", "file:///slides/a.svs", f"upload:{'0' * 64}"])
+def test_a_job_names_its_slide_as_it_was_asked_for(uri: str) -> None:
+    request = prediction_pb2.PredictSlideRequest(slide=slide_source(uri))
+    assert job_from(prediction_pb2.PredictionJob(request=request, state=1)).slide == uri
