@@ -31,6 +31,7 @@ GRACE_S = 1.0
 QUARANTINE_S = 2.0  # two kills may hit the same batch by chance
 MAX_GROWTH_MIB = 100
 MAX_SLOPE_MIB_PER_MIN = 10
+MAX_NEW_THREADS = 10  # the server's pools of threads fill as they are needed, and stay so
 LONG = pytest.mark.long
 
 
@@ -164,7 +165,7 @@ def test_soak(server: Server, soak: Soak) -> None:
     assert grown_mib < MAX_GROWTH_MIB
     if soak is STEADY:
         assert slope < MAX_SLOPE_MIB_PER_MIN
-    assert after.files <= before.files + 4 and threads[1] <= threads[0] + 2
+    assert after.files <= before.files + 4 and threads[1] <= threads[0] + MAX_NEW_THREADS
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(2000, marks=LONG)])
