@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,6 @@ from cmamil_sdk.benchmarks.open_loop import measure_arrivals
 from cmamil_sdk.benchmarks.serve import COLUMNS, ServeBench, judged, measure_serve, write_serve
 from cmamil_sdk.benchmarks.workshop import Workshop
 from cmamil_sdk.errors import FieldInvalid, QueueFull, ServerUnreachable
-from cmamil_sdk.serving.config import ServerConfig
 
 SHORT = Loop(duration_s=0.05, min_samples=20, warmup=1)
 
@@ -125,10 +123,7 @@ def bench(folder: Path) -> ServeBench:
     )
 
 
-def test_the_document_the_table_and_the_chart(
-    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ServerConfig, "model_fields", {**ServerConfig.model_fields, "cache": None})
+def test_the_document_the_table_and_the_chart(stand_in: StandIn, tmp_path: Path) -> None:
     document = measure_serve(bench(tmp_path))
     kinds = [(row["load"], row["slides"], row["concurrency"]) for row in document["rows"]]
     assert kinds == [
@@ -153,16 +148,6 @@ def test_the_document_the_table_and_the_chart(
     assert float(lines[2]["rate_per_min"]) == document["rows"][2]["rate_per_min"]
     assert lines[0]["health_p99_s"] == "0.002" and lines[0]["workers"] == "2"
     assert redraw(tmp_path) == [tmp_path / "serve.png"]
-
-
-def test_without_a_cache_there_are_no_cached_rows(
-    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fields = {name: value for name, value in ServerConfig.model_fields.items() if name != "cache"}
-    monkeypatch.setattr(ServerConfig, "model_fields", fields)
-    document = measure_serve(replace(bench(tmp_path), concurrency=(1,)))
-    assert {row["slides"] for row in document["rows"]} == {"cold"}
-    assert len(judged(document)) == 3
 
 
 def test_settings_that_measure_nothing_are_refused(tmp_path: Path) -> None:
