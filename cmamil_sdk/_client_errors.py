@@ -50,6 +50,12 @@ def refusal_of(problem: Any, server: str, *, secure: bool) -> Refusal:
                 f"What answers at {server} is no cmamil server of this version ({message});"
                 " name another address."
             )
+        case grpc.StatusCode.CANCELLED:
+            # gRPC answers so to what reaches a server while it closes.
+            error = ServerUnreachable(
+                f"The call to {server} was cut off: the server stopped, or this client was closed; "
+                "ask again when it is back."
+            )
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             error = DeadlineExceeded(
                 f"The server at {server} was not done in time; allow more time."

@@ -108,6 +108,7 @@ def test_retries_are_bounded() -> None:
         (grpc.StatusCode.INTERNAL, "", UnexpectedError),
         (grpc.StatusCode.UNIMPLEMENTED, "", ServerUnreachable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "", DeadlineExceeded),
+        (grpc.StatusCode.CANCELLED, "", ServerUnreachable),
         (grpc.StatusCode.UNKNOWN, "FROM_ANOTHER_VERSION", UnexpectedError),
     ],
 )
