@@ -21,6 +21,7 @@ from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
 from cmamil_sdk.slides import ReaderName, open_slide
 
 from .closed_loop import Loop
+from .cpu_clock import processor_time_s
 from .environment import describe_machine, load_average
 from .windows import MIN_WINDOWS, SAMPLES_FOR_P95, Window, figures, window_figures
 
@@ -88,6 +89,7 @@ def measure_slide(
         device=bench.device,
         precision=bench.precision,
         callers=bench.workers,
+        reader=bench.reader,
     )
     predictor = LocalPredictor(bundle, workers=bench.workers)
     ready_s = time.perf_counter() - started
@@ -101,13 +103,14 @@ def measure_slide(
             window, seconds = _run_window(predictor, bench, partial(report, f"window {number}"))
             windows.append(window)
             stages += seconds
+        peak_mb = predictor.memory_mb(peak_rss_mb)
     finally:
         predictor.close()
     return {
         "benchmark": "slide",
         "slide": _slide_facts(bench, answer),
         "settings": _settings(bench, predictor.workers),
-        "result": _result(windows, stages),
+        "result": _result(windows, stages, peak_mb),
         "windows": [window_figures(window) for window in windows],
         "environment": {
             **describe_machine(),
@@ -129,7 +132,7 @@ def _run_window(
     latencies: list[float] = []
     stages: list[dict[str, float]] = []
     tiles = 0
-    cpu_started, started = time.process_time(), time.perf_counter()
+    cpu_started, started = processor_time_s(), time.perf_counter()
     ended = started
     while ended - started < bench.duration_s or len(latencies) < bench.min_samples:
         begun = time.perf_counter()
@@ -142,19 +145,21 @@ def _run_window(
     window = Window(
         latencies_s=tuple(latencies),
         wall_s=ended - started,
-        cpu_s=time.process_time() - cpu_started,
+        cpu_s=processor_time_s() - cpu_started,
         tiles=tiles,
     )
     return window, stages
 
 
-def _result(windows: list[Window], stages: list[dict[str, float]]) -> dict[str, Any]:
+def _result(
+    windows: list[Window], stages: list[dict[str, float]], peak_mb: float
+) -> dict[str, Any]:
     found = figures(windows)
     return {
         **found,
         "slides_per_s": found["n"] / sum(window.wall_s for window in windows),
         "stage_shares": _stage_shares(stages),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak_mb,
     }
 
 

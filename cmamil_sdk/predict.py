@@ -16,6 +16,7 @@ from cmamil_sdk.bundle import Aggregated, Bundle
 from cmamil_sdk.errors import FieldInvalid
 from cmamil_sdk.features.extract import extract_bag
 from cmamil_sdk.features.extracted import ExtractedSlide
+from cmamil_sdk.features.isolated_encoder import memory_mb
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.slides.unchanged import unchanged
@@ -196,6 +197,10 @@ class LocalPredictor:
         seconds["aggregate"] = aggregated.seconds
         seconds["total"] = time.perf_counter() - started
         return build_prediction(extracted, aggregated, self.bundle, seconds=seconds, top_k=top_k)
+
+    def memory_mb(self, measure: Callable[[int | None], float]) -> float:
+        """Memory of this process and the encoder's, MB; ``measure`` is :func:`rss_mb` or its peak."""
+        return memory_mb(self._encoder, measure)
 
     def close(self) -> None:
         """Release the encoder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def extract_slides(
     """Write ``<out>/<slide>.h5`` for every slide, and ``summary.csv``; returns the exit status."""
     from cmamil_sdk.features.encode import decoding_device, worker_count
     from cmamil_sdk.features.file import recipe_key
+    from cmamil_sdk.features.isolated_encoder import memory_mb
     from cmamil_sdk.features.slide import extract_slide, feature_path
 
     key = recipe_key(recipe, encoder)[:_KEY_LENGTH]
@@ -91,10 +92,10 @@ def extract_slides(
         recipe=words,
         outputs=lambda slide: [feature_path(out, slide.path)],
     )
-    started, before_mb = time.perf_counter(), _held(engine, rss_mb)
+    started, before_mb = time.perf_counter(), memory_mb(engine, rss_mb)
     run = share_slides(slides, job, stop_on_error=stop_on_error)
     count = worker_count(workers, decoding_device(reader, engine.info))
-    memory = _memory(run, encoder.dim, before_mb, _held(engine, peak_rss_mb), count)
+    memory = _memory(run, encoder.dim, before_mb, memory_mb(engine, peak_rss_mb), count)
     if json:
         features = [
             _entry(row, feature_path(out, path), by_other=path in run.others)
@@ -128,14 +129,6 @@ def _entry(row: SlideRow, file: Path, *, by_other: bool) -> dict[str, Any]:
         "resumed": row.status == "kept",
         "by": row.process if by_other else None,
     }
-
-
-def _held(engine: Engine, measure: Callable[[int | None], float]) -> float:
-    """Memory of this process, and of those that the encoder is in."""
-    from cmamil_sdk.features.isolated_encoder import IsolatedEncoder
-
-    pids = engine.pids if isinstance(engine, IsolatedEncoder) else []
-    return sum(map(measure, [None, *pids]))
 
 
 def _memory(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import select
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +34,10 @@ from cmamil_sdk.tiling.geometry import OwnLevel, ReadGeometry
 COMMAND = (sys.executable, "-P", "-m", "cmamil_sdk.features.encoder_child")
 
 SILENT_S = 120.0
-"""A process that reads a slide and does not answer for so long is taken for dead."""
+"""A process that opens or reads a slide and does not answer for so long is taken for dead."""
 
 _ENDING_S = 5.0
+_LOOK_S = 0.1
 _MAX_REPLY_BYTES = 2**28
 
 
@@ -87,6 +92,10 @@ _KNOWN = KnownClasses(
 )
 
 
+class Stopped(Exception):
+    """The caller's flag was seen while a process was waited for."""
+
+
 class EncoderProcess:
     """Started by its constructor, ended by :meth:`close`, and by the end of this process.
 
@@ -95,11 +104,12 @@ class EncoderProcess:
         pid: of the process.
     """
 
-    def __init__(self, load: LoadEncoder) -> None:
+    def __init__(self, load: LoadEncoder, stop: threading.Event | None = None) -> None:
         """Start the process and have it load the encoder.
 
         Raises:
             ProcessDied: the process ended.
+            Stopped: ``stop`` was set.
             CmamilError: whatever loading raises, and EngineMissing where cuCIM cannot decode on a GPU.
         """
         self._pipe, theirs = socket.socketpair()
@@ -120,16 +130,32 @@ class EncoderProcess:
             theirs.close()
         self.pid = self._process.pid
         try:
-            self.info: EngineInfo = self.ask(load)
+            self.info: EngineInfo = self.ask(load, stop=stop)
         except BaseException:
             self.close()
             raise
 
-    def ask(self, question: LoadEncoder | RunEncoder | EncodeBatches) -> Any:
-        """The first answer to a question, for which there is no limit of time.
+    @property
+    def is_running(self) -> bool:
+        """False once it has ended."""
+        return self._process.poll() is None
+
+    def ask(
+        self,
+        question: LoadEncoder | RunEncoder | EncodeBatches,
+        timeout_s: float | None = None,
+        stop: threading.Event | None = None,
+    ) -> Any:
+        """The first answer to a question.
+
+        Args:
+            question: what is asked.
+            timeout_s: a process that says nothing for so long is taken for dead; None waits for ever.
+            stop: ends the waiting when it is set.
 
         Raises:
             ProcessDied: the process ended; this object is of no more use than to be closed.
+            Stopped: ``stop`` was set; the same holds.
             CmamilError: that was the answer.
         """
         try:
@@ -137,12 +163,13 @@ class EncoderProcess:
             self._pipe.sendall(frame(question))
         except OSError as problem:
             raise self._died() from problem
-        return self.hear(None)
+        return self.hear(timeout_s, stop)
 
-    def hear(self, timeout_s: float | None = SILENT_S) -> Any:
-        """The next answer to the last question; errors as :meth:`ask`."""
-        self._pipe.settimeout(timeout_s)
+    def hear(self, timeout_s: float | None = None, stop: threading.Event | None = None) -> Any:
+        """The next answer to the last question; arguments and errors as :meth:`ask`."""
         try:
+            self._wait(timeout_s, stop)
+            self._pipe.settimeout(timeout_s)
             body = receive_bytes(self._pipe, _MAX_REPLY_BYTES)
             answer = None if body is None else _KNOWN.unpickled(body)
         except TimeoutError as problem:
@@ -158,25 +185,37 @@ class EncoderProcess:
         return answer
 
     def close(self) -> None:
-        """End the process and wait until it is gone."""
+        """End the process and wait until it is gone, but not for one that hangs in a driver."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ENDING_S)
         self._pipe.close()
+
+    def _wait(self, timeout_s: float | None, stop: threading.Event | None) -> None:
+        """Until there is something to receive, or the process has ended (TimeoutError, Stopped)."""
+        watch = select.poll()
+        watch.register(self._pipe, select.POLLIN)
+        started = time.monotonic()
+        while not watch.poll(_LOOK_S * 1000):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            if timeout_s is not None and time.monotonic() - started > timeout_s:
+                raise TimeoutError
 
     def _died(self) -> ProcessDied:
         try:
-            status = self._process.wait(_ENDING_S)
+            return ProcessDied(how_it_ended(self._process.wait(_ENDING_S)))
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
-        return ProcessDied(how_it_ended(status))
+            return ProcessDied("hung up")
 
 
 __all__ = [
     "COMMAND",
+    "SILENT_S",
     "EncodeBatches",
     "EncoderProcess",
     "LoadEncoder",
     "RunEncoder",
     "SlideDone",
+    "Stopped",
 ]

@@ -220,7 +220,8 @@ def extract_bag(
     if device != "cpu" and isinstance(engine, IsolatedEncoder):
         numbers = range(len(batches))
         shares = [numbers[first::count] for first in range(count)]
-        sources = [partial(engine.encode, plan, batches, share, on_open) for share in shares]
+        encode = partial(engine.encode, plan, batches, on_open=on_open, stop=shared.stop)
+        sources = [partial(encode, share) for share in shares]
     else:
         sources = [partial(_read_and_encode, plan, engine, device, shared, on_open)] * count
     threads = [

@@ -22,6 +22,7 @@ from cmamil_sdk.engines.base import Array, Inputs
 from cmamil_sdk.engines.choose import choose_engine
 from cmamil_sdk.engines.gated import Loader
 from cmamil_sdk.errors import CmamilError, DecoderCrashed, UnexpectedError
+from cmamil_sdk.features import encoder_process
 from cmamil_sdk.features.encode import EncodedBatch
 from cmamil_sdk.features.encoder_process import (
     EncodeBatches,
@@ -81,6 +82,7 @@ class IsolatedEncoder:
         batches: TileBatches,
         numbers: range,
         on_open: Callable[[SlideFacts], None],
+        stop: threading.Event,
     ) -> Generator[EncodedBatch]:
         """Features of the batches ``numbers`` of a slide; each retried once if the process dies.
 
@@ -89,22 +91,24 @@ class IsolatedEncoder:
             batches: of the plan.
             numbers: which of them.
             on_open: called with what the process's reader is, each time that the slide is opened.
+            stop: ends it when it is set, even while a process is silent.
 
         Raises:
             DecoderCrashed: two processes died on the same batch.
+            Stopped: ``stop`` was set while a process was waited for.
             CmamilError: whatever reading and encoding raise.
         """
         while numbers:
             done = 0
             try:
-                for encoded in self._encode(plan, batches, numbers, on_open):
+                for encoded in self._encode(plan, batches, numbers, on_open, stop):
                     done += 1
                     yield encoded
             except ProcessDied as death:
                 numbers = numbers[done:]
                 suspects, numbers = numbers[:_AT_WORK], numbers[_AT_WORK:]
                 for number in suspects:
-                    yield from self._retry(plan, batches, number, on_open, death)
+                    yield from self._retry(plan, batches, number, on_open, stop, death)
             else:
                 return
 
@@ -128,11 +132,12 @@ class IsolatedEncoder:
         batches: TileBatches,
         number: int,
         on_open: Callable[[SlideFacts], None],
+        stop: threading.Event,
         first: ProcessDied,
     ) -> Iterator[EncodedBatch]:
         """One batch alone, so that it is to blame if another process dies."""
         try:
-            yield from self._encode(plan, batches, range(number, number + 1), on_open)
+            yield from self._encode(plan, batches, range(number, number + 1), on_open, stop)
         except ProcessDied as second:
             batch = batches[number]
             scale, row = int(batch.tile_scale[0]), int(batch.plan_row[0])
@@ -149,36 +154,42 @@ class IsolatedEncoder:
         batches: TileBatches,
         numbers: range,
         on_open: Callable[[SlideFacts], None],
+        stop: threading.Event,
     ) -> Iterator[EncodedBatch]:
         """Features of batches by one process (ProcessDied)."""
-        with self._process() as process:
-            on_open(process.ask(EncodeBatches(Path(plan.facts.path), batches, numbers)))
-            while not isinstance(answer := process.hear(), SlideDone):
+        silent_s = encoder_process.SILENT_S
+        with self._process(stop) as process:
+            question = EncodeBatches(Path(plan.facts.path), batches, numbers)
+            on_open(process.ask(question, silent_s, stop))
+            while not isinstance(answer := process.hear(silent_s, stop), SlideDone):
                 yield answer
 
     @contextmanager
-    def _process(self) -> Iterator[EncoderProcess]:
+    def _process(self, stop: threading.Event | None = None) -> Iterator[EncoderProcess]:
         """One that does nothing else meanwhile; ended, unless it has answered all that it was asked."""
-        process = self._taken()
+        process = self._taken(stop)
         try:
             yield process
-        except CmamilError:  # its last answer
-            self._put_back(process)
-            raise
-        except BaseException:
-            with self._lock:
-                self._running.discard(process)
-            process.close()
+        except BaseException as problem:
+            # An error that is known is its last answer. After any other it may be of no more use: what
+            # goes wrong in CUDA once is the answer to every later question.
+            if isinstance(problem, CmamilError) and not isinstance(problem, UnexpectedError):
+                self._put_back(process)
+            else:
+                self._end(process)
             raise
         else:
             self._put_back(process)
 
-    def _taken(self) -> EncoderProcess:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
+    def _taken(self, stop: threading.Event | None) -> EncoderProcess:
+        while (process := self._next_idle()) is not None:
+            if process.is_running:
+                return process
+            self._end(
+                process
+            )  # it died of something else than a slide, and is no slide's first death
         try:
-            process = EncoderProcess(self._load)
+            process = EncoderProcess(self._load, stop)
         except ProcessDied as death:
             raise UnexpectedError(
                 f"The process that was to load {self._load.graph} on a GPU {death}; see standard error, "
@@ -187,6 +198,15 @@ class IsolatedEncoder:
         with self._lock:
             self._running.add(process)
         return process
+
+    def _next_idle(self) -> EncoderProcess | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _end(self, process: EncoderProcess) -> None:
+        with self._lock:
+            self._running.discard(process)
+        process.close()
 
     def _put_back(self, process: EncoderProcess) -> None:
         with self._lock:
@@ -203,6 +223,17 @@ def load_isolated(graph: Path, **options: Any) -> Engine:
     )
 
 
+def memory_mb(engine: Engine, measure: Callable[[int | None], float]) -> float:
+    """Memory of this process, and of those that the encoder is in, MB (10^6 bytes).
+
+    Args:
+        engine: the encoder.
+        measure: :func:`~cmamil_sdk.machine.rss_mb` or :func:`~cmamil_sdk.machine.peak_rss_mb`.
+    """
+    pids = engine.pids if isinstance(engine, IsolatedEncoder) else []
+    return sum(map(measure, [None, *pids]))
+
+
 def encoder_loader(reader: ReaderName) -> Loader | None:
     """What loads the encoder for slides that ``reader`` opens, in place of ``load_engine``: of all
     readers, cuCIM decodes where the encoder runs.
@@ -210,4 +241,4 @@ def encoder_loader(reader: ReaderName) -> Loader | None:
     return load_isolated if reader == "cucim" else None
 
 
-__all__ = ["IsolatedEncoder", "encoder_loader", "load_isolated"]
+__all__ = ["IsolatedEncoder", "encoder_loader", "load_isolated", "memory_mb"]

@@ -62,6 +62,20 @@ def test_warm_up_is_made_and_not_counted(measured: tuple[dict[str, Any], int, li
     assert phases == ["warm-up 1", *(f"window {w} {n}" for w in (1, 2, 3) for n in (1, 2))]
 
 
+def test_the_encoder_is_loaded_for_the_reader(tiny_bundle: Path, monkeypatch) -> None:
+    """A GPU that decodes does so in a process of its own, as for `predict`."""
+    given: dict[str, Any] = {}
+
+    def load(_path: Path, **options: Any) -> Any:
+        given.update(options)
+        raise FieldInvalid("enough is known")
+
+    monkeypatch.setattr("cmamil_sdk.benchmarks.slide.Bundle.load", load)
+    with pytest.raises(FieldInvalid, match="enough"):
+        measure_slide(SlideBench(bundle=tiny_bundle, slide=Path("s.svs"), reader="cucim"))
+    assert given["reader"] == "cucim"
+
+
 def test_figures_agree_with_each_other(measured: tuple[dict[str, Any], int, list[str]]) -> None:
     document = measured[0]
     result, windows = document["result"], document["windows"]
