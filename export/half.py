@@ -98,8 +98,10 @@ class _Mixed:
         return node.op_type in _BETWEEN and {*others} <= self._computed_in_half
 
     def _note_weights(self, node: NodeProto) -> None:
-        """What softmax makes weighs tiles or tokens, also when it is reshaped or masked."""
+        """What softmax makes weighs tiles or tokens, also when it is reshaped, masked or spread."""
         passes = node.op_type in _BETWEEN or node.op_type in ("Where", "Cast")
+        if node.op_type == "MatMul":  # by a constant: each head's weight goes to its classes
+            passes = not self._constants.keys().isdisjoint(node.input)
         if node.op_type == "Softmax" or (passes and not self._weighing.isdisjoint(node.input)):
             self._weighing.update(node.output)
 

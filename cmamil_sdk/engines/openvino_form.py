@@ -43,6 +43,9 @@ def has_form(model: ov.Model) -> bool:
     """
     if len(model.inputs) != 1 or model.input().element_type != ov.Type.u8:
         return False
+    ranks = [port.partial_shape.rank for port in (*model.inputs, *model.outputs)]
+    if any(rank.is_dynamic or rank.get_length() < 1 for rank in ranks):
+        return False  # no encoder, as its gate is going to say
     batch, *tile = model.input().partial_shape
     rows = [output.partial_shape[0].is_dynamic for output in model.outputs]
     has_attention = any(node.get_type_name() in _ATTENTION for node in model.get_ops())

@@ -117,7 +117,9 @@ def measure_encoder(engine: Engine, reference: EncoderReference) -> EncoderParit
     """Compare an encoder on an engine with the reference, two or more tiles."""
     starts = range(0, len(reference.tiles), _BATCH_TILES)
     batches = [reference.tiles[start : start + _BATCH_TILES] for start in starts]
-    found = np.concatenate([engine.infer({"tiles": tiles})["features"] for tiles in batches])
+    parts = [engine.infer({"tiles": tiles})["features"] for tiles in batches]
+    are_rows = all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts)
+    found = np.concatenate(parts) if are_rows else parts[0]  # whose shape is not the reference's
     return EncoderParity(
         **_measured_on(engine.info),
         tiles=len(reference.tiles),

@@ -107,3 +107,15 @@ def test_graphs_that_are_left_as_they_are(tmp_path):
         model.reshape(shape)
         assert not has_form(model)
     assert has_form(read(tmp_path / "graph.onnx"))
+
+
+@pytest.mark.parametrize("shape", [None, [], ["n", PX, PX, 3]])
+def test_graphs_that_are_no_encoders_load_as_they_are(tmp_path, shape):
+    """Of an input without a known rank, a number, and a graph that gives one number for all tiles."""
+    path = save_graph(
+        tmp_path / "graph.onnx",
+        [("Cast", ["tiles"], ["x"], {"to": 1}), ("ReduceMean", ["x"], ["y"], {"keepdims": 0})],
+        {"tiles": ("UINT8", shape)},
+        {"y": ("FLOAT", [])},
+    )
+    assert not has_form(read(path))

@@ -75,6 +75,24 @@ def noisy(share: float) -> np.ndarray:
     return (features() + share * error).astype(np.float32)
 
 
+class ForeignEngine(RoughEngine):
+    """Gives no row for each tile: all alike one number, or wider ones from call to call."""
+
+    def __init__(self, shape: tuple[int, ...], wider: int) -> None:
+        super().__init__(np.zeros(0), "fp32")
+        self.shape, self.wider = shape, wider
+
+    def infer(self, inputs):
+        self.shape = tuple(axis + self.wider for axis in self.shape)
+        return {"features": np.ones(self.shape, np.float32)}
+
+
+@pytest.mark.parametrize("engine", [ForeignEngine((), 0), ForeignEngine((19, 20), 1)])
+def test_a_graph_that_gives_no_features_is_refused_with_figures(engine):
+    reference = EncoderReference(np.zeros((24, 4, 4, 3), np.uint8), np.ones((24, 20), np.float32))
+    assert "cosine worst -1" in measure_encoder(engine, reference).missed
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_lower_precision_has_a_gate_of_its_own(precision):
     slightly = parity_of(noisy(0.05), precision)

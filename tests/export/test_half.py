@@ -116,6 +116,29 @@ def test_a_wide_layer_on_weights_of_tiles_stays(tmp_path: Path) -> None:
     assert in_half(graph_in(path, "fp16")) == ["Gemm"]
 
 
+def test_shares_of_tiles_among_many_classes_stay(tmp_path: Path) -> None:
+    """As CMA-MIL weighs its heads' answers: half of a share of a large bag would have few digits."""
+    path = save(
+        tmp_path / "aggregator.onnx",
+        [
+            helper.make_node("Gemm", ["x", "w"], ["answers"]),
+            helper.make_node("MatMul", ["x", "narrow"], ["scores"]),
+            helper.make_node("Softmax", ["scores"], ["attention"], axis=0),
+            helper.make_node("MatMul", ["attention", "spread"], ["weights"]),
+            helper.make_node("Mul", ["weights", "answers"], ["shares"]),
+            helper.make_node("MatMul", ["shares", "add_up"], ["y"]),
+        ],
+        {
+            "w": weights(64, 64),
+            "narrow": weights(64, 2),
+            "spread": np.eye(2, dtype=np.float32).repeat(32, axis=1),
+            "add_up": np.tile(np.eye(32, dtype=np.float32), (2, 1)),
+        },
+    )
+    write_half(path, graph_in(path, "fp16"))
+    assert in_half(graph_in(path, "fp16")) == ["Gemm"]
+
+
 def test_weights_that_half_cannot_hold_stay(tmp_path: Path) -> None:
     path = save(
         tmp_path / "e.onnx",
