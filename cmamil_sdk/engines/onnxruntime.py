@@ -164,10 +164,8 @@ def session_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = 3
     # Batches come in many sizes: a memory pattern for each would make memory grow without end.
     options.enable_mem_pattern = False
-    # Threads spin between the operators of a run, which are short, and stop when it ends: idle ones
-    # would steal the cores of the threads that decode.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Idle threads that spin steal the cores of the threads that decode, and on a busy machine their own.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
