@@ -32,7 +32,8 @@ from .workshop import Workshop
 OnPair = Callable[[str, int], None]
 _SCALES = ("5x", "10x", "20x")
 SAME_PIXELS = "read, apart with the same pixels"
-"""Against passes that give the tiles of the one pass: each from the finest scale, which it reads anew."""
+"""Against passes that give the tiles of the one pass, each from the finest scale, and read no more of it
+than their tiles need."""
 
 ALONE = "read, apart tile by tile"
 """Against passes in which each tile is read by itself, as they were when the target was set."""
@@ -79,7 +80,7 @@ def measure_scales(bench: ScalesBench, *, on_pair: OnPair | None = None) -> dict
     together = [_plan(slide, ",".join(_SCALES))]
     apart = [_plan(slide, scale) for scale in _SCALES]
     encode = partial(_encode, engine=engine, dim=exported.info.dim)
-    alike = [_only(together[0], scale) for scale in _SCALES]
+    alike = _alike(slide, together[0], apart[-1])
     ways = {
         SAME_PIXELS: (partial(_read, alike), partial(_read, together)),
         ALONE: (partial(_read, apart, keep=False), partial(_read, together)),
@@ -126,6 +127,19 @@ def write_scales(folder: Path, document: dict[str, Any]) -> None:
 def _plan(slide: Path, scales: str) -> TilePlan:
     with open_slide(slide) as reader:
         return make_plan(reader, TilingRecipe(scales=parse_scales(scales)))
+
+
+def _alike(slide: Path, together: TilePlan, finest: TilePlan) -> list[TilePlan]:
+    """The tiles of ``together``, a plan for each scale; ``finest`` is that of the finest.
+
+    A block is a tile of the coarsest scale of its plan. So a plan that begins with the scale in question
+    reads no block for a part of it.
+    """
+    plans = [
+        _only(_plan(slide, ",".join(_SCALES[number:])), scale)
+        for number, scale in enumerate(_SCALES[1:-1], start=1)
+    ]
+    return [_only(together, _SCALES[0]), *plans, finest]
 
 
 def _only(plan: TilePlan, name: str) -> TilePlan:
