@@ -109,7 +109,8 @@ class Beginning:
         """Note that it begins, unless it has; returns when that was."""
         if self.at_s is None:
             self.at_s = time.perf_counter()
-            self._timer.reschedule(None)
+            if not self._timer.expired():  # else the request ends, and not who shares its work
+                self._timer.reschedule(None)
         return self.at_s
 
 

@@ -62,7 +62,12 @@ class FeatureStream:
         call.model = request.model.bundle.label
         predictor = self._predictor()
         events = Events(prediction_pb2.ExtractFeaturesResponse, context, identity)
-        with self._place(), predictor.admission.enter() as ticket:
+        with (
+            # The model from now on: to say that the request is in may take a while.
+            request.model.use(),
+            self._place(),
+            predictor.admission.enter() as ticket,
+        ):
 
             async def extract(report: Callable[[Stage], None]) -> Extraction:
                 def enter(stage: Stage) -> None:

@@ -9,6 +9,8 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
+from cmamil_sdk.errors import SlideUnreadable
+
 from .paths import SlideRef, open_slide_file
 from .single_flight import SingleFlight
 
@@ -64,8 +66,13 @@ class SlideHasher:
 def _hash(ref: SlideRef, cancelled: threading.Event) -> str:
     digest = hashlib.sha256()
     with os.fdopen(open_slide_file(ref), "rb", buffering=0) as file:
-        while not cancelled.is_set() and (chunk := file.read(_CHUNK_BYTES)):
-            digest.update(chunk)
+        try:
+            while not cancelled.is_set() and (chunk := file.read(_CHUNK_BYTES)):
+                digest.update(chunk)
+        except OSError as problem:  # a share that went away
+            raise SlideUnreadable(
+                f"{ref.shown} cannot be read ({problem.strerror}); check the disk that it lies on."
+            ) from problem
         ref.check_unchanged(file.fileno())
     return digest.hexdigest()
 

@@ -42,6 +42,7 @@ def job_event(call: Call, state: str, *, slides: bool) -> Event:
         reason=call.reason,
         model=call.model,
         request_id=call.request_id,
+        features=call.features,
         duration_s=round(call.took_s, 4),
         seconds=_rounded(call.seconds),
         stage="" if call.code == "OK" else call.stage,

@@ -67,9 +67,9 @@ class LoadedModel:
         """Keep the model loaded until the block ends. For the event loop only.
 
         Raises:
-            ModelNotFound: it was withdrawn after it had been found.
+            ModelNotFound: it was withdrawn after it had been found, and nobody keeps it any more.
         """
-        if self.is_withdrawn:
+        if self.is_withdrawn and not self._users:
             raise ModelNotFound(f"{self.resource} was unloaded; ask for another version.")
         self._users += 1
         self._unused.clear()

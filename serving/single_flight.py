@@ -73,9 +73,9 @@ class _Flight(Generic[_ValueT, _EventT]):
 
     async def value(self, on_event: Callable[[_EventT], None]) -> _ValueT:
         self.listeners.append(on_event)
-        for event in self._latest:
-            on_event(event)
         try:
+            for event in self._latest:
+                on_event(event)
             return await asyncio.shield(self.task)
         finally:
             self.listeners.remove(on_event)

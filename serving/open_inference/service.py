@@ -142,8 +142,13 @@ async def _predict(
     request: SlideRequest, predictor: Predictor, ticket: Ticket, remaining_s: float | None
 ) -> tuple[Arrays, Sequence[str]]:
     """The outputs of a slide's model, and what it warns of."""
-    answer = await predictor.predict(request, ticket, remaining_s=remaining_s)
+    watched = current_call()
+    answer = await predictor.predict(
+        request, ticket, remaining_s=remaining_s, report=lambda stage: watched.enter(stage.name)
+    )
     prediction = answer.prediction
+    seconds = {"queued": answer.seconds_queued, **prediction.seconds}
+    watched.note_features(prediction.feature_source, seconds)
     label = np.array([prediction.label.encode()], dtype=object)
     probabilities = np.array(list(prediction.probabilities.values()), np.float32)
     return {"label": label, "probabilities": probabilities}, prediction.warnings

@@ -114,16 +114,15 @@ class Uploads:
         renewed = await self._in_background(self._renew(upload, owner))
         if renewed is not None:
             return renewed
-        await self._check_room(folder, upload.size_bytes)
-        self._arriving_bytes += upload.size_bytes
+        self._take_room(upload.size_bytes)
         part = Part(folder.path)
         try:
+            await self._check_disk(folder, upload.size_bytes)
             await self._fill(part, upload, chunks)
         except BaseException:
+            self._arriving_bytes -= upload.size_bytes
             self._threads.submit(part.discard)
             raise
-        finally:
-            self._arriving_bytes -= upload.size_bytes
         # All is there: whether the client still waits for the answer no longer matters.
         return await self._in_background(self._publish(part, upload, owner))
 
@@ -165,17 +164,27 @@ class Uploads:
             )
         return self._folder
 
-    async def _check_room(self, folder: UploadFolder, size_bytes: int) -> None:
+    def _take_room(self, size_bytes: int) -> None:
+        """Count an upload, before anything is waited for: others come meanwhile."""
         if size_bytes > self._max_bytes:
             raise SlideTooLarge(
                 f"The slide has {size_bytes} bytes, this server takes uploads of at most "
                 f"{self._max_bytes}; raise its max_upload_bytes."
             )
         held = self._held_bytes()
-        if held + size_bytes > self._total_bytes or size_bytes > await self._run(folder.free_bytes):
+        if held + size_bytes > self._total_bytes:
             raise UploadsFull(
                 f"The server holds {held} bytes of uploaded slides and has no room for "
                 f"{size_bytes} more; delete some, or raise its uploads_total_bytes."
+            )
+        self._arriving_bytes += size_bytes
+
+    async def _check_disk(self, folder: UploadFolder, size_bytes: int) -> None:
+        free = await self._run(folder.free_bytes)
+        if size_bytes > free:
+            raise UploadsFull(
+                f"The server's disk has {free} bytes free and no room for {size_bytes} more; delete "
+                "some uploads, or ask who runs it for room."
             )
 
     def _held_bytes(self) -> int:
@@ -222,6 +231,7 @@ class Uploads:
             try:
                 return await self._record(upload, owner, part)
             finally:
+                self._arriving_bytes -= upload.size_bytes
                 await self._run(part.discard)
 
     async def _record(self, upload: Upload, owner: str, part: Part | None = None) -> Receipt:

@@ -65,6 +65,20 @@ def test_a_request_waits_no_longer_than_it_may() -> None:
     asyncio.run(scenario())
 
 
+def test_who_is_late_hears_that_it_begins_and_disturbs_nobody() -> None:
+    async def scenario() -> None:
+        heard: list[float] = []
+        ticket = Admission(max_active=1, max_queued=1).enter(timeout_s=0.0)
+        with pytest.raises(DeadlineExceeded):
+            async with ticket.begins() as beginning:
+                # After its time, before its task is told: the shared work tells all who wait.
+                asyncio.get_running_loop().call_soon(lambda: heard.append(beginning.now()))
+                await asyncio.sleep(5)
+        assert heard
+
+    asyncio.run(scenario())
+
+
 def test_a_cancelled_waiter_leaves_its_place() -> None:
     async def scenario() -> None:
         admission = Admission(max_active=1, max_queued=1)

@@ -234,6 +234,31 @@ def test_a_slow_client_holds_its_features_and_no_worker(caching: Server) -> None
         assert client.extract_features("a.svs")[0].dim == 1280
 
 
+class UnloadingContext(StuckContext):
+    """Has the model withdrawn while it is told that the request is in."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        (self._model,) = server._services.models.loaded()
+        self.events: list[str] = []
+
+    async def write(self, message: bytes) -> None:
+        event = prediction_pb2.ExtractFeaturesResponse.FromString(message)
+        self.events.append(str(event.WhichOneof("event")))
+        self._model.is_withdrawn = self.events[-1] != "summary"
+
+
+def test_a_request_that_is_in_keeps_its_model(caching: Server) -> None:
+    context = UnloadingContext(caching)
+    call = caching._services._feature_stream._extract_features(REQUEST.SerializeToString(), context)
+    loop = caching._services.pool.slots[0].ready.get_loop()  # type: ignore[union-attr]
+    try:
+        asyncio.run_coroutine_threadsafe(call, loop).result(60)
+    finally:
+        context._model.is_withdrawn = False
+    assert context.events[0] == "accepted" and context.events[-1] == "summary"
+
+
 def _refused(server: Server) -> Any:
     with (
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,

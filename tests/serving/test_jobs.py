@@ -341,6 +341,7 @@ def test_metrics_and_log_know_the_jobs(
     }
     assert [lines[name]["state"] for name in (good, bad, slow)] == list(before)
     assert lines[bad]["reason"] == "SLIDE_NOT_FOUND" and lines[good]["seconds"]["encode"] > 0
+    assert lines[good]["features"] == "computed"
     assert ".svs" not in str(lines)
 
 

@@ -74,6 +74,9 @@ def asking_for(uri: str) -> dict[str, bytes]:
         "cmamil.v1.SlidePredictionService/StreamPredictSlide": (
             prediction_pb2.StreamPredictSlideRequest(request=prediction)
         ),
+        "cmamil.v1.SlidePredictionService/ExtractFeatures": (
+            prediction_pb2.ExtractFeaturesRequest(slide=source)
+        ),
         "cmamil.v1.SlideService/InspectSlide": slide_pb2.InspectSlideRequest(slide=source),
         "inference.GRPCInferenceService/ModelInfer": tensors,
     }
@@ -136,7 +139,7 @@ def test_no_way_to_a_slide_leads_elsewhere(
     with grpc.insecure_channel(address) as channel:
         for method, data in asking_for(uri).items():
             started_s = time.monotonic()
-            streams = "Stream" in method
+            streams = method.endswith(("StreamPredictSlide", "ExtractFeatures"))
             call: Callable[..., Any] = (
                 channel.unary_stream(f"/{method}") if streams else channel.unary_unary(f"/{method}")
             )

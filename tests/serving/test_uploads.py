@@ -386,6 +386,21 @@ def test_a_slide_in_use_outlives_its_deletion(settings: ServerConfig, folder: Pa
     run(settings, scenario)
 
 
+def test_uploads_that_begin_at_once_share_the_room(settings: ServerConfig, folder: Path) -> None:
+    first, second = b"a" * 600, b"b" * 600
+
+    async def scenario(uploads: Uploads) -> None:
+        found = await asyncio.gather(
+            uploads.receive(announced(first), given(first), "me"),
+            uploads.receive(announced(second), given(second), "me"),
+            return_exceptions=True,
+        )
+        assert sorted(type(each).__name__ for each in found) == ["Receipt", "UploadsFull"]
+        assert len(files(folder)) == 2  # of the one that had room
+
+    run(settings.model_copy(update={"uploads_total_bytes": 1000}), scenario)
+
+
 def test_uploads_outlive_their_server(settings: ServerConfig, folder: Path) -> None:
     async def send(uploads: Uploads) -> None:
         await uploads.receive(announced(b"pixels"), given(b"pixels"), "me")
