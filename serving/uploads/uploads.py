@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -114,18 +114,16 @@ class Uploads:
         renewed = await self._in_background(self._renew(upload, owner))
         if renewed is not None:
             return renewed
-        await self._check_room(folder, upload.size_bytes)
-        self._arriving_bytes += upload.size_bytes
         part = Part(folder.path)
-        try:
-            await self._fill(part, upload, chunks)
-        except BaseException:
-            self._threads.submit(part.discard)
-            raise
-        finally:
-            self._arriving_bytes -= upload.size_bytes
-        # All is there: whether the client still waits for the answer no longer matters.
-        return await self._in_background(self._publish(part, upload, owner))
+        with self._room(upload.size_bytes):
+            await self._check_disk(folder, upload.size_bytes)
+            try:
+                await self._fill(part, upload, chunks)
+            except BaseException:
+                self._threads.submit(part.discard)
+                raise
+            # All is there: whether the client still waits for the answer no longer matters.
+            return await self._in_background(self._publish(part, upload, owner))
 
     async def delete(self, slide_id: str, caller: Caller) -> None:
         """Remove a slide for its owner ``caller``, or for all if that is an administrator.
@@ -165,17 +163,32 @@ class Uploads:
             )
         return self._folder
 
-    async def _check_room(self, folder: UploadFolder, size_bytes: int) -> None:
+    @contextmanager
+    def _room(self, size_bytes: int) -> Iterator[None]:
+        """Room for an upload on its way; it is taken at once, so that no two take the same."""
         if size_bytes > self._max_bytes:
             raise SlideTooLarge(
                 f"The slide has {size_bytes} bytes, this server takes uploads of at most "
                 f"{self._max_bytes}; raise its max_upload_bytes."
             )
         held = self._held_bytes()
-        if held + size_bytes > self._total_bytes or size_bytes > await self._run(folder.free_bytes):
+        if held + size_bytes > self._total_bytes:
             raise UploadsFull(
                 f"The server holds {held} bytes of uploaded slides and has no room for "
                 f"{size_bytes} more; delete some, or raise its uploads_total_bytes."
+            )
+        self._arriving_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._arriving_bytes -= size_bytes
+
+    async def _check_disk(self, folder: UploadFolder, size_bytes: int) -> None:
+        free = await self._run(folder.free_bytes)
+        if size_bytes > free:
+            raise UploadsFull(
+                f"The server's disk has {free} bytes free, the slide has {size_bytes}; delete "
+                "uploaded slides, or ask who runs the server for room."
             )
 
     def _held_bytes(self) -> int:

@@ -22,7 +22,7 @@ from cmamil_sdk.predict import ProgressEvent
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.tokens import Caller
 from cmamil_sdk.serving.uploads import folder as folder_module
-from cmamil_sdk.serving.uploads.folder import UploadRecord
+from cmamil_sdk.serving.uploads.folder import UploadFolder, UploadRecord
 from cmamil_sdk.serving.uploads.uploads import Upload, Uploads
 
 from .listening import listening, listening_server
@@ -167,6 +167,22 @@ def test_the_total_counts_what_is_there_and_on_its_way(
         assert upload(address, whole(other)) == full
         assert not isinstance(delete(address, SHA256), tuple)
         assert not isinstance(upload(address, whole(other)), tuple)
+
+
+def test_uploads_at_once_do_not_take_the_same_room(
+    settings: ServerConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(_: UploadFolder) -> int:
+        time.sleep(0.1)
+        return 2**40
+
+    monkeypatch.setattr(UploadFolder, "free_bytes", slowly)
+    contents = [bytes([value]) * (2 * MIB) for value in range(4)]
+    with listening(settings.model_copy(update=TAKEN)) as address:
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(lambda each: upload(address, whole(each)), contents))
+        assert sum(not isinstance(answer, tuple) for answer in answers) == 2
+        assert sum(path.stat().st_size for path in folder.glob("*.slide")) <= 4 * MIB
 
 
 class arriving:  # noqa: N801 - used as a function
