@@ -135,13 +135,7 @@ class FeatureFinder:
         if slide is None:
             return None
         check_tiles(ref.shown, slide.total_planned, self._max_tiles)
-        # Found by content, it may have been read under another name.
-        named = replace(
-            slide,
-            facts=replace(slide.facts, path=ref.shown, slide_id=ref.slide_id),
-            bag=replace(slide.bag, slide_id=ref.slide_id),
-        )
-        return Features(named, _NOT_DONE, "cached")
+        return Features(_named(slide, ref.shown, ref.slide_id), _NOT_DONE, "cached")
 
     def _keep_later(
         self,
@@ -170,7 +164,17 @@ class FeatureFinder:
             await asyncio.to_thread(_check_unchanged, ref)
         except InputError:
             return  # it changed or went since: these features are nobody's
-        await cache.keep(feature_key(digest, reading), slide)
+        # Found by content, whatever its name; and names of slides may be those of patients.
+        await cache.keep(feature_key(digest, reading), _named(slide, "", ""))
+
+
+def _named(slide: ExtractedSlide, path: str, slide_id: str) -> ExtractedSlide:
+    """The same under another name."""
+    return replace(
+        slide,
+        facts=replace(slide.facts, path=path, slide_id=slide_id),
+        bag=replace(slide.bag, slide_id=slide_id),
+    )
 
 
 def _check_unchanged(ref: SlideRef) -> None:

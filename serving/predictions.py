@@ -46,24 +46,29 @@ class Predictions:
     async def _predict_slide(self, data: bytes, context: CallContext) -> Message:
         kind = prediction_pb2.PredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes)
+        if (given := self._given_before(message)) is not None:
+            return given
         identity, request = checked(message, self._models)
         predictor, call = self._predictor(), current_call()
-        with self._remembered.request(call.client, message) as known:
-            if known.answer is not None:
-                return _given_before(known.answer)
-            with predictor.admission.enter() as ticket:
-                answer = await predictor.predict(
-                    request,
-                    ticket,
-                    remaining_s=context.time_remaining(),
-                    report=lambda stage: call.enter(stage.name),
-                )
-                written = await self._written(predictor, answer, request.model, message, identity)
-                return known.settle(written)
+        with (
+            self._remembered.request(call.client, message) as known,
+            predictor.admission.enter() as ticket,
+        ):
+            answer = await predictor.predict(
+                request,
+                ticket,
+                remaining_s=context.time_remaining(),
+                report=lambda stage: call.enter(stage.name),
+            )
+            written = await self._written(predictor, answer, request.model, message, identity)
+            return known.settle(written)
 
     async def _stream_predict_slide(self, data: bytes, context: CallContext) -> None:
         kind = prediction_pb2.StreamPredictSlideRequest
         message = parse(kind, data, self._config.max_request_bytes).request
+        if (given := self._given_before(message)) is not None:
+            await self._send_again(given, message.request_id, context)
+            return
         identity, request = checked(message, self._models)
         predictor, call = self._predictor(), current_call()
         with (
@@ -76,9 +81,6 @@ class Predictions:
             async def predict(
                 report: Callable[[Stage], None],
             ) -> prediction_pb2.PredictSlideResponse:
-                if known.answer is not None:
-                    return _given_before(known.answer)
-
                 def enter(stage: Stage) -> None:
                     call.enter(stage.name)  # this one's, though the work be another call's
                     report(stage)
@@ -98,6 +100,29 @@ class Predictions:
                 heartbeat_s = self._config.heartbeat_s
                 result = await with_progress(predict, events, accepted, heartbeat_s=heartbeat_s)
                 await events.write(result=result)
+
+    def _given_before(
+        self, message: prediction_pb2.PredictSlideRequest
+    ) -> prediction_pb2.PredictSlideResponse | None:
+        """The answer that this request had before, whatever became of its slide and its model."""
+        call = current_call()
+        answer = self._remembered.answer(call.client, message)
+        if answer is not None:
+            note(message)
+            call.model, call.features, call.answered = answer.bundle, "remembered", True
+        return answer
+
+    async def _send_again(
+        self,
+        answer: prediction_pb2.PredictSlideResponse,
+        identity: str,
+        context: CallContext,
+    ) -> None:
+        """Give an answer that was given before as a stream, as long as the client has time."""
+        async with self._predictor().deadlines.limit(context.time_remaining()):
+            events = Events(prediction_pb2.StreamPredictSlideResponse, context, identity)
+            await events.write(accepted=prediction_pb2.Accepted(model=answer.model))
+            await events.write(result=answer)
 
     async def _written(
         self,
@@ -120,11 +145,9 @@ def checked(
 
     Errors as :func:`prediction_request`.
     """
-    call, identity = current_call(), request_id(message)
-    call.request_id = identity[:ID_CHARACTERS]
-    call.slide = slide_asked_for(message.slide)[:URI_CHARACTERS]
+    identity = note(message)
     request = prediction_request(message, models)
-    call.model = request.model.bundle.label
+    current_call().model = request.model.bundle.label
     return identity, request
 
 
@@ -159,13 +182,12 @@ async def written_answer(
     return await predictor.in_thread(write)
 
 
-def _given_before(
-    answer: prediction_pb2.PredictSlideResponse,
-) -> prediction_pb2.PredictSlideResponse:
-    """The answer that a request id had before."""
-    call = current_call()
-    call.features, call.answered = "remembered", True
-    return answer
+def note(message: prediction_pb2.PredictSlideRequest) -> str:
+    """Note of the current call what it is about; returns the request's id, or a new one."""
+    call, identity = current_call(), request_id(message)
+    call.request_id = identity[:ID_CHARACTERS]
+    call.slide = slide_asked_for(message.slide)[:URI_CHARACTERS]
+    return identity
 
 
-__all__ = ["Predictions", "checked", "written_answer"]
+__all__ = ["Predictions", "checked", "note", "written_answer"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from cmamil_sdk.errors import RequestIdReused
+
+from .requests import fingerprint_of
 
 REMEMBERED_S = 24 * 3600.0
 REMEMBERED_BYTES = 64 * 2**20
@@ -21,7 +22,7 @@ Response = prediction_pb2.PredictSlideResponse
 class Remembered:
     """One request id: what came with it, how many calls with it are at work, and its answer."""
 
-    body_sha256: bytes
+    fingerprint: str
     calls: int = 0
     answer: Response | None = None
     answered_s: float = 0.0
@@ -47,6 +48,15 @@ class RememberedAnswers:
         self._at_work: dict[tuple[str, str], Remembered] = {}
         self._answers: dict[tuple[str, str], Remembered] = {}  # oldest first
 
+    def answer(self, caller: str, message: prediction_pb2.PredictSlideRequest) -> Response | None:
+        """The answer that the same request had before, if it is remembered."""
+        self._forget()
+        key = _key(caller, message)
+        known = self._at_work.get(key) or self._answers.get(key)
+        if known is None or known.fingerprint != fingerprint_of(message):
+            return None
+        return known.answer
+
     @contextmanager
     def request(
         self, caller: str, message: prediction_pb2.PredictSlideRequest
@@ -56,14 +66,14 @@ class RememberedAnswers:
         Raises:
             RequestIdReused: the caller sent another request with this id.
         """
-        body = hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+        fingerprint = fingerprint_of(message)
         if not message.request_id:
-            yield Remembered(body)
+            yield Remembered(fingerprint)
             return
-        key = caller, message.request_id.lower()
+        key = _key(caller, message)
         self._forget()
-        known = self._at_work.get(key) or self._answers.get(key) or Remembered(body)
-        if known.body_sha256 != body:
+        known = self._at_work.get(key) or self._answers.get(key) or Remembered(fingerprint)
+        if known.fingerprint != fingerprint:
             raise RequestIdReused(
                 f"The request id {message.request_id} came with another request before; use a new one."
             )
@@ -96,6 +106,10 @@ class RememberedAnswers:
             del self._answers[key]
             assert oldest.answer is not None
             self._bytes -= oldest.answer.ByteSize()
+
+
+def _key(caller: str, message: prediction_pb2.PredictSlideRequest) -> tuple[str, str]:
+    return caller, message.request_id.lower()
 
 
 __all__ = ["REMEMBERED_BYTES", "REMEMBERED_S", "Remembered", "RememberedAnswers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import uuid
@@ -108,6 +109,14 @@ def request_id(message: _WithId) -> str:
     return message.request_id or str(uuid.uuid4())
 
 
+def fingerprint_of(request: prediction_pb2.PredictSlideRequest) -> str:
+    """sha256 of a request but for its id, in hexadecimal."""
+    same = prediction_pb2.PredictSlideRequest()
+    same.CopyFrom(request)
+    same.ClearField("request_id")
+    return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
+
+
 def _request(
     slide: slide_pb2.SlideSource,
     tiling: slide_pb2.TilingOptions,
@@ -165,6 +174,7 @@ def _is_uuid(text: str) -> bool:
 __all__ = [
     "check_slide_id",
     "extraction_request",
+    "fingerprint_of",
     "inspection_request",
     "parse",
     "prediction_request",

@@ -97,6 +97,10 @@ class JobKeeper:
         await self._thread.do(self._store.close)
         self._thread.close()
 
+    async def known(self, owner: str, request_id: str, fingerprint: str) -> JobRow | None:
+        """The job that has this id, if there is one."""
+        return await self._thread.do(self._store.known, owner, request_id, fingerprint)
+
     async def add(self, owner: str, request_id: str, fingerprint: str, request: bytes) -> JobRow:
         """A new job, or the one that has this id.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -41,14 +40,6 @@ def job_message(row: JobRow, stage: Stage | None) -> prediction_pb2.PredictionJo
     return message
 
 
-def fingerprint_of(request: prediction_pb2.PredictSlideRequest) -> str:
-    """sha256 of a request but for its id, in hexadecimal."""
-    same = prediction_pb2.PredictSlideRequest()
-    same.CopyFrom(request)
-    same.ClearField("request_id")
-    return hashlib.sha256(same.SerializeToString(deterministic=True)).hexdigest()
-
-
 def _timestamp(ns: int | None) -> Timestamp | None:
     if ns is None:
         return None
@@ -57,4 +48,4 @@ def _timestamp(ns: int | None) -> Timestamp | None:
     return message
 
 
-__all__ = ["PREFIX", "fingerprint_of", "job_message"]
+__all__ = ["PREFIX", "job_message"]

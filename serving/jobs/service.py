@@ -20,15 +20,15 @@ from ..handlers import Method
 from ..logs import job_event
 from ..metrics import Metrics
 from ..models import ModelTable
-from ..predictions import checked, written_answer
+from ..predictions import checked, note, written_answer
 from ..predictor import Predictor, Stage
-from ..requests import parse
+from ..requests import fingerprint_of, parse
 from ..status import FieldProblem, RequestInvalid
 from ..streaming import CallContext, stream_progress
 from ..tokens import CALLER
 from .board import Report
 from .keeper import JobKeeper
-from .messages import PREFIX, fingerprint_of, job_message
+from .messages import PREFIX, job_message
 from .store import JobRow, JobState
 
 LOG = logging.getLogger(__name__)
@@ -110,14 +110,17 @@ class PredictionJobs:
     async def _create(self, data: bytes, _context: CallContext) -> Message:
         message = self._parsed(prediction_pb2.CreatePredictionJobRequest, data).request
         keeper = self._keeper()
-        identity, request = checked(message, self._models)
         message.DiscardUnknownFields()
-        fingerprint = fingerprint_of(message)
-        # A later version of the model must not answer what is asked today.
-        message.request_id, message.model = identity, request.model.resource
-        row = await keeper.add(
-            current_call().client, identity, fingerprint, message.SerializeToString()
-        )
+        identity, owner, fingerprint = note(message), current_call().client, fingerprint_of(message)
+        row = None
+        if message.request_id:  # its job stays, though its model may be gone
+            row = await keeper.known(owner, identity.lower(), fingerprint)
+        if row is None:
+            identity, request = checked(message, self._models)
+            # A later version of the model must not answer what is asked today.
+            message.request_id, message.model = identity, request.model.resource
+            text = message.SerializeToString()
+            row = await keeper.add(owner, identity.lower(), fingerprint, text)
         current_call().job = f"{PREFIX}{row.id}"
         job = job_message(row, keeper.stage(row.id))
         return prediction_pb2.CreatePredictionJobResponse(job=job)

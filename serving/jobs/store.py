@@ -136,18 +136,9 @@ class JobStore:
             QueueFull: as many jobs wait as may.
         """
         with self._transaction() as execute:
-            found = execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND request_id = ?",
-                (owner, request_id),
-            ).fetchone()
-            if found is not None:
-                row = _row(found)
-                if row.fingerprint != fingerprint:
-                    raise RequestIdReused(
-                        f"The request id {request_id} is that of another request, job {row.id}; "
-                        "make a new one."
-                    )
-                return row
+            known = self._known(owner, request_id, fingerprint)
+            if known is not None:
+                return known
             waiting = self.counts[JobState.PENDING]
             if waiting >= self._max_waiting:
                 jobs = counted(waiting, "job")
@@ -159,6 +150,15 @@ class JobStore:
                 (job, owner, request_id, fingerprint, JobState.PENDING, time.time_ns(), request),
             )
             return self._find(job, None)
+
+    def known(self, owner: str, request_id: str, fingerprint: str) -> JobRow | None:
+        """The job that ``owner`` has made with this id, if there is one.
+
+        Raises:
+            RequestIdReused: it has another fingerprint.
+        """
+        with self._transaction():
+            return self._known(owner, request_id, fingerprint)
 
     def get(self, job: str, owner: str | None, *, with_result: bool = False) -> JobRow:
         """A job of ``owner``, or of anybody if that is None.
@@ -253,6 +253,21 @@ class JobStore:
         """Times of the end and of the expiry of a job that ends now."""
         now = time.time_ns()
         return now, now + self._keep_ns
+
+    def _known(self, owner: str, request_id: str, fingerprint: str) -> JobRow | None:
+        assert self._connection is not None
+        found = self._connection.execute(
+            f"SELECT {_COLUMNS} FROM jobs WHERE owner = ? AND request_id = ?", (owner, request_id)
+        ).fetchone()
+        if found is None:
+            return None
+        row = _row(found)
+        if row.fingerprint != fingerprint:
+            raise RequestIdReused(
+                f"The request id {request_id} is that of another request, job {row.id}; make a new "
+                "one."
+            )
+        return row
 
     def _find(self, job: str, owner: str | None, *, with_result: bool = False) -> JobRow:
         assert self._connection is not None

@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cmamil_sdk.errors import ConfigInvalid, OutputUnwritable, UploadsFull
-from cmamil_sdk.files import write_json
+from cmamil_sdk.files import replacing
 from cmamil_sdk.locks import HeldLock, Locks, holder_of
 
 from ..logs import Event
@@ -171,8 +171,9 @@ class UploadFolder:
         Raises:
             UploadsFull: the disk is.
         """
-        with _storing():
-            write_json(self._record(slide_id), record.model_dump())
+        with _storing(), replacing(self._record(slide_id)) as temporary:
+            temporary.touch(mode=0o600)  # file names may be those of patients
+            temporary.write_bytes(record.model_dump_json().encode())
 
     def forget(self, slide_id: str) -> None:
         """Remove a record, so that the next server removes the slide if this one cannot."""

@@ -183,8 +183,8 @@ class Uploads:
         free = await self._run(folder.free_bytes)
         if size_bytes > free:
             raise UploadsFull(
-                f"The server's disk has {free} bytes free and no room for {size_bytes} more; delete "
-                "some uploads, or ask who runs it for room."
+                f"The server's disk has {free} bytes free, the slide has {size_bytes}; delete "
+                "uploaded slides, or ask who runs the server for room."
             )
 
     def _held_bytes(self) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ from cmamil_sdk.errors import (
     ModelNotFound,
     ModelNotReady,
     ParityFailed,
+    RequestIdReused,
     RoleMissing,
     SelfTestFailed,
     ServerDraining,
@@ -70,7 +72,8 @@ def roots(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(config: ServerConfig, roots: Path) -> Iterator[Server]:
-    with administered(config, roots.parent) as server:
+    settings = config.model_copy(update={"jobs_file": roots.parent / "jobs.sqlite"})
+    with administered(settings, roots.parent) as server:
         yield server
 
 
@@ -101,6 +104,23 @@ def test_the_memory_of_an_unloaded_model_is_free(both: Server) -> None:
         assert not any(model.number in slot.models for slot in pool.slots)
         assert model.number not in pool.engines and len(pool.setup.models) == 1
         assert not hasattr(model.bundle._aggregator, "_session")
+
+
+def test_what_was_answered_outlives_its_model(both: Server) -> None:
+    identity = str(uuid.uuid4())
+    with admin_of(both) as admin, clinic_of(both) as clinic:
+        answer = clinic.predict("a.svs", model="tiny/2", request_id=identity)
+        job = clinic.create_job("a.svs", model="tiny/2", request_id=identity)
+        clinic.watch_job(job.name)
+        admin.unload_model("tiny/2")
+        again = clinic.predict("a.svs", model="tiny/2", request_id=identity)
+        assert again == answer and again.seconds == answer.seconds
+        same_job = clinic.create_job("a.svs", model="tiny/2", request_id=identity)
+        assert same_job.name == job.name
+        with pytest.raises(RequestIdReused):
+            clinic.predict("a.svs", request_id=identity)
+        with pytest.raises(ModelNotFound):
+            clinic.predict("a.svs", model="tiny/2")
 
 
 def test_what_cannot_be_unloaded(both: Server) -> None:

@@ -106,6 +106,8 @@ def test_a_hit_equals_a_miss_to_the_last_bit(
     assert hit.seconds["decode"] == hit.seconds["encode"] == 0 < hit.seconds["aggregate"]
     assert events[-1] == ProgressEvent("aggregate", 1, 1)
     assert look_ups(caching) == (1, 1)
+    (entry,) = cache.iterdir()
+    assert b"a.svs" not in entry.read_bytes()  # which may name a patient
     assert caching._services.now().cache_bytes == sum(p.stat().st_size for p in cache.iterdir())
 
 

@@ -115,11 +115,14 @@ def test_jobs_of_others_are_not_there(store: JobStore) -> None:
 
 
 def test_an_id_makes_one_job(store: JobStore) -> None:
+    assert store.known("clinic", "a", "fingerprint of a") is None
     made = add(store, "a")
-    assert add(store, "a") == made
+    assert add(store, "a") == store.known("clinic", "a", "fingerprint of a") == made
     assert add(store, "a", owner="other").id != made.id
     with pytest.raises(RequestIdReused):
         store.add("clinic", "a", "another fingerprint", b"another request")
+    with pytest.raises(RequestIdReused):
+        store.known("clinic", "a", "another fingerprint")
 
 
 def test_waiting_jobs_are_bounded(path: Path) -> None:

@@ -45,6 +45,18 @@ def test_another_request_is_refused_at_work_and_after() -> None:
         pass
 
 
+def test_an_answer_is_found_by_its_request() -> None:
+    remembered = RememberedAnswers()
+    assert remembered.answer("", asked()) is None
+    with remembered.request("", asked()) as known:
+        assert remembered.answer("", asked()) is None
+        known.settle(answered("first"))
+        assert remembered.answer("", asked()) == answered("first")
+    assert remembered.answer("", asked(request_id=ID.upper())) == answered("first")
+    assert remembered.answer("", asked("b.svs")) is None
+    assert remembered.answer("clinic", asked()) is None
+
+
 def test_an_error_is_not_remembered() -> None:
     remembered = RememberedAnswers()
     with pytest.raises(ValueError, match="failed"), remembered.request("", asked()):
