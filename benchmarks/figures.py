@@ -84,17 +84,19 @@ def draw_serve(table: Path, picture: Path) -> None:
     rows = _rows(table)
     figure, axes = _figure(9.0, 1.2 + 0.36 * len(rows))
     for place, row in enumerate(rows):
-        known = [float(row[name]) for name in ("p50_s", "p95_s", "p99_s") if row[name]]
+        known = [float(row[f"{name}_s"]) for name in _PERCENTILES if row[f"{name}_s"]]
         axes.plot(known, [place] * len(known), color=_THEIRS, zorder=1)
-        for value, name in zip(known, ("p50", "p95", "p99"), strict=False):
-            label = name if place == 0 else None
-            axes.scatter(value, place, color=_PERCENTILES[name], label=label, zorder=2)
         axes.annotate(
             f"{float(row['slides_per_min']):.0f} slides/min",
             (1.01, place),
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=9,
+        )
+    for name, colour in _PERCENTILES.items():
+        found = [(float(row[f"{name}_s"]), n) for n, row in enumerate(rows) if row[f"{name}_s"]]
+        axes.scatter(
+            [x for x, _ in found], [n for _, n in found], color=colour, label=name, zorder=2
         )
     axes.set_yticks(range(len(rows)), [_load(row) for row in rows])
     axes.set_xscale("log")
