@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from datetime import UTC, datetime
 from typing import Any
 
 from cmamil_sdk.machine import available_cores, processor_name
+from cmamil_sdk.revision import installed_versions
 
 _PACKAGES = (
     "cmamil-sdk",
@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": available_cores(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": installed_versions(_PACKAGES),
         "thread_variables": {n: os.environ[n] for n in _THREAD_VARIABLES if n in os.environ},
     }
 
@@ -45,16 +45,6 @@ def load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except OSError:
         return None
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 __all__ = ["describe_machine", "load_average"]

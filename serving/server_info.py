@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from dataclasses import dataclass
 
 from cmamil_sdk._proto.cmamil.v1 import server_pb2
 from cmamil_sdk.engines.cuda import device_names
-from cmamil_sdk.revision import installed_revision
+from cmamil_sdk.revision import installed_revision, installed_versions
 
 from .config import ServerConfig
 from .convert import duration
@@ -45,14 +44,10 @@ def limits(config: ServerConfig) -> server_pb2.Limits:
 
 def packages() -> list[server_pb2.PackageVersion]:
     """The installed packages that matter, with their versions."""
-    found = []
-    for package in _PACKAGES:
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.append(server_pb2.PackageVersion(package=package, version=version))
-    return found
+    return [
+        server_pb2.PackageVersion(package=package, version=version)
+        for package, version in installed_versions(_PACKAGES).items()
+    ]
 
 
 __all__ = ["Origin", "limits", "origin", "packages"]

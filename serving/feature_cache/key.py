@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 from typing import Any
 
 from cmamil_sdk import __version__
 from cmamil_sdk.features.encode import decoding_device
+from cmamil_sdk.revision import installed_versions
 from cmamil_sdk.slides import ReaderName
 
 from ..models import LoadedModel
@@ -55,13 +55,8 @@ def _digest(document: dict[str, Any]) -> str:
 
 @functools.cache
 def _software() -> dict[str, str]:
-    found = {"cmamil-sdk": __version__, "cache": str(FORMAT_VERSION)}
-    for package in _READERS:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    own = {"cmamil-sdk": __version__, "cache": str(FORMAT_VERSION)}
+    return own | installed_versions(_READERS)
 
 
 __all__ = ["feature_key", "reading_key"]
