@@ -29,9 +29,16 @@ from .environment import describe_machine, load_average
 from .figures import draw_serve
 from .health_probe import HealthProbe
 from .local_ways import per_minute_row, slide_row
+from .loop_lag import LagProbe, free_port
 from .open_loop import measure_arrivals
 from .pairs import MIN_PAIRS
-from .targets import CACHED_P99_MS, HEALTH_P99_MS, SERVED_PER_MINUTE, SERVED_SLIDE
+from .targets import (
+    CACHED_P99_MS,
+    HEALTH_P99_MS,
+    LOOP_LAG_P99_MS,
+    SERVED_PER_MINUTE,
+    SERVED_SLIDE,
+)
 from .windows import Window, figures, percentiles, window_figures
 from .workshop import Workshop
 
@@ -47,7 +54,8 @@ _FULL_LOAD = 8
 COLUMNS = (
     *("load", "slides", "concurrency", "rate_per_min", "verdict", "n", "refused"),
     *("slides_per_min", "throughput_spread", "p95_spread", "p50_s", "p90_s", "p95_s", "p99_s"),
-    *("health_n", "health_p50_s", "health_p99_s", "engine", "workers", "cpu", "cores", "time"),
+    *("health_n", "health_p50_s", "health_p99_s", "lag_n", "lag_p99_s"),
+    *("engine", "workers", "cpu", "cores", "time"),
 )
 
 
@@ -119,11 +127,13 @@ def measure_serve(bench: ServeBench, *, on_step: OnStep | None = None) -> dict[s
     for seed in range(bench.slides):
         report("slides", seed, bench.slides)
         paths.append(workshop.generated(replace(SLIDE, seed=seed)))
-    with _server(bundle, bench.folder) as client:
+    metrics_port = free_port()
+    options = ("--metrics-port", str(metrics_port))
+    with _server(bundle, bench.folder, options) as client:
         slides = _Slides(paths)
         tiles = statistics.mean(_tiles(client, path) for path in paths)
         info = client.server_info()
-        rows = _closed_rows(bench, client, slides, round(tiles), report)
+        rows = _closed_rows(bench, client, metrics_port, slides, round(tiles), report)
         rows += _open_rows(bench, client, slides, round(tiles), rows, report)
         beside = _beside_local(bench, bundle, client, slides, report)
     rows += _cached_rows(bench, bundle, paths, round(tiles), report)
@@ -151,7 +161,12 @@ def judged(document: dict[str, Any]) -> list[dict[str, Any]]:
     targets.append(SERVED_PER_MINUTE.judge(beside["per_minute"]["ratio"]))
     cached = [row["latency_s"]["p99"] for row in rows if row["slides"] == "cached"]
     probed = [row["health_s"]["p99"] for row in rows if row["health_s"] is not None]
-    for target, found in ((CACHED_P99_MS, cached[:1]), (HEALTH_P99_MS, probed)):
+    lags = [row["lag_p99_s"] for row in rows]
+    for target, found in (
+        (CACHED_P99_MS, cached[:1]),
+        (HEALTH_P99_MS, probed),
+        (LOOP_LAG_P99_MS, lags),
+    ):
         known = [value for value in found if value is not None]
         if known:  # a short run may have too few calls for a percentile
             targets.append(target.judge(1000 * max(known)))
@@ -186,20 +201,26 @@ def _tiles(client: Client, path: Path) -> int:
 
 
 def _closed_rows(
-    bench: ServeBench, client: Client, slides: _Slides, tiles: int, report: OnStep
+    bench: ServeBench,
+    client: Client,
+    metrics_port: int,
+    slides: _Slides,
+    tiles: int,
+    report: OnStep,
 ) -> list[Row]:
-    """Cold slides, by the number of clients; health is asked for meanwhile."""
+    """Cold slides, by the number of clients; health is asked for meanwhile, and the loop's lag."""
     rows = []
     for number, callers in enumerate(bench.concurrency):
         report("closed loop", number, len(bench.concurrency))
-        with HealthProbe(client.server) as probe:
+        with HealthProbe(client.server) as probe, LagProbe(metrics_port) as lag:
             windows = measure_windows(
                 lambda: client.predict(slides.next().name),
                 callers=callers,
                 tiles=tiles,
                 loop=bench.loop,
             )
-        rows.append(_row("closed", "cold", windows, concurrency=callers, health=probe.latencies_s))
+        row = _row("closed", "cold", windows, concurrency=callers, health=probe.latencies_s)
+        rows.append({**row, "lag_n": lag.n, "lag_p99_s": lag.percentile_s(99)})
     return rows
 
 
@@ -299,6 +320,8 @@ def _row(
         "refused": refused,
         "health_n": None if health is None else len(health),
         "health_s": None if health is None else percentiles(health),
+        "lag_n": None,
+        "lag_p99_s": None,
         "windows": [window_figures(window) for window in windows],
     }
 

@@ -19,6 +19,7 @@ from .calls import Call
 
 _CALL_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
 _STAGE_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_LAG_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _TILES = (1, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 _GIVEN_UP = ("CANCELLED", "DEADLINE_EXCEEDED")
 _NOBODYS = "UNAUTHENTICATED"
@@ -105,6 +106,12 @@ class Metrics:
         self._misses = Counter(
             "cmamil_cache_misses", "Slides whose features were not.", registry=registry
         )
+        self._lag = Histogram(
+            "cmamil_event_loop_lag_seconds",
+            "How late the server's event loop did what was due, looked at 50 times a second.",
+            buckets=_LAG_S,
+            registry=registry,
+        )
         registry.register(_Gauges(now))
         ProcessCollector(registry=registry)
 
@@ -142,6 +149,10 @@ class Metrics:
     def count_look_up(self, found: bool) -> None:
         """Count a search in the cache of features."""
         (self._hits if found else self._misses).inc()
+
+    def count_lag(self, seconds: float) -> None:
+        """Count a look at the event loop, which was so late."""
+        self._lag.observe(seconds)
 
     def calls(self) -> Iterator[tuple[str, str, str, int]]:
         """``(rpc, model, code, count)``; the model as ``NAME/VERSION``."""

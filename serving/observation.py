@@ -1,4 +1,4 @@
-"""What watches the calls of a server: its log, its metrics with their page, and traces."""
+"""What watches a server and its calls: its log, its metrics with their page, and traces."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .calls import Call, CallObserver
 from .config import ServerConfig
 from .logs import CallLog
+from .loop_lag import LoopLag
 from .metrics import Metrics
 from .metrics_port import MetricsPort
 from .tokens import TokenFile
@@ -24,6 +25,7 @@ class Observation:
         self._config, self._metrics = config, metrics
         self._tracing: Tracing | None = None
         self._page: MetricsPort | None = None
+        self._lag = LoopLag(metrics.count_lag)
 
     async def open(self, tokens: TokenFile | None) -> CallObserver:
         """Open the page of metrics and the way to the collector of traces; returns the interceptor.
@@ -43,6 +45,7 @@ class Observation:
         if self._config.metrics_port is not None:
             self._page = MetricsPort(self._config, self._metrics, tokens)
             await self._page.open()
+        self._lag.start()
         return CallObserver(watchers)
 
     @property
@@ -52,6 +55,7 @@ class Observation:
 
     async def close(self) -> None:
         """Close the page and send what is left of the traces."""
+        self._lag.stop()
         if self._page is not None:
             await self._page.close()
         if self._tracing is not None:

@@ -69,7 +69,7 @@ def _say_plainly(document: dict[str, Any], targets: list[dict[str, Any]]) -> Non
         f"{environment['engine']}, {environment['workers']} workers",
     )
     header = ["load", "slides", "clients", "slides/min", "spreads", "", "n", "refused"]
-    header += ["p50 s", "p95 s", "p99 s", "health p99 ms"]
+    header += ["p50 s", "p95 s", "p99 s", "health p99 ms", "lag p99 ms"]
     say(table(header, [_cells(row) for row in document["rows"]]))
     one, many = document["beside_local"]["slide"], document["beside_local"]["per_minute"]
     say(
@@ -87,12 +87,12 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     p95 = row["p95_spread"]
     spreads = f"{row['throughput_spread']:.2f}, {'-' if p95 is None else f'{p95:.2f}'}"
     clients = row["concurrency"] or f"{row['rate_percent']} %"
-    health = row["health_s"] and row["health_s"]["p99"]
+    health, lag = row["health_s"] and row["health_s"]["p99"], row["lag_p99_s"]
     return [
         *(row["load"], row["slides"], clients, f"{row['slides_per_min']:.0f}", spreads),
         *(row["verdict"], row["n"], row["refused"]),
         *(_seconds(row["latency_s"][name]) for name in ("p50", "p95", "p99")),
-        "-" if health is None else f"{1000 * health:.1f}",
+        *("-" if value is None else f"{1000 * value:.1f}" for value in (health, lag)),
     ]
 
 

@@ -94,6 +94,17 @@ class Probe:
     def __exit__(self, *_: object) -> None: ...
 
 
+class Lag(Probe):
+    """Lags without a server."""
+
+    n = 150
+
+    def __init__(self, _port: int) -> None: ...
+
+    def percentile_s(self, _percent: float) -> float:
+        return 0.003
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
@@ -105,6 +116,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     monkeypatch.setattr(serve, "_server", give)
     monkeypatch.setattr(serve, "_local", give)
     monkeypatch.setattr(serve, "HealthProbe", Probe)
+    monkeypatch.setattr(serve, "LagProbe", Lag)
     monkeypatch.setattr(
         Workshop, "generated", lambda self, slide: self.folder / f"{slide.seed}.svs"
     )
@@ -139,14 +151,17 @@ def test_the_document_the_table_and_the_chart(stand_in: StandIn, tmp_path: Path)
     assert [target["what"].split(",")[0] for target in judged(document)] == [
         *("one cold slide through the server", "slides a minute at concurrency 8"),
         *("cached prediction", "health check under full load"),
+        "event loop's lag under full load",
     ]
     write_serve(tmp_path, document)
-    assert json.loads((tmp_path / "serve.json").read_text())["targets"][3]["value"] == 2.0
+    targets = json.loads((tmp_path / "serve.json").read_text())["targets"]
+    assert [target["value"] for target in targets[3:]] == [2.0, 3.0]
     with (tmp_path / "serve.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert tuple(lines[0]) == COLUMNS and len(lines) == 7
     assert float(lines[2]["rate_per_min"]) == document["rows"][2]["rate_per_min"]
-    assert lines[0]["health_p99_s"] == "0.002" and lines[0]["workers"] == "2"
+    assert (lines[0]["health_p99_s"], lines[0]["lag_p99_s"]) == ("0.002", "0.003")
+    assert lines[0]["workers"] == "2" and lines[-1]["lag_p99_s"] == ""
     assert redraw(tmp_path) == [tmp_path / "serve.png"]
 
 
