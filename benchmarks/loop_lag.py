@@ -21,14 +21,17 @@ class LagProbe:
         n: how often the server looked at its loop within the block.
     """
 
-    def __init__(self, metrics_port: int) -> None:
+    def __init__(self, metrics_port: int, token: str | None = None) -> None:
+        """``token``: one with the role ``metrics``, where the server wants it."""
         self.n = 0
-        self._port = metrics_port
+        url = f"http://127.0.0.1:{metrics_port}/metrics"
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._page = urllib.request.Request(url, headers=headers)
         self._counts: dict[float, int] = {}
 
     def __enter__(self) -> Self:
         """The probe; what was counted before does not count."""
-        self._counts = _cumulative(self._port)
+        self._counts = _cumulative(self._page)
         return self
 
     def __exit__(
@@ -39,7 +42,7 @@ class LagProbe:
     ) -> None:
         """Read again, unless the block failed."""
         if kind is None:
-            after = _cumulative(self._port)
+            after = _cumulative(self._page)
             self._counts = {bound: after[bound] - self._counts[bound] for bound in after}
             self.n = self._counts[math.inf]
 
@@ -65,10 +68,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _cumulative(port: int) -> dict[float, int]:
+def _cumulative(page: urllib.request.Request) -> dict[float, int]:
     """Samples up to each bound, seconds."""
-    url = f"http://127.0.0.1:{port}/metrics"
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+    with urllib.request.urlopen(page, timeout=_TIMEOUT_S) as answer:
         text = answer.read().decode("utf-8")
     return {
         float(sample.labels["le"]): int(sample.value)

@@ -37,7 +37,7 @@ def write_tokens(folder: Path) -> Path:
     """A token for an administrator, and one for who may predict."""
     path = folder / "tokens.txt"
     path.touch(mode=0o600)
-    for name, role, token in (("root", "admin", ADMIN), ("clinic", "predict", CLINIC)):
+    for name, role, token in (("root", "admin", ADMIN), ("clinic", "predict,metrics", CLINIC)):
         with path.open("a") as file:
             file.write(f"{name} {role} {hashlib.sha256(token.encode()).hexdigest()}\n")
     return path

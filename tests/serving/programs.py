@@ -50,18 +50,36 @@ def running(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds at one moment."""
+    """What a process, or several, hold at one moment.
 
-    memory_mib: float
-    files: int
-    threads: int
+    Attributes:
+        memory_mib: resident.
+        shared: mappings of shared memory that has no file on a disk.
+    """
+
+    memory_mib: float = 0.0
+    files: int = 0
+    threads: int = 0
+    shared: int = 0
+    processes: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        mine, theirs = vars(self), vars(other)
+        return Held(**{name: mine[name] + theirs[name] for name in mine})
 
 
 def held_by(pid: int) -> Held:
-    """Look at a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return Held(
-        memory_mib=pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-        files=len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
-    )
+    """Look at a process; one that has just ended holds nothing."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        pages = int((folder / "statm").read_text().split()[1])
+        maps = (folder / "maps").read_text()
+        return Held(
+            memory_mib=pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+            files=len(list((folder / "fd").iterdir())),
+            threads=len(list((folder / "task").iterdir())),
+            shared=maps.count("/dev/shm/") + maps.count("/memfd:"),
+            processes=1,
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return Held()
