@@ -172,7 +172,9 @@ class PredictionJobs:
                 write_progress,
                 heartbeat_s=self._config.heartbeat_s,
             )
-            await write(await keeper.get(job, owner, with_result=True))
+            ended = await keeper.get(job, owner, with_result=True)
+            current_call().answered = True  # who has read the end of the job may hang up on it
+            await write(ended)
         finally:
             self._watchers -= 1
 

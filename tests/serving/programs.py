@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cmamil_sdk.serving.config import ServerConfig
 
 _PROGRAM = """
 import sys
+{first}
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import serve
 config = ServerConfig.model_validate_json(sys.argv[1])
@@ -20,10 +22,15 @@ serve(config, on_ready=lambda port: print(port, flush=True))
 """
 
 
-def start_program(config: ServerConfig) -> tuple[subprocess.Popen[str], int]:
-    """Start a server; returns when it is ready, with its port."""
+def start_program(
+    config: ServerConfig, *, within: Sequence[str] = (), first: str = ""
+) -> tuple[subprocess.Popen[str], int]:
+    """Start a server; returns when it is ready, with its port.
+
+    ``within`` is a command that runs the one after it, ``first`` a line of Python before all others.
+    """
     program = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, config.model_dump_json()],
+        [*within, sys.executable, "-c", _PROGRAM.format(first=first), config.model_dump_json()],
         stdout=subprocess.PIPE,
         text=True,
     )

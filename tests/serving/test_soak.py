@@ -38,6 +38,7 @@ MAX_SLOPE_MIB_PER_MIN = 1.0
 MAX_GROWTH_MIB = 100
 MAX_NEW_FILES = 4, 8  # of the server; of two workers, which keep four slides open each
 MAX_NEW_THREADS = 10  # the server's pools of threads fill as they are needed, and stay so
+SWAPS_S = 40.0
 CACHE_BYTES = 2**20  # of about 14 slides: others have to go
 LOOP_LAG_P99_S = 0.02
 LONG = pytest.mark.long
@@ -47,7 +48,8 @@ LONG = pytest.mark.long
 class Soak:
     """How long at least, how many workers are killed, and how late a request may be at its deadline.
 
-    Memory is looked at after ``warm_s``, in which pools fill and code is read for the first time.
+    Memory is looked at after ``warm_s``, in which pools fill and code is read for the first time. Models
+    change places for ``swaps_s``.
     """
 
     name: str
@@ -55,15 +57,15 @@ class Soak:
     requests: int
     kills: int
     warm_s: float
+    swaps_s: float
     grace_s: float = GRACE_S
-    swap_every_s: float = 3.0
 
 
 # Other tests may run beside the short one.
-SHORT = Soak("soak with kills", 30.0, 50, 10, warm_s=10.0, grace_s=5.0)
+SHORT = Soak("soak with kills", 30.0, 50, 10, warm_s=10.0, swaps_s=30.0, grace_s=5.0)
 STEADY_S = float(os.environ.get("CMAMIL_SOAK_S", "120"))
-STEADY = Soak("soak", 60.0 + STEADY_S, 500, 0, warm_s=60.0)
-KILLS = Soak("`kill -9` of a worker every 2 s", 40.0, 50, 20, warm_s=10.0)
+STEADY = Soak("soak", 60.0 + STEADY_S, 500, 0, warm_s=60.0, swaps_s=40.0)
+KILLS = Soak("`kill -9` of a worker every 2 s", 40.0, 50, 20, warm_s=10.0, swaps_s=40.0)
 
 
 @dataclass
@@ -148,8 +150,7 @@ def test_soak(server: Server, soak: Soak) -> None:
         until_s, over = time.monotonic() + soak.seconds, asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(watch.run(client, over))
-            kills = soak.kills > 0
-            group.create_task(swap(traffic, admin, over, soak.swap_every_s, kills=kills))
+            group.create_task(swap(traffic, admin, soak.swaps_s, kills=soak.kills > 0))
 
             def more() -> bool:
                 enough = traffic.outcomes.total() >= soak.requests and watch.killed == soak.kills
@@ -202,6 +203,37 @@ def test_soak(server: Server, soak: Soak) -> None:
     if soak is STEADY:
         assert sum(slopes) < MAX_SLOPE_MIB_PER_MIN
         assert lag_s < LOOP_LAG_P99_S
+
+
+@LONG
+@pytest.mark.timeout(600)
+def test_models_that_change_places(server: Server) -> None:
+    """Under traffic, one load after another; what is kept when nothing is at work is compared."""
+    traffic, watch = server.traffic(), Watch(server.program.pid)
+
+    async def at_rest(client: AsyncClient) -> list[float]:
+        assert await idle(client)
+        await asyncio.sleep(2.0)
+        return [held.memory_mib for held in watch.look()]
+
+    async def scenario() -> tuple[list[float], list[float]]:
+        async with traffic.connect() as client, AsyncClient(server.address, token=ADMIN) as admin:
+            before = await at_rest(client)
+            swapping = asyncio.create_task(swap(traffic, admin, SWAPS_S, every_s=0.1))
+            await traffic.drive(EVERYTHING, server.copies, lambda: not swapping.done())
+            await swapping
+            return before, await at_rest(client)
+
+    before, after = asyncio.run(scenario())
+    grown = [later - earlier for earlier, later in zip(before, after, strict=True)]
+    swaps = traffic.outcomes["swapped"]
+    record(
+        f"a model's versions change places for {SWAPS_S:.0f} s under traffic",
+        f"{swaps} times, with {traffic.outcomes.total() - swaps} requests; at rest the server has "
+        f"{grown[0]:+.0f} MiB after them, its workers {grown[1]:+.0f}",
+        f"no request fails; {MAX_GROWTH_MIB} MiB",
+    )
+    assert sum(grown) < MAX_GROWTH_MIB
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(2000, marks=LONG)])

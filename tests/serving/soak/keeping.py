@@ -105,14 +105,14 @@ async def half_upload(traffic: Traffic, client: Client) -> None:
     """A slide of which half is sent; then the call is cancelled, or ended as if that were all."""
     path = traffic.rng.choice(list(client.uploads.values()))
     cut = traffic.rng.random() < 0.5
-    call = traffic.ledger.ask("UploadSlide", _send_half(client.connection, path, cut))
+    call = traffic.ledger.ask("UploadSlide", send_half(client.connection, path, cut=cut))
     if cut:
         await traffic.ended("?", call, (UploadIncomplete, "half uploaded"))
     elif await cancelled_after(traffic.rng.uniform(0.0, 0.2), call):
         traffic.outcomes["half uploaded"] += 1
 
 
-async def _send_half(client: AsyncClient, path: Path, cut: bool) -> None:
+async def send_half(client: AsyncClient, path: Path, *, cut: bool) -> None:
     file = SlideFile(path, None)
 
     async def messages() -> AsyncIterator[slide_pb2.UploadSlideRequest]:

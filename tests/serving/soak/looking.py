@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any
 
+from cmamil_sdk.errors import QueueFull
+
 from .known import tensor_question
 from .traffic import Client, Traffic, cancelled_after
 
 EXTRACT = "ExtractFeatures"
+_FULL = QueueFull, "too many streams"  # the server sends but a few at a time
 
 
 async def features(traffic: Traffic, client: Client) -> None:
@@ -18,13 +21,13 @@ async def features(traffic: Traffic, client: Client) -> None:
     if traffic.rng.random() < 0.3:
         await _broken_off(traffic, call)
         return
-    found = await traffic.ended("features", traffic.ledger.ask(EXTRACT, call))
+    found = await traffic.ended("features", traffic.ledger.ask(EXTRACT, call), _FULL)
     if found is not None:
         traffic.known.check_bag(slide, found[0])
 
 
 async def _broken_off(traffic: Traffic, call: Coroutine[Any, Any, Any]) -> None:
-    work = traffic.ended("features", traffic.ledger.ask(EXTRACT, call))
+    work = traffic.ended("features", traffic.ledger.ask(EXTRACT, call), _FULL)
     if await cancelled_after(traffic.rng.uniform(0.0, 0.3), work):
         traffic.outcomes["cancelled"] += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,21 +16,22 @@ Step = tuple[str, Callable[[], Coroutine[Any, Any, Any]]]
 
 
 async def swap(
-    traffic: Traffic, admin: AsyncClient, over: asyncio.Event, every_s: float, *, kills: bool
+    traffic: Traffic, admin: AsyncClient, for_s: float, *, every_s: float = 3.0, kills: bool = False
 ) -> None:
     """Load the other version, make it the default and unload the first, again and again.
 
     Ends with version 1 alone, as it began. Where workers are killed a load may fail, and is repeated.
     """
+    until_s = time.monotonic() + for_s
     new, old = "tiny/2", "tiny/1"
-    while not over.is_set() or old == "tiny/2":
+    while time.monotonic() < until_s or old == "tiny/2":
         steps: list[Step] = [
             ("LoadModel", lambda new=new: admin.load_model(new)),
             ("SetDefaultModelVersion", lambda new=new: admin.set_default_version(new)),
             ("UnloadModel", lambda old=old: admin.unload_model(old)),
         ]
         for method, step in steps:
-            await _pause(over, every_s)
+            await asyncio.sleep(max(0.0, min(every_s, until_s - time.monotonic())))
             while not await _done(traffic, method, step, kills):
                 await asyncio.sleep(1.0)
         traffic.outcomes["swapped"] += 1
@@ -46,11 +48,3 @@ async def _done(
             raise
         return False
     return True
-
-
-async def _pause(over: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await over.wait()
-    except TimeoutError:
-        pass

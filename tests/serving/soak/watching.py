@@ -15,7 +15,7 @@ from cmamil_sdk.client import AsyncClient
 
 from ..programs import Held, children, held_by
 
-_MOST_POINTS = 240
+_WINDOW_S = 15.0
 
 
 @dataclass
@@ -60,20 +60,20 @@ class Watch:
         return max(before), max(later)
 
     def slopes(self, after_s: float) -> tuple[float, float]:
-        """MiB a minute that server and workers grow by after a moment.
-
-        By Theil and Sen, the median of the slopes of all pairs, which single jumps do not move.
-        """
-        seen = [sample for sample in self.samples if sample[0] >= after_s]
-        seen = seen[:: 1 + len(seen) // _MOST_POINTS]
-        minutes = [second / 60 for second, _, _ in seen]
-        return (
-            theil_sen(minutes, [server.memory_mib for _, server, _ in seen]),
-            theil_sen(minutes, [workers.memory_mib for _, _, workers in seen]),
-        )
+        """MiB a minute by which the memory that server and workers keep grows after a moment."""
+        seen = [(s, *both) for s, *both in self.samples if s >= after_s]
+        return tuple(_slope([(s, held[who].memory_mib) for s, *held in seen]) for who in (0, 1))
 
 
-def theil_sen(x: list[float], y: list[float]) -> float:
-    """The median slope between any two points."""
-    pairs = combinations(range(len(x)), 2)
-    return statistics.median((y[j] - y[i]) / (x[j] - x[i]) for i, j in pairs)
+def _slope(samples: list[tuple[float, float]]) -> float:
+    """MiB a minute, from ``(seconds, MiB)``.
+
+    What is kept is the least that was seen in each window of 15 s: the rest is work in hand. The slope is
+    the median of those between any two windows (Theil and Sen), which a single step does not move.
+    """
+    windows: dict[int, tuple[float, float]] = {}
+    for second, mib in samples:
+        window = int((second - samples[0][0]) / _WINDOW_S)
+        windows[window] = min(windows.get(window, (second, mib)), (second, mib), key=lambda x: x[1])
+    pairs = combinations(windows.values(), 2)
+    return 60 * statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs if a[0] != b[0])
