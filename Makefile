@@ -29,8 +29,10 @@ test: setup
 test-long: setup
 	$(BIN)/python -m pytest -m long
 
+SOAK := $(addprefix tests/serving/test_,soak.py overload.py full_disk.py wall_clock.py restarts.py)
+
 soak: setup
-	CMAMIL_REWRITE_TABLES=1 $(BIN)/python -m pytest -m long -s tests/serving/test_soak.py tests/serving/test_overload.py
+	CMAMIL_REWRITE_TABLES=1 $(BIN)/python -m pytest -m long -s $(SOAK)
 
 lint: setup
 	$(BIN)/ruff check .

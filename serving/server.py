@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -259,6 +260,8 @@ async def _serve(config: ServerConfig, on_ready: Callable[[int], None]) -> None:
         await asyncio.gather(starting, return_exceptions=True)
         return
     await starting
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look through it again and again would hold up the loop
     assert server.port is not None
     on_ready(server.port)
     await stopping.wait()

@@ -81,6 +81,7 @@ from .task_frames import receive_task
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
+_NICENESS = 5  # the server's loop goes first: it needs little, and at once
 
 _T = TypeVar("_T")
 
@@ -312,7 +313,7 @@ def _with_decoder(info: EngineInfo, reader: ReaderName) -> EngineInfo:
 
 
 def confine(setup: WorkerSetup) -> None:
-    """Die with the server and only with it, gain no privileges, write no core file."""
+    """Die with the server and only with it, gain no privileges, write no core file; go behind it."""
     # A service manager may signal every process; the server drains first and then ends its workers.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -323,6 +324,7 @@ def confine(setup: WorkerSetup) -> None:
     if os.getppid() != setup.parent_pid:
         sys.exit(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICENESS)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from .soak.known import ENGINE, Known, predicted
 from .soak.slides import write_copies, write_slides
 from .waiting import wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300), pytest.mark.usefixtures("one_attempt")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 DISK_BYTES = 12 * 2**20
 _MOUNT = 'mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@"'
@@ -84,6 +84,12 @@ def client(config: ServerConfig, disk: Disk, known: Known, tmp_path: Path) -> It
         yield connected
     program.terminate()
     assert program.wait(timeout=30) == 0
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients ask again soon."""
+    monkeypatch.setattr("cmamil_sdk._client_retries._LONGEST_DELAY_S", 0.05)
 
 
 def until_refused(client: Client) -> list[PredictionJob]:
