@@ -36,6 +36,7 @@ from .observation import Observation
 from .pool import WorkerPool
 from .service import SERVICE_NAMES, Services
 from .tokens import TokenFile
+from .trial import try_bundle
 
 LOG = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class Server:
             await self._services.jobs.open()
             self._services.cache = self._open_cache()
             await self._listen()
-            models = await asyncio.to_thread(load_models, self.config)
+            tried = [await try_bundle(path, self.config) for path in self.config.bundles]
+            models = await asyncio.to_thread(load_models, self.config, tried)
             pool = await self._start_workers(models)
             self._services.begin(models, pool)
             await self._update_health()
