@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from cmamil_sdk._client_results import UPLOAD_SCHEME
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from cmamil_sdk._proto.inference.open_inference_pb2 import ModelInferRequest
 from cmamil_sdk.features.encode import CPU_CALL_TILES
@@ -92,7 +93,11 @@ def _slide_request(model: ServedModel, inputs: Arrays) -> SlideRequest:
     models.fill([model.loaded])
     message = prediction_pb2.PredictSlideRequest(model=model.loaded.resource)
     message.output.top_k = 0
-    message.slide.uri = _text("slide_uri", inputs)
+    uri = _text("slide_uri", inputs)
+    if uri.startswith(UPLOAD_SCHEME):
+        message.slide.slide_id = uri.removeprefix(UPLOAD_SCHEME)
+    else:
+        message.slide.uri = uri
     options = _options(_text("options", inputs)) if "options" in inputs else {}
     if "expected_sha256" in options:
         message.slide.expected_sha256 = options["expected_sha256"]

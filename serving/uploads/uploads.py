@@ -164,11 +164,10 @@ class Uploads:
         """
         folder = self._enabled()
         stored = self._known(slide_id)
-        label = stored.record.labels.get(owner, f"upload-{slide_id[:12]}")
         stored.uses += 1
         try:
             ref = await self._run(resolve, slide_name(slide_id), [folder.path])
-            yield replace(ref, label=label)
+            yield replace(ref, label=stored.record.labels.get(owner, _everybodys_label(ref)))
         finally:
             stored.uses -= 1
             if stored.deleted and not stored.uses:
@@ -339,8 +338,17 @@ class Uploads:
             LOG.error("the folder of uploads cannot be changed: %s", problem)
 
 
+def unowned(ref: SlideRef) -> SlideRef:
+    """An uploaded slide under the name that everybody may see; others as they are."""
+    return replace(ref, label=_everybodys_label(ref)) if ref.label else ref
+
+
+def _everybodys_label(ref: SlideRef) -> str:
+    return f"upload-{ref.parts[-1][:12]}"
+
+
 def _absent(slide_id: str) -> SlideNotFound:
     return SlideNotFound(f"There is no uploaded slide {slide_id[:12]}…; upload it.")
 
 
-__all__ = ["Receipt", "Upload", "Uploads"]
+__all__ = ["Receipt", "Upload", "Uploads", "unowned"]
