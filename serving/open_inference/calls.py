@@ -18,6 +18,7 @@ from ..predictor import SlideRequest
 from ..requests import parse, prediction_request
 from ..status import FieldProblem, RequestInvalid
 from .catalogue import ServedModel, find_model
+from .length import check_length
 from .limits import check_bag, check_tiles
 from .parameters import check_parameters
 from .signatures import Tensor
@@ -53,9 +54,10 @@ def read_call(data: bytes, models: ModelTable, config: ServerConfig) -> Call:
         FieldInvalid, RequestInvalid: it is malformed, or wrong.
         RequestUnsupported: it asks for what this server does not do.
         RequestTooLarge: it holds too many tiles.
-        MessageTooLarge: it is longer than a message may be.
+        MessageTooLarge: it is longer than a message may be, or as :func:`check_length`.
         ModelNotFound, ModelNotReady: as :func:`find_model`.
     """
+    check_length(data)
     request = parse(ModelInferRequest, data, config.max_message_bytes)
     model = find_model(models, request.model_name, request.model_version, field="model_name")
     queue_timeout_s = check_parameters(request)

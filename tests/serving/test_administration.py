@@ -234,6 +234,27 @@ def test_a_model_that_loads_is_not_ready_and_the_next_load_waits(
         admin.unload_model("tiny/2")
 
 
+def test_a_job_waits_for_a_model_that_is_loaded_again(
+    both: Server, slow_load: threading.Event
+) -> None:
+    predictor = both._services.predictor
+    assert predictor is not None
+    admission = predictor.admission
+    with ThreadPoolExecutor(1) as threads, admin_of(both) as admin, clinic_of(both) as clinic:
+        places, admission._max_active = admission._max_active, 0
+        job = clinic.create_job("a.svs", model="tiny/2")
+        admin.unload_model("tiny/2")
+        load = threads.submit(admin.load_model, "tiny/2")
+        wait_until(lambda: versions(both).get("2") == ("loading", False))
+        admission._max_active = places
+        assert clinic.predict("a.svs").bundle == "tiny/1"
+        assert clinic.job(job.name).state == "RUNNING"
+        slow_load.set()
+        assert load.result().state == "ready"
+        done = clinic.watch_job(job.name, timeout_s=30.0)
+        assert done.prediction is not None and done.prediction.bundle == "tiny/2"
+
+
 def test_a_load_that_nobody_waits_for_leaves_nothing(
     served: Server, slow_load: threading.Event
 ) -> None:
