@@ -49,12 +49,11 @@ from cmamil_sdk._client_jobs import (
 )
 from cmamil_sdk._client_results import (
     ModelFacts,
-    ServerFacts,
-    ServerStats,
     SlideInspection,
     UploadedSlide,
 )
 from cmamil_sdk._client_retries import Retries
+from cmamil_sdk._client_server import ServerFacts, ServerStats
 from cmamil_sdk._client_uploads import UPLOAD, SlideFile, uploaded_from
 from cmamil_sdk._proto.cmamil.v1 import slide_pb2
 from cmamil_sdk.predict import Prediction

@@ -12,16 +12,13 @@ from grpc_health.v1 import health_pb2
 from cmamil_sdk._client_results import (
     UPLOAD_SCHEME,
     ModelFacts,
-    ServerFacts,
-    ServerStats,
     SlideInspection,
     inspection_from,
     model_from,
     prediction_from,
     progress_from,
-    server_from,
-    stats_from,
 )
+from cmamil_sdk._client_server import ServerFacts, ServerStats, server_from, stats_from
 from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
 from cmamil_sdk.errors import UnexpectedError
 from cmamil_sdk.predict import Prediction, ProgressEvent

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, server_pb2, slide_pb2
-from cmamil_sdk.predict import STAGES, Prediction, ProgressEvent, ScaleMap, TopTile
+from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, slide_pb2
+from cmamil_sdk.predict import (
+    STAGES,
+    Prediction,
+    ProgressEvent,
+    QualityReport,
+    ScaleMap,
+    TopTile,
+)
 from cmamil_sdk.slides.base import Level
 
 UPLOAD_SCHEME = "upload:"
@@ -115,109 +121,23 @@ class UploadedSlide:
         return f"{UPLOAD_SCHEME}{self.slide_id}"
 
 
-@dataclass(frozen=True)
-class WorkerFacts:
-    """One worker process: ``starting``, ``idle`` or ``busy``; its restarts; tiles it has done."""
-
-    state: str
-    restarts: int
-    tiles: int
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """What a server is and does.
-
-    Attributes:
-        version: of cmamil-sdk there.
-        packages: versions of what it runs on.
-        engines: per model, ``(encoder, aggregator)`` as they run, for example
-            ``("onnxruntime-cpu-fp32", "onnxruntime-cpu-fp32")``.
-        defaults: the models that their names alone mean.
-        workers: its worker processes.
-        active_slides, queued_slides: requests at work and waiting.
-        tiles_decoded: tiles read and encoded since its start.
-        uptime_s: seconds since its start.
-        git_revision: commit of cmamil-sdk there, ``-dirty`` after it if files differ; empty if not known.
-        gpus: names of its GPUs.
-    """
-
-    version: str
-    packages: dict[str, str]
-    engines: dict[str, tuple[str, str]]
-    defaults: tuple[str, ...]
-    workers: tuple[WorkerFacts, ...]
-    active_slides: int
-    queued_slides: int
-    tiles_decoded: int
-    uptime_s: float
-    git_revision: str
-    gpus: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CallCount:
-    """How many calls of ``rpc`` (``SERVICE/METHOD``) about ``model`` ended with the status ``code``.
-
-    ``model`` is ``NAME/VERSION``, empty for calls about none, or refused before it was known.
-    """
-
-    rpc: str
-    model: str
-    code: str
-    count: int
-
-
-@dataclass(frozen=True)
-class Durations:
-    """How often something was done, and the seconds that it took in all."""
-
-    count: int
-    total_s: float
-
-
-@dataclass(frozen=True)
-class ServerStats:
-    """What a server has done since its start.
-
-    Attributes:
-        uptime_s: seconds since its start.
-        calls: counts of calls that ended.
-        rpcs: durations of calls, by ``SERVICE/METHOD``.
-        stages: durations of the stages of predictions: ``queued`` and those of
-            :attr:`Prediction.seconds`.
-        cancelled: predictions that were cancelled or ran out of time, by the stage that they were in.
-        tiles_ok, tiles_failed: tiles read and encoded, and tiles that could not be decoded.
-        batches: of tiles.
-        worker_restarts: worker processes that died and were started again.
-        active_slides, queued_slides: requests at work and waiting, now.
-        queued_batches: batches of tiles that wait for a worker, now.
-    """
-
-    uptime_s: float
-    calls: tuple[CallCount, ...]
-    rpcs: dict[str, Durations]
-    stages: dict[str, Durations]
-    cancelled: dict[str, int]
-    tiles_ok: int
-    tiles_failed: int
-    batches: int
-    worker_restarts: int
-    active_slides: int
-    queued_slides: int
-    queued_batches: int
-
-
 def prediction_from(message: prediction_pb2.PredictSlideResponse) -> Prediction:
     """A prediction; its maps are empty unless the answer has attention."""
-    timings = message.timings
+    timings, quality = message.timings, message.quality
     return Prediction(
         slide=message.slide_id,
         label=message.label,
         probabilities={score.label: score.probability for score in message.scores},
         coarse={score.label: score.probability for score in message.coarse_scores} or None,
         tiles={count.scale: count.tiles for count in message.tiles_per_scale},
-        tiles_failed=message.tiles_failed,
+        quality=QualityReport(
+            tiles_planned=quality.tiles_planned,
+            tiles_read=quality.tiles_read,
+            tiles_failed=quality.tiles_failed,
+            tiles_background=quality.tiles_background,
+            reader=quality.reader,
+            reader_reason=quality.reader_reason,
+        ),
         mpp=message.mpp,
         mpp_source=mpp_source_from(message.mpp_source),
         seconds={stage: getattr(timings, stage).ToNanoseconds() / 1e9 for stage in STAGES},
@@ -284,59 +204,6 @@ def model_from(message: model_pb2.Model) -> ModelFacts:
     )
 
 
-def server_from(message: server_pb2.GetServerInfoResponse) -> ServerFacts:
-    """A server."""
-    return ServerFacts(
-        version=message.version,
-        packages={package.package: package.version for package in message.packages},
-        engines={
-            model.model: (_engine_label(model.encoder), model.aggregator)
-            for model in message.models
-        },
-        defaults=tuple(model.model for model in message.models if model.is_default),
-        workers=tuple(
-            WorkerFacts(
-                server_pb2.Worker.State.Name(worker.state).removeprefix("STATE_").lower(),
-                worker.restarts,
-                worker.tiles,
-            )
-            for worker in message.workers
-        ),
-        active_slides=message.active_slides,
-        queued_slides=message.queued_slides,
-        tiles_decoded=message.tiles_decoded,
-        uptime_s=message.uptime.ToNanoseconds() / 1e9,
-        git_revision=message.git_revision,
-        gpus=tuple(message.gpus),
-    )
-
-
-def stats_from(message: server_pb2.GetServerStatsResponse) -> ServerStats:
-    """What a server has done."""
-    return ServerStats(
-        uptime_s=message.uptime.ToNanoseconds() / 1e9,
-        calls=tuple(CallCount(c.rpc, c.model, c.code, c.count) for c in message.calls),
-        rpcs=_durations_from(message.rpcs),
-        stages=_durations_from(message.stages),
-        cancelled={stage.name: stage.count for stage in message.cancelled},
-        tiles_ok=message.tiles_ok,
-        tiles_failed=message.tiles_failed,
-        batches=message.batches,
-        worker_restarts=message.worker_restarts,
-        active_slides=message.active_slides,
-        queued_slides=message.queued_slides,
-        queued_batches=message.queued_batches,
-    )
-
-
-def _durations_from(messages: Iterable[server_pb2.Durations]) -> dict[str, Durations]:
-    return {m.name: Durations(m.count, m.total.ToNanoseconds() / 1e9) for m in messages}
-
-
-def _engine_label(engine: server_pb2.EngineInfo) -> str:
-    return f"{engine.name}-{engine.device}-{engine.precision}"
-
-
 def _map_from(message: prediction_pb2.ScaleAttention, classes: int) -> ScaleMap:
     attention = np.array(message.attention, dtype=np.float32)
     contribution = np.array(message.contribution, dtype=np.float32).reshape(-1, classes)
@@ -351,18 +218,11 @@ def _map_from(message: prediction_pb2.ScaleAttention, classes: int) -> ScaleMap:
 
 __all__ = [
     "UPLOAD_SCHEME",
-    "CallCount",
-    "Durations",
     "ModelFacts",
-    "ServerFacts",
-    "ServerStats",
     "SlideInspection",
-    "WorkerFacts",
     "inspection_from",
     "model_from",
     "mpp_source_from",
     "prediction_from",
     "progress_from",
-    "server_from",
-    "stats_from",
 ]

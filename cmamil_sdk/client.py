@@ -42,16 +42,25 @@ try:
         ask_watch,
     )
     from cmamil_sdk._client_results import (
-        CallCount,
-        Durations,
         ModelFacts,
-        ServerFacts,
-        ServerStats,
         SlideInspection,
         UploadedSlide,
-        WorkerFacts,
     )
     from cmamil_sdk._client_retries import Retries
+    from cmamil_sdk._client_server import (
+        CacheLimits,
+        CacheStats,
+        CallCount,
+        Durations,
+        JobLimits,
+        JobStats,
+        ServerFacts,
+        ServerLimits,
+        ServerStats,
+        UploadLimits,
+        UploadStats,
+        WorkerFacts,
+    )
     from cmamil_sdk._client_sync import SyncCalls
     from cmamil_sdk._client_uploads import SlideFile
 except ImportError as missing:
@@ -365,14 +374,21 @@ class Client(SyncCalls):
 
 __all__ = [
     "AsyncClient",
+    "CacheLimits",
+    "CacheStats",
     "CallCount",
     "Client",
     "Durations",
+    "JobLimits",
+    "JobStats",
     "ModelFacts",
     "PredictionJob",
     "ServerFacts",
+    "ServerLimits",
     "ServerStats",
     "SlideInspection",
+    "UploadLimits",
+    "UploadStats",
     "UploadedSlide",
     "WorkerFacts",
 ]

@@ -20,8 +20,10 @@ from cmamil_sdk.features.isolated_encoder import memory_mb
 from cmamil_sdk.machine import available_cores
 from cmamil_sdk.slides import ReaderName, open_slide
 from cmamil_sdk.slides.unchanged import unchanged
+from cmamil_sdk.tiling.geometry import read_geometry
 from cmamil_sdk.tiling.mask_file import mask_file
 from cmamil_sdk.tiling.plan import make_plan
+from cmamil_sdk.tiling.recipe import TilingRecipe
 from cmamil_sdk.wording import counted
 
 Float32 = npt.NDArray[np.float32]
@@ -75,6 +77,26 @@ class ScaleMap:
 
 
 @dataclass(frozen=True)
+class QualityReport:
+    """How much of the slide an answer rests on; tiles are over all scales.
+
+    Attributes:
+        tiles_planned: of the grid, to be read: those read and those that failed.
+        tiles_read: and encoded.
+        tiles_failed: could not be decoded; the answer does without them.
+        tiles_background: of the grid, left out as background or by the recipe's sample.
+        reader, reader_reason: what decoded the tiles, and why it was chosen.
+    """
+
+    tiles_planned: int
+    tiles_read: int
+    tiles_failed: int
+    tiles_background: int
+    reader: str
+    reader_reason: str
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the model says of one slide, as ``cmamil predict --json`` prints it.
 
@@ -89,7 +111,7 @@ class Prediction:
     probabilities: dict[str, float]
     coarse: dict[str, float] | None
     tiles: dict[str, int]
-    tiles_failed: int
+    quality: QualityReport
     mpp: float
     mpp_source: str
     seconds: dict[str, float]
@@ -101,6 +123,11 @@ class Prediction:
     maps: tuple[ScaleMap, ...] = ()
     feature_source: str = field(default="computed", compare=False)
 
+    @property
+    def tiles_failed(self) -> int:
+        """Tiles that could not be decoded."""
+        return self.quality.tiles_failed
+
     def to_json(self) -> dict[str, Any]:
         """The document of this slide; maps are left out."""
         return {
@@ -110,6 +137,7 @@ class Prediction:
             "coarse": self.coarse,
             "tiles": self.tiles,
             "tiles_failed": self.tiles_failed,
+            "quality": vars(self.quality),
             "mpp": self.mpp,
             "mpp_source": self.mpp_source,
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
@@ -248,7 +276,7 @@ def build_prediction(
         },
         coarse=coarse,
         tiles=extracted.bag.counts(),
-        tiles_failed=extracted.tiles_failed,
+        quality=_quality(extracted, bundle.manifest.recipe),
         mpp=facts.require_mpp(),
         mpp_source=facts.mpp_source,
         seconds=dict(seconds),
@@ -258,6 +286,18 @@ def build_prediction(
         top_tiles=top_tiles(maps, winner, top_k),
         warnings=tuple(warnings),
         maps=maps,
+    )
+
+
+def _quality(extracted: ExtractedSlide, recipe: TilingRecipe) -> QualityReport:
+    facts, planned = extracted.facts, extracted.total_planned
+    return QualityReport(
+        tiles_planned=planned,
+        tiles_read=planned - extracted.tiles_failed,
+        tiles_failed=extracted.tiles_failed,
+        tiles_background=read_geometry(facts, recipe).tiles_in_bounds() - planned,
+        reader=facts.reader,
+        reader_reason=facts.reader_reason,
     )
 
 
@@ -334,6 +374,7 @@ __all__ = [
     "LocalPredictor",
     "Prediction",
     "ProgressEvent",
+    "QualityReport",
     "ScaleMap",
     "TopTile",
     "build_prediction",

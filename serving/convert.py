@@ -69,6 +69,7 @@ def prediction_message(
         engine=found.engine,
         warnings=found.warnings,
         feature_source=FEATURE_SOURCES[found.feature_source],
+        quality=prediction_pb2.QualityReport(**vars(found.quality)),
     )
     for label, value in found.probabilities.items():
         message.scores.add(label=label, probability=value)

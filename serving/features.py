@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cmamil_sdk.errors import InputError
+from cmamil_sdk.errors import CmamilError, InputError
 from cmamil_sdk.features.extracted import ExtractedSlide
 from cmamil_sdk.tiling.plan import check_tiles
 
@@ -20,6 +20,7 @@ from .hashing import SlideHasher
 from .paths import SlideRef, open_slide_file
 from .single_flight import SingleFlight
 from .slide_request import SlideRequest, Stage
+from .uploads.uploads import unowned
 
 FeatureSource = Literal["computed", "cached", "coalesced"]
 
@@ -67,8 +68,9 @@ class FeatureFinder:
         if request.bypass_cache:
             return object()
         reading = reading_key(request.model, request.mpp, self._reader)
+        # Owners of an uploaded slide share the work, and each has its own name for it.
         # Of two models with one encoder, one may refuse a slide that the other takes, or be unloaded.
-        return ref, reading, request.model.number, request.aggregate
+        return unowned(ref), reading, request.model.number, request.aggregate
 
     def may_be_soon(self, key: Hashable, request: SlideRequest) -> bool:
         """Whether the features may be there sooner than a slide can be read."""
@@ -82,17 +84,25 @@ class FeatureFinder:
         Raises:
             CmamilError: as the work does.
         """
+        shared = unowned(ref)
         joined = key in self._flights
         if joined:
             ticket.release()  # the work has a place already
         else:
             ticket.keep()  # for those who may join and stay when this request is gone
-        found = await self._flights.share(
-            key,
-            lambda tell: self._find(ref, request, ticket, tell),
-            on_event=report,
-            on_end=ticket.drop,
-        )
+        try:
+            found = await self._flights.share(
+                key,
+                lambda tell: self._find(shared, request, ticket, tell),
+                on_event=report,
+                on_end=ticket.drop,
+            )
+        except CmamilError as problem:
+            if shared == ref:
+                raise
+            raise type(problem)(str(problem).replace(shared.shown, ref.shown)) from problem
+        if shared != ref:
+            found = replace(found, slide=_named(found.slide, ref.shown, ref.slide_id))
         if joined and found.source == "computed":
             return replace(found, source="coalesced")
         return found

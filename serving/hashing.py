@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cmamil_sdk.errors import SlideUnreadable
 
-from .paths import SlideRef, open_slide_file
+from .paths import FileIdentity, SlideRef, open_slide_file
 from .single_flight import SingleFlight
 
 _CHUNK_BYTES = 4 * 2**20
@@ -23,12 +23,12 @@ class SlideHasher:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="slide-hash")
-        self._known: OrderedDict[SlideRef, str] = OrderedDict()
+        self._known: OrderedDict[FileIdentity, str] = OrderedDict()
         self._flights = SingleFlight[SlideRef, str, None]()
 
     def knows(self, ref: SlideRef) -> bool:
         """Whether the sha256 is known without reading the slide."""
-        return ref in self._known
+        return ref.identity in self._known
 
     async def sha256(self, ref: SlideRef) -> str:
         """sha256 of the slide's bytes, in hexadecimal.
@@ -37,9 +37,9 @@ class SlideHasher:
             SlideCorrupt: the file is no longer the one that was found.
             SlideUriForbidden, SlideNotFound, SlideUnreadable: likewise.
         """
-        if ref in self._known:
-            self._known.move_to_end(ref)
-            return self._known[ref]
+        if self.knows(ref):
+            self._known.move_to_end(ref.identity)
+            return self._known[ref.identity]
         return await self._flights.share(ref, lambda _tell: self._hash(ref))
 
     async def _hash(self, ref: SlideRef) -> str:
@@ -54,7 +54,7 @@ class SlideHasher:
 
     def remember(self, ref: SlideRef, digest: str) -> None:
         """Take ``digest`` for the slide's from now on."""
-        self._known[ref] = digest
+        self._known[ref.identity] = digest
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 

@@ -22,6 +22,7 @@ from .config import ServerConfig
 from .logs import Event
 from .models import LoadedModel, ModelTable, load_model, resource_of
 from .pool import WorkerPool
+from .trial import try_bundle
 from .worker_models import add_model, drop_model
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class ModelLoader:
             BundlePathForbidden, BundleNotFound: as :func:`find_bundle`.
             ModelExists: there is such a model, of other content.
             ModelNotReady: there is such a model, and it is being unloaded.
-            CmamilError: as :func:`load_model` and :func:`add_model`.
+            CmamilError: as :func:`try_bundle`, :func:`load_model` and :func:`add_model`.
         """
         task = asyncio.get_running_loop().create_task(self._load(text))
         self._loads.add(task)
@@ -123,10 +124,12 @@ class ModelLoader:
         return model
 
     async def _load_everywhere(self, found: FoundBundle) -> LoadedModel:
-        """Load in this process, then in the workers, then let requests find it."""
+        """Load it where it may crash, then here and in the workers; then let requests find it."""
         try:
+            tried = await try_bundle(found.path, self._config)
+            number = next(self._numbers)
             model = await _to_its_end(
-                load_model, found.path, next(self._numbers), self._config, dispose=_close
+                load_model, found.path, number, self._config, tried, dispose=_close
             )
         except CmamilError as problem:
             raise type(problem)(found.public(str(problem))) from problem
@@ -135,7 +138,7 @@ class ModelLoader:
                 raise BundleCorrupt(f"{found.shown} changed while it was loaded; load it again.")
             await add_model(self._pool, model.spec())
         except BaseException:
-            _close(model)
+            await asyncio.to_thread(_close, model)
             raise
         self._models.add(model)
         return model
@@ -171,7 +174,7 @@ async def _to_its_end(
     except asyncio.CancelledError:
         await asyncio.wait([thread])
         if thread.exception() is None:
-            dispose(thread.result())
+            await asyncio.to_thread(dispose, thread.result())
         raise
 
 

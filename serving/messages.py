@@ -79,6 +79,21 @@ class WorkerSetup:
 
 
 @dataclass(frozen=True)
+class TryBundle:
+    """The one question to a process that tries a bundle; answered with :class:`BundleTried`.
+
+    ``parent_pid`` must still be its parent; the others are those of ``Bundle.load``.
+    """
+
+    parent_pid: int
+    path: str
+    engine: str
+    device: str
+    precision: str
+    allow_failed_parity: bool
+
+
+@dataclass(frozen=True)
 class ReadFacts:
     """Ask what a slide is; answered with :class:`SlideFacts`."""
 
@@ -175,6 +190,15 @@ class ModelDropped:
 
 
 @dataclass(frozen=True)
+class BundleTried:
+    """A bundle passed: sha256 of its manifest, its encoder's engine, fields of its ``EncoderParity``."""
+
+    sha256: str
+    encoder: EngineInfo
+    parity: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan and the seconds it took to open the slide and to find its tissue."""
 
@@ -192,7 +216,7 @@ class GraphOutputs:
 
 
 Done = SlideFacts | Planned | EncodedBatch | GraphOutputs | ModelAdded | ModelDropped
-Reply = Ready | Done | Failed
+Reply = Ready | Done | BundleTried | Failed
 
 
 @dataclass(frozen=True)
@@ -204,6 +228,7 @@ class Parts:
 
 _ALLOWED = KnownClasses(
     (
+        BundleTried,
         EncodedBatch,
         EngineInfo,
         Failed,
@@ -242,6 +267,7 @@ __all__ = [
     "HEADER",
     "MAX_REPLY_BYTES",
     "AddModel",
+    "BundleTried",
     "Done",
     "DropModel",
     "EncodeTiles",
@@ -262,6 +288,7 @@ __all__ = [
     "RunGraph",
     "SlideTask",
     "Task",
+    "TryBundle",
     "WorkerSetup",
     "described",
     "frame",

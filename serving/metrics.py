@@ -154,6 +154,18 @@ class Metrics:
         """Count a look at the event loop, which was so late."""
         self._lag.observe(seconds)
 
+    def look_ups(self, *, found: bool) -> int:
+        """Searches in the cache of features that found something, or did not."""
+        name = "cmamil_cache_hits_total" if found else "cmamil_cache_misses_total"
+        return int(self.registry.get_sample_value(name) or 0)
+
+    def jobs_ended(self) -> Iterator[tuple[str, int]]:
+        """``(state, count)``."""
+        for state in _ENDS:
+            labels = {"state": state}
+            found = self.registry.get_sample_value("cmamil_jobs_ended_total", labels)
+            yield state, int(found or 0)
+
     def calls(self) -> Iterator[tuple[str, str, str, int]]:
         """``(rpc, model, code, count)``; the model as ``NAME/VERSION``."""
         for name, labels, value in _samples(self._calls):

@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import cast
 
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.golden import read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
-from cmamil_sdk.engines.base import EngineInfo
+from cmamil_sdk.bundle.verify import read_manifest, verify_files
+from cmamil_sdk.engines.base import Engine, EngineInfo
 from cmamil_sdk.engines.choose import known_precision
+from cmamil_sdk.engines.gated import GatedEncoder
 from cmamil_sdk.engines.graphs import graph_in
+from cmamil_sdk.engines.parity import EncoderParity
 from cmamil_sdk.errors import (
+    BundleCorrupt,
     BundleUnsupported,
     ConfigInvalid,
     ModelNeeded,
@@ -26,7 +31,7 @@ from cmamil_sdk.errors import (
 
 from .admission import Pace
 from .config import ServerConfig
-from .messages import EncoderSpec, GraphSpec, ModelSpec
+from .messages import BundleTried, EncoderSpec, GraphSpec, ModelSpec
 from .open_inference.signatures import Signature, aggregator_signature
 from .status import FieldProblem, RequestInvalid
 
@@ -304,43 +309,46 @@ def resource_of(manifest: Manifest) -> str:
     return f"models/{manifest.name}/versions/{manifest.version}"
 
 
-def load_model(path: Path, number: int, config: ServerConfig) -> LoadedModel:
-    """Verify and load a bundle; takes seconds.
+def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried) -> LoadedModel:
+    """Verify a bundle that passed its trial, and load its aggregator; the workers load the encoder.
 
     Raises:
         BundleUnsupported: it takes tissue from mask files, which a server is not given.
+        BundleCorrupt: it changed since it was tried.
         CmamilError: as :meth:`Bundle.load`.
     """
-    bundle = Bundle.load(
-        path,
-        engine=config.engine,
-        device=config.device,
-        precision=config.precision,
-        callers=1,
-        allow_failed_parity=config.allow_failed_parity,
-        max_attention_mib=config.max_attention_mib,
-    )
-    bundle.release_encoder()  # tiles are encoded in the workers' processes
-    if bundle.manifest.recipe.tissue.method == "mask":
-        bundle.close()
+    manifest, sha256 = read_manifest(path)
+    if sha256 != tried.sha256:
+        raise BundleCorrupt(f"{path} changed while it was loaded; load it again.")
+    verify_files(path, manifest)
+    if manifest.recipe.tissue.method == "mask":
         raise BundleUnsupported(
             f"The bundle {path} takes tissue from mask files, which a server is not given; "
             "use `cmamil predict --tissue-masks`."
         )
-    signature = aggregator_signature(bundle.manifest, read_golden(path, bundle.manifest))
+    signature = aggregator_signature(manifest, read_golden(path, manifest))
+    bundle = Bundle.of_graphs(
+        path,
+        manifest,
+        GatedEncoder(cast(Engine, _Elsewhere(tried.encoder)), EncoderParity(**tried.parity)),
+        sha256=sha256,
+        callers=1,
+        max_attention_mib=config.max_attention_mib,
+    )
+    bundle.release_encoder()
     return LoadedModel(number, bundle, signature)
 
 
-def load_models(config: ServerConfig) -> list[LoadedModel]:
-    """Verify and load every bundle of the configuration; takes seconds.
+def load_models(config: ServerConfig, tried: Sequence[BundleTried]) -> list[LoadedModel]:
+    """Verify and load every bundle of the configuration, all of which passed their trials.
 
     Raises:
         ConfigInvalid: two bundles have the same name and version.
         CmamilError: as :func:`load_model`.
     """
     models: list[LoadedModel] = []
-    for number, path in enumerate(config.bundles):
-        model = load_model(path, number, config)
+    for number, (path, passed) in enumerate(zip(config.bundles, tried, strict=True)):
+        model = load_model(path, number, config, passed)
         for other in models:
             if other.resource == model.resource:
                 raise ConfigInvalid(
@@ -349,6 +357,16 @@ def load_models(config: ServerConfig) -> list[LoadedModel]:
                 )
         models.append(model)
     return models
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """An encoder that other processes run, as far as a bundle looks at it."""
+
+    info: EngineInfo
+
+    def close(self) -> None:
+        """There is nothing to close here."""
 
 
 def _listed(model: LoadedModel, state: ModelState, is_default: bool = False) -> ListedModel:

@@ -124,7 +124,8 @@ class Predictor:
             bundle.check_size(slide.planned, ref.shown)
             report(Stage("aggregating", slide.total_planned, slide.total_planned))
             aggregated = await self._aggregations.share(
-                key, lambda _tell: self.in_thread(bundle.aggregate, slide.bag)
+                (key, ref),  # errors name the slide as its owner does
+                lambda _tell: self.in_thread(bundle.aggregate, slide.bag),
             )
             work = {**features.seconds, "aggregate": aggregated.seconds}
             if features.source == "computed":

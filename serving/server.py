@@ -37,6 +37,7 @@ from .observation import Observation
 from .pool import WorkerPool
 from .service import SERVICE_NAMES, Services
 from .tokens import TokenFile
+from .trial import try_bundle
 
 LOG = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Server:
             await self._services.jobs.open()
             self._services.cache = self._open_cache()
             await self._listen()
-            models = await asyncio.to_thread(load_models, self.config)
+            tried = [await try_bundle(path, self.config) for path in self.config.bundles]
+            models = await asyncio.to_thread(load_models, self.config, tried)
             pool = await self._start_workers(models)
             self._services.begin(models, pool)
             await self._update_health()
@@ -104,6 +106,7 @@ class Server:
         """
         await self._health.drain()
         predictor, pool = self._services.predictor, self._services.pool
+        uploads = self._services.uploads
         if predictor is not None:
             admission, draining_s = predictor.admission, time.monotonic()
             now = self._services.now()
@@ -111,20 +114,21 @@ class Server:
             if grace_s is None:
                 await _pause(self.config.drain_delay_s, hurry)
                 grace_s = self.config.grace_s
-            admission.draining = True
+            admission.draining = uploads.draining = True
             await self._services.jobs.stop()
-            idle = asyncio.create_task(admission.idle())
+            idle = asyncio.ensure_future(asyncio.gather(admission.idle(), uploads.idle()))
             done = await _first(idle, hurry, grace_s)
             idle.cancel()
             took_s = round(time.monotonic() - draining_s, 2)
-            LOG.info(Event("drained", took_s=took_s, dropped=0 if done else admission.present))
+            dropped = 0 if done else admission.present + uploads.arriving
+            LOG.info(Event("drained", took_s=took_s, dropped=dropped))
             predictor.deadlines.stop_all()
-        self._services.uploads.deadlines.stop_all()
+        uploads.deadlines.stop_all()
         for server in (self._grpc, self._health_grpc):
             if server is not None:
                 await server.stop(_LAST_WORDS_S)
         await self._observation.close()
-        await self._services.uploads.close()
+        await uploads.close()
         if self._services.loader is not None:
             await self._services.loader.close()
         if pool is not None:
@@ -295,10 +299,10 @@ def background_server(
 
 
 async def _first(
-    work: asyncio.Task[None], event: asyncio.Event | None, timeout_s: float | None
+    work: asyncio.Future[Any], event: asyncio.Event | None, timeout_s: float | None
 ) -> bool:
     """Wait for a task, an event or the time; True if the task ended (it goes on otherwise)."""
-    waiters: list[asyncio.Task[Any]] = [work]
+    waiters: list[asyncio.Future[Any]] = [work]
     if event is not None:
         waiters.append(asyncio.create_task(event.wait()))
     await asyncio.wait(waiters, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -36,7 +36,7 @@ from .pool import WorkerPool
 from .predictions import Predictions
 from .predictor import Predictor
 from .requests import parse
-from .server_info import limits, origin, packages
+from .server_info import kept, limits, origin, packages
 from .slide_service import SlideService
 from .status import RequestInvalid, status_of
 from .streaming import CallContext
@@ -201,7 +201,9 @@ class Services:
 
     async def _get_server_stats(self, data: bytes, _context: CallContext) -> Message:
         parse(server_pb2.GetServerStatsRequest, data, self._config.max_request_bytes)
-        return stats_message(self.metrics, time.monotonic() - self._started_s)
+        stats = stats_message(self.metrics, time.monotonic() - self._started_s)
+        stats.MergeFrom(kept(self._config, self.metrics, self.cache, self.uploads))
+        return stats
 
     def now(self) -> Now:
         """What waits and works."""

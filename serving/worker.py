@@ -312,7 +312,7 @@ def _with_decoder(info: EngineInfo, reader: ReaderName) -> EngineInfo:
     return replace(info, reason=f"{info.reason}; cuCIM decodes on {device}")
 
 
-def confine(setup: WorkerSetup) -> None:
+def confine(parent_pid: int) -> None:
     """Die with the server and only with it, gain no privileges, write no core file; go behind it."""
     # A service manager may signal every process; the server drains first and then ends its workers.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -321,7 +321,7 @@ def confine(setup: WorkerSetup) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if os.getppid() != setup.parent_pid:
+    if os.getppid() != parent_pid:
         sys.exit(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(_NICENESS)
@@ -333,7 +333,7 @@ def main() -> None:
         setup = receive_task(pipe)
         if not isinstance(setup, WorkerSetup):
             return
-        confine(setup)
+        confine(setup.parent_pid)
         try:
             worker = Worker(setup)
         except CmamilError as problem:

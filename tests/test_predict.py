@@ -30,8 +30,8 @@ from cmamil_sdk.synthetic.svs import write_svs
 from cmamil_sdk.tiling.recipe import TissueRecipe
 
 JSON_KEYS = [
-    *("slide", "label", "probabilities", "coarse", "tiles", "tiles_failed", "mpp", "mpp_source"),
-    *("seconds", "engine", "bundle", "bundle_sha256", "top_tiles", "warnings"),
+    *("slide", "label", "probabilities", "coarse", "tiles", "tiles_failed", "quality"),
+    *("mpp", "mpp_source", "seconds", "engine", "bundle", "bundle_sha256", "top_tiles", "warnings"),
 ]
 SECONDS_KEYS = ["open", "tissue", "decode", "encode", "aggregate", "total"]
 
@@ -62,6 +62,10 @@ def test_the_document_is_the_one_described(prediction, bundle, tiny_bundle):
     assert document["slide"] == "synthetic"
     assert document["tiles"] == {"5x": 4, "10x": 12, "20x": 36}
     assert document["tiles_failed"] == 0
+    assert document["quality"] == {
+        **{"tiles_planned": 52, "tiles_read": 52, "tiles_failed": 0, "tiles_background": 37},
+        **{"reader": "direct", "reader_reason": prediction.quality.reader_reason},
+    }
     assert (document["mpp"], document["mpp_source"]) == (0.5, "metadata")
     assert list(document["probabilities"]) == ["benign", "in_situ", "invasive"]
     assert sum(document["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
@@ -237,6 +241,8 @@ def test_lost_tiles_are_told(bundle, predictor, synthetic_slide, monkeypatch):
     monkeypatch.setattr(encode, "read_tiles", lossy)
     found = predictor.predict(synthetic_slide)
     assert found.tiles_failed == 2
+    quality = found.quality
+    assert (quality.tiles_planned, quality.tiles_read, quality.tiles_failed) == (52, 50, 2)
     assert found.tiles == {"5x": 4, "10x": 12, "20x": 34}
     assert found.warnings == ("2 of 52 tiles could not be decoded.",)
     assert len(found.maps[2].coords) == 34

@@ -193,6 +193,11 @@ class Bundle:
         """The encoder's engine, device and precision in use."""
         return self.encoder_info.label
 
+    @property
+    def encoder_parity(self) -> EncoderParity:
+        """How close the encoder came to its model in the golden test."""
+        return self._encoder_parity
+
     def open_encoder(self, threads: int = 1, callers: int | None = None) -> Engine:
         """An encoder engine of one's own: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmamil_sdk.cli import client_jobs
 from cmamil_sdk.cli.connection import Model, Mpp, ServerOptions, TopK, Uri, asks_server
 from cmamil_sdk.cli.options import Json
-from cmamil_sdk.cli.output import Progress, say, say_json, table
+from cmamil_sdk.cli.output import Progress, note, output_folder, printable, say, say_json, table
 from cmamil_sdk.wording import counted
 
+if TYPE_CHECKING:
+    from cmamil_sdk.client import ServerLimits
+
 app = typer.Typer(
-    help="Talk to a server: health, models, info, stats, inspect, predict, jobs, upload, delete; load, "
-    "unload, set-default.",
+    help="Talk to a server: health, models, info, stats, inspect, predict, features, jobs, upload, "
+    "delete; load, unload, set-default.",
     no_args_is_help=True,
 )
 app.add_typer(client_jobs.app, name="jobs")
@@ -101,12 +104,13 @@ def set_default(options: ServerOptions, model: Version) -> None:
 @app.command()
 @asks_server
 def info(options: ServerOptions, json: Json = False) -> None:
-    """Versions, the engines in use, the workers and what they have done."""
+    """Versions, the engines in use, the workers and what they have done; --json tells the limits, too."""
+    from dataclasses import asdict
+
     with options.client() as client:
         facts = client.server_info()
-    document: dict[str, Any] = vars(facts) | {"workers": [vars(w) for w in facts.workers]}
     if json:
-        say_json(document)
+        say_json(asdict(facts))
         return
     say(
         f"cmamil-sdk {facts.version}, up {facts.uptime_s:.0f} s, "
@@ -122,12 +126,17 @@ def info(options: ServerOptions, json: Json = False) -> None:
         say(f"{name}{mark}: encoder on {encoder}, aggregator on {aggregator}")
     rows = [[n, w.state, w.restarts, w.tiles] for n, w in enumerate(facts.workers)]
     say(table(["worker", "state", "restarts", "tiles"], rows))
+    say(
+        f"takes at most {counted(facts.limits.max_active_slides, 'slide')} at work and "
+        f"{facts.limits.max_queued} waiting, {counted(facts.limits.max_tiles, 'tile')} a slide, messages "
+        f"of {facts.limits.max_message_bytes} bytes; {_kept(facts.limits)}"
+    )
 
 
 @app.command()
 @asks_server
 def stats(options: ServerOptions, json: Json = False) -> None:
-    """Calls, stages and tiles since the server started."""
+    """Calls, stages and tiles since the server started, and what its cache, jobs and uploads hold."""
     from dataclasses import asdict
 
     with options.client() as client:
@@ -144,6 +153,23 @@ def stats(options: ServerOptions, json: Json = False) -> None:
         f"{found.tiles_ok / max(1, found.batches):.0f}, {found.tiles_failed} failed; "
         f"{counted(found.worker_restarts, 'worker restart')}"
     )
+    if found.cache is not None:
+        cache = found.cache
+        say(f"cache: {cache.hits} found, {cache.misses} not, {cache.bytes} bytes")
+    if found.jobs is not None:
+        say("jobs: " + ", ".join(f"{count} {state}" for state, count in vars(found.jobs).items()))
+    if found.uploads is not None:
+        held = found.uploads
+        say(
+            f"uploads: {counted(held.slides, 'slide')} of {held.bytes} bytes, {held.arriving} on their "
+            f"way with {held.arriving_bytes} bytes"
+        )
+
+
+def _kept(limits: ServerLimits) -> str:
+    """Which of cache, jobs and uploads the server has."""
+    parts = {"cache": limits.cache, "jobs": limits.jobs, "uploads": limits.uploads}
+    return ", ".join(f"{name} {'off' if part is None else 'on'}" for name, part in parts.items())
 
 
 @app.command()
@@ -198,6 +224,51 @@ def predict(
         say_json(prediction.to_json())
     else:
         say(predictions_table([prediction]))
+
+
+@app.command()
+@asks_server
+def features(
+    options: ServerOptions,
+    uri: Uri,
+    out: Annotated[Path, typer.Option(help="Folder for the feature file.")],
+    mpp: Mpp = None,
+    model: Model = None,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Give up after so long.")] = 900.0,
+    json: Json = False,
+) -> None:
+    """Write the features of one slide to OUT/<slide>.h5, as `cmamil features` does for a file here."""
+    from cmamil_sdk.features.file import write_feature_file
+    from cmamil_sdk.features.slide import feature_file_name
+    from cmamil_sdk.slides.open import check_mpp
+
+    check_mpp(mpp)
+    output_folder(out)
+    with (
+        options.client(timeout_s=timeout_s) as client,
+        Progress(Path(uri).name) as progress,
+    ):
+        bag, provenance = client.extract_features(
+            uri,
+            mpp=mpp,
+            model=model,
+            on_progress=lambda event: progress.update(event.done, event.total, event.stage),
+        )
+    file = out / feature_file_name(provenance.slide_id)
+    replaced = file.exists()
+    write_feature_file(file, bag, provenance)
+    if replaced:
+        note(f"{printable(file.name)}: in place of an older file")
+    if json:
+        document = {"slide": bag.slide_id, "file": str(file), "tiles": bag.counts()}
+        say_json(document | {"tiles_failed": provenance.tiles_failed, "engine": provenance.engine})
+    else:
+        say(
+            table(
+                ["slide", *bag.counts(), "lost", "file"],
+                [[bag.slide_id, *bag.counts().values(), provenance.tiles_failed, str(file)]],
+            )
+        )
 
 
 @app.command()

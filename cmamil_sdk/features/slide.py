@@ -63,6 +63,21 @@ def feature_path(folder: Path, slide: Path) -> Path:
     return folder / f"{slide.stem}.h5"
 
 
+def feature_file_name(slide_id: str) -> str:
+    """``<slide id>.h5``.
+
+    Raises:
+        FieldInvalid: that is no name of a file, or too long for one.
+    """
+    name = f"{slide_id}.h5"
+    if Path(name).name != name or "\0" in name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        raise FieldInvalid(
+            f"{slide_id!r} cannot name a feature file: it is too long, or has characters that no file "
+            "name has; rename the slide."
+        )
+    return name
+
+
 def extract_slide(
     slide: Path,
     folder: Path,
@@ -107,11 +122,7 @@ def extract_slide(
             f"{encoder.tile_px}; use that tile size."
         )
     clock = _StageClock()
-    target = feature_path(folder, slide)
-    if len(os.fsencode(target.name)) > _MAX_NAME_BYTES:
-        raise FieldInvalid(
-            f"{slide}: the name is too long for a feature file, which is named by it; rename the slide."
-        )
+    target = folder / feature_file_name(slide.stem)
     with unchanged(slide), open_slide(slide, mpp=mpp, reader=reader) as opened:
         facts = opened.facts
         mask = None if tissue_masks is None else mask_file(tissue_masks, facts.slide_id)
@@ -210,4 +221,4 @@ def _already_done(target: Path, wanted: _Sameness, *, allow_empty: bool) -> Slid
     return SlideFeatures(target, bag.counts(), stored.tiles_failed, {}, resumed=True)
 
 
-__all__ = ["STAGES", "SlideFeatures", "extract_slide", "feature_path"]
+__all__ = ["STAGES", "SlideFeatures", "extract_slide", "feature_file_name", "feature_path"]

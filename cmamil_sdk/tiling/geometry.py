@@ -103,6 +103,11 @@ class ReadGeometry:
             shares.append(np.clip((extent - starts) / size, 0.0, 1.0))
         return shares[0], shares[1]
 
+    def tiles_in_bounds(self) -> int:
+        """Number of tiles, over all scales, that lie within the bounds, wholly or in part."""
+        shares = map(self.inside_share, range(len(self.ratios)))
+        return sum(int((in_x > 0).sum() * (in_y > 0).sum()) for in_x, in_y in shares)
+
 
 def read_geometry(facts: SlideFacts, recipe: TilingRecipe) -> ReadGeometry:
     """Lay the recipe's grid on a slide and choose the level to read.

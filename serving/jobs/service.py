@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -11,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
-from cmamil_sdk.errors import JobsDisabled, QueueFull
+from cmamil_sdk.errors import JobsDisabled, ModelNotReady, QueueFull
 
 from ..admission import Ticket
 from ..calls import Call, current_call
@@ -21,7 +22,7 @@ from ..logs import job_event
 from ..metrics import Metrics
 from ..models import ModelTable
 from ..predictions import checked, note, written_answer
-from ..predictor import Predictor, Stage
+from ..predictor import Predictor, SlideRequest, Stage
 from ..requests import fingerprint_of, parse
 from ..status import FieldProblem, RequestInvalid
 from ..streaming import CallContext, stream_progress
@@ -35,6 +36,7 @@ LOG = logging.getLogger(__name__)
 
 _PAGE, _MAX_PAGE = 50, 200
 _MAX_WATCHERS = 32  # half of the calls that the server keeps free for other things than slides
+_LOADING_S = 0.5  # between two looks at a model that is loading
 _ENVELOPE_BYTES = 1024  # what a job adds to its request and its result
 _TOKEN = re.compile(r"[0-9]{1,18}")
 _MessageT = TypeVar("_MessageT", bound=Message)
@@ -199,10 +201,20 @@ class PredictionJobs:
             )
         return self._opened
 
+    async def _once_loaded(
+        self, message: prediction_pb2.PredictSlideRequest
+    ) -> tuple[str, SlideRequest]:
+        """As :func:`checked`; a model that is loading just now is waited for."""
+        while True:
+            try:
+                return checked(message, self._models)
+            except ModelNotReady:
+                await asyncio.sleep(_LOADING_S)
+
     async def _predict(self, row: JobRow, ticket: Ticket, report: Report) -> bytes:
         """The result of a job; runs in a task of its own."""
         message = prediction_pb2.PredictSlideRequest.FromString(row.request)
-        identity, request = checked(message, self._models)
+        identity, request = await self._once_loaded(message)
         predictor, call = self._predictor(), current_call()
 
         def enter(stage: Stage) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from cmamil_sdk._client_results import UPLOAD_SCHEME
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2
 from cmamil_sdk._proto.inference.open_inference_pb2 import ModelInferRequest
 from cmamil_sdk.features.encode import CPU_CALL_TILES
@@ -17,6 +18,7 @@ from ..predictor import SlideRequest
 from ..requests import parse, prediction_request
 from ..status import FieldProblem, RequestInvalid
 from .catalogue import ServedModel, find_model
+from .length import check_length
 from .limits import check_bag, check_tiles
 from .parameters import check_parameters
 from .signatures import Tensor
@@ -52,9 +54,10 @@ def read_call(data: bytes, models: ModelTable, config: ServerConfig) -> Call:
         FieldInvalid, RequestInvalid: it is malformed, or wrong.
         RequestUnsupported: it asks for what this server does not do.
         RequestTooLarge: it holds too many tiles.
-        MessageTooLarge: it is longer than a message may be.
+        MessageTooLarge: it is longer than a message may be, or as :func:`check_length`.
         ModelNotFound, ModelNotReady: as :func:`find_model`.
     """
+    check_length(data)
     request = parse(ModelInferRequest, data, config.max_message_bytes)
     model = find_model(models, request.model_name, request.model_version, field="model_name")
     queue_timeout_s = check_parameters(request)
@@ -92,7 +95,11 @@ def _slide_request(model: ServedModel, inputs: Arrays) -> SlideRequest:
     models.fill([model.loaded])
     message = prediction_pb2.PredictSlideRequest(model=model.loaded.resource)
     message.output.top_k = 0
-    message.slide.uri = _text("slide_uri", inputs)
+    uri = _text("slide_uri", inputs)
+    if uri.startswith(UPLOAD_SCHEME):
+        message.slide.slide_id = uri.removeprefix(UPLOAD_SCHEME)
+    else:
+        message.slide.uri = uri
     options = _options(_text("options", inputs)) if "options" in inputs else {}
     if "expected_sha256" in options:
         message.slide.expected_sha256 = options["expected_sha256"]

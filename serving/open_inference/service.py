@@ -135,7 +135,7 @@ def _note(call: Call) -> None:
     watched = current_call()
     watched.model, watched.request_id = call.model.loaded.bundle.label, call.id[:ID_CHARACTERS]
     if isinstance(call.work, SlideRequest):
-        watched.slide = call.work.uri[:URI_CHARACTERS]
+        watched.slide = (call.work.uri or call.work.slide_id)[:URI_CHARACTERS]
 
 
 async def _predict(

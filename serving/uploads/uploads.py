@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from cmamil_sdk.errors import (
+    ServerDraining,
     SlideHashMismatch,
     SlideNotFound,
     SlideTooLarge,
@@ -73,7 +74,12 @@ class Uploads:
         self._total_bytes = config.uploads_total_bytes
         self._expiry_s = config.upload_expiry_s
         self._stored: dict[str, _Stored] = {}
-        self._arriving_bytes = 0
+        self.arriving = self.arriving_bytes = 0
+        """Uploads on their way, and the bytes that were announced of them."""
+        self.draining = False
+        """Whether uploads are taken no more; those on their way go on."""
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._lock = asyncio.Lock()  # of the folder's slides, while they come and go
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="upload")
         self._background: set[asyncio.Task[Any]] = set()
@@ -100,17 +106,29 @@ class Uploads:
         if self._folder is not None:
             await asyncio.to_thread(self._folder.close)
 
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Slides that are there, and their bytes."""
+        return len(self._stored), sum(each.record.size_bytes for each in self._stored.values())
+
+    async def idle(self) -> None:
+        """Wait until no upload is on its way."""
+        await self._idle.wait()
+
     async def receive(self, upload: Upload, chunks: AsyncIterable[bytes], owner: str) -> Receipt:
         """Store a slide; on any error, and when cancelled, nothing of it is left.
 
         Raises:
             UploadsDisabled: the server has no folder for uploads.
+            ServerDraining: the server takes no more.
             SlideTooLarge, UploadsFull: there is no room for it.
             RequestInvalid: there are more bytes than announced.
             UploadIncomplete: there are fewer.
             SlideHashMismatch: they are others.
         """
         folder = self._enabled()
+        if self.draining:
+            raise ServerDraining("The server is shutting down; ask another, or later.")
         renewed = await self._in_background(self._renew(upload, owner))
         if renewed is not None:
             return renewed
@@ -120,7 +138,7 @@ class Uploads:
             await self._check_disk(folder, upload.size_bytes)
             await self._fill(part, upload, chunks)
         except BaseException:
-            self._arriving_bytes -= upload.size_bytes
+            self._leave_room(upload.size_bytes)
             self._threads.submit(part.discard)
             raise
         # All is there: whether the client still waits for the answer no longer matters.
@@ -146,11 +164,10 @@ class Uploads:
         """
         folder = self._enabled()
         stored = self._known(slide_id)
-        label = stored.record.labels.get(owner, f"upload-{slide_id[:12]}")
         stored.uses += 1
         try:
             ref = await self._run(resolve, slide_name(slide_id), [folder.path])
-            yield replace(ref, label=label)
+            yield replace(ref, label=stored.record.labels.get(owner, _everybodys_label(ref)))
         finally:
             stored.uses -= 1
             if stored.deleted and not stored.uses:
@@ -177,7 +194,15 @@ class Uploads:
                 f"The server holds {held} bytes of uploaded slides and has no room for "
                 f"{size_bytes} more; delete some, or raise its uploads_total_bytes."
             )
-        self._arriving_bytes += size_bytes
+        self.arriving += 1
+        self.arriving_bytes += size_bytes
+        self._idle.clear()
+
+    def _leave_room(self, size_bytes: int) -> None:
+        self.arriving -= 1
+        self.arriving_bytes -= size_bytes
+        if not self.arriving:
+            self._idle.set()
 
     async def _check_disk(self, folder: UploadFolder, size_bytes: int) -> None:
         free = await self._run(folder.free_bytes)
@@ -188,8 +213,7 @@ class Uploads:
             )
 
     def _held_bytes(self) -> int:
-        stored = sum(each.record.size_bytes for each in self._stored.values())
-        return stored + self._arriving_bytes
+        return self.stored[1] + self.arriving_bytes
 
     def _known(self, slide_id: str) -> _Stored:
         stored = self._stored.get(slide_id)
@@ -231,8 +255,8 @@ class Uploads:
             try:
                 return await self._record(upload, owner, part)
             finally:
-                self._arriving_bytes -= upload.size_bytes
                 await self._run(part.discard)
+                self._leave_room(upload.size_bytes)
 
     async def _record(self, upload: Upload, owner: str, part: Part | None = None) -> Receipt:
         """Note an owner of a slide; where the folder has not got it yet it is ``part``."""
@@ -314,8 +338,17 @@ class Uploads:
             LOG.error("the folder of uploads cannot be changed: %s", problem)
 
 
+def unowned(ref: SlideRef) -> SlideRef:
+    """An uploaded slide under the name that everybody may see; others as they are."""
+    return replace(ref, label=_everybodys_label(ref)) if ref.label else ref
+
+
+def _everybodys_label(ref: SlideRef) -> str:
+    return f"upload-{ref.parts[-1][:12]}"
+
+
 def _absent(slide_id: str) -> SlideNotFound:
     return SlideNotFound(f"There is no uploaded slide {slide_id[:12]}…; upload it.")
 
 
-__all__ = ["Receipt", "Upload", "Uploads"]
+__all__ = ["Receipt", "Upload", "Uploads", "unowned"]

@@ -19,7 +19,7 @@ from cmamil_sdk.benchmarks.slide import SlideBench, measure_slide
 from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.errors import FieldInvalid, SlideNotFound
 from cmamil_sdk.files import sha256_of_file
-from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction
+from cmamil_sdk.predict import STAGES, LocalPredictor, Prediction, QualityReport
 
 SAMPLES = 2
 
@@ -168,7 +168,7 @@ def measure_work(
                 probabilities={"a": 1.0},
                 coarse=None,
                 tiles={"5x": 2, "20x": 8},
-                tiles_failed=0,
+                quality=QualityReport(10, 10, 0, 0, "image", "it is a picture"),
                 mpp=0.5,
                 mpp_source="metadata",
                 seconds=dict.fromkeys(STAGES, 0.1) | {"total": 1.0},

@@ -13,8 +13,8 @@ from PIL import Image
 from cmamil_sdk.bundle.verify import read_manifest
 
 KEYS = {
-    *("slide", "label", "probabilities", "coarse", "tiles", "tiles_failed", "mpp", "mpp_source"),
-    *("seconds", "engine", "bundle", "bundle_sha256", "top_tiles", "warnings"),
+    *("slide", "label", "probabilities", "coarse", "tiles", "tiles_failed", "quality"),
+    *("mpp", "mpp_source", "seconds", "engine", "bundle", "bundle_sha256", "top_tiles", "warnings"),
 }
 
 

@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from cmamil_sdk.client import Client
+from cmamil_sdk.features.file import read_feature_file
 
 READY_WITHIN_S = 60
 NOBODY = "127.0.0.1:1"
@@ -34,6 +38,7 @@ def address(
             *("--bundles", str(tiny_bundle), "--slides_root", str(root)),
             *("--log-format", "json", "--log-level", "debug", "--reflection"),
             *("--jobs-file", str(root.with_name("jobs.sqlite"))),
+            *("--cache", str(root.with_name("cache")), "--uploads", str(root.with_name("uploads"))),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,6 +89,12 @@ def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
     ((encoder, aggregator),) = facts["engines"].values()
     assert f"models/tiny/versions/1*: encoder on {encoder}, aggregator on {aggregator}" in shown
     assert "0 slides at work, 0 waiting" in shown
+    limits = facts["limits"]
+    assert (limits["max_message_bytes"], limits["max_call_tiles"]) == (16 * 2**20, 64)
+    assert limits["cache"] == {"max_bytes": 10 * 2**30}
+    assert limits["jobs"] == {"max_active": 2, "max_waiting": 1000, "keep_s": 604_800}
+    assert limits["uploads"]["max_slide_bytes"] == 8 * 2**30
+    assert "cache on, jobs on, uploads on" in shown
 
 
 def test_stats_say_what_was_done(cmamil: Callable[..., Any], address: str) -> None:
@@ -97,6 +108,35 @@ def test_stats_say_what_was_done(cmamil: Callable[..., Any], address: str) -> No
     assert found["tiles_ok"] > 0 and found["worker_restarts"] == 0
     shown = cmamil("client", "stats", "--server", address).out
     assert "StreamPredictSlide" in shown and "0 worker restarts" in shown
+    assert found["cache"]["misses"] == 1 and f"{found['cache']['hits']} found, 1 not" in shown
+    assert set(found["jobs"]) == {"pending", "running", "succeeded", "failed", "cancelled"}
+    assert "uploads: 0 slides of 0 bytes" in shown
+
+
+def test_features_are_written_as_a_local_file(
+    cmamil: Callable[..., Any], address: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "features"
+    command = ("client", "features", "small.svs", "--server", address, "--out", out)
+    told = cmamil(*command, "--json")
+    assert told.code == 0 and told.document["tiles"] == {"5x": 1, "10x": 4, "20x": 16}
+    bag, provenance = read_feature_file(out / "small.h5")
+    with Client(address, timeout_s=60.0) as client:
+        expected, origin = client.extract_features("small.svs")
+    for scale, rows in expected.features.items():
+        np.testing.assert_array_equal(bag.features[scale], rows)
+    undated = {"created": ""}
+    assert provenance.model_copy(update=undated) == origin.model_copy(update=undated)
+    again = cmamil(*command)
+    assert again.code == 0 and "small.h5: in place of an older file" in again.err
+    assert [file.name for file in out.iterdir()] == ["small.h5"]
+    (tmp_path / "file").touch()
+    for bad, reason in (
+        (("none.svs", "--out", out), "SLIDE_NOT_FOUND"),
+        (("small.svs", "--out", tmp_path / "file"), "OUTPUT_UNWRITABLE"),
+    ):
+        answer = cmamil("client", "features", *bad, "--server", address)
+        assert answer.code != 0 and f"cmamil: {reason}: " in answer.err
 
 
 def test_prediction_is_the_local_one(
@@ -107,7 +147,16 @@ def test_prediction_is_the_local_one(
         "predictions"
     ]
     assert set(served) == set(local)
-    for name in ("slide", "label", "tiles", "mpp", "mpp_source", "bundle", "bundle_sha256"):
+    for name in (
+        "slide",
+        "label",
+        "tiles",
+        "quality",
+        "mpp",
+        "mpp_source",
+        "bundle",
+        "bundle_sha256",
+    ):
         assert served[name] == local[name], name
     assert served["probabilities"] == pytest.approx(local["probabilities"], abs=1e-5)
     table = cmamil("client", "predict", "small.svs", "--server", address)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmamil_sdk.predict import Prediction, ScaleMap
+from cmamil_sdk.predict import Prediction, QualityReport, ScaleMap
 
 BOUNDS = (100, 50, 900, 500)
 
@@ -37,7 +37,7 @@ def prediction() -> Prediction:
         probabilities={"benign": 0.625, "in_situ": 0.25, "invasive": 0.125},
         coarse=None,
         tiles={"10x": 2, "20x": 2},
-        tiles_failed=0,
+        quality=QualityReport(4, 4, 0, 0, "image", "it is a picture"),
         mpp=0.5,
         mpp_source="metadata",
         seconds={"total": 1.25},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -38,13 +39,14 @@ from cmamil_sdk.errors import (
     ServerDraining,
 )
 from cmamil_sdk.revision import installed_revision
-from cmamil_sdk.serving import loading
+from cmamil_sdk.serving import loading, trial
 from cmamil_sdk.serving.bundle_roots import find_bundle
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.models import LoadedModel
 from cmamil_sdk.serving.server import Server
 
 from .administering import ADMIN, CLINIC, admin_of, administered, clinic_of, write_version
+from .programs import children
 from .waiting import wait_until
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
@@ -187,7 +189,9 @@ def test_what_is_not_loaded(
 def test_a_model_that_fails_its_golden_test_leaves_the_others(
     served: Server, roots: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cmamil_sdk.bundle.load.GOLDEN_MAX_DIFFERENCE", {"fp32": -1.0})
+    strict = "from cmamil_sdk.bundle import load; load.GOLDEN_MAX_DIFFERENCE = {'fp32': -1.0}"
+    program = f"{strict}; from cmamil_sdk.serving import trial; trial.main()"
+    monkeypatch.setattr(trial, "TRIAL_COMMAND", (sys.executable, "-P", "-c", program))
     with admin_of(served) as admin, pytest.raises(SelfTestFailed, match="golden values"):
         admin.load_model("tiny/2")
     assert versions(served) == {"1": ("ready", True)}
@@ -230,6 +234,27 @@ def test_a_model_that_loads_is_not_ready_and_the_next_load_waits(
         admin.unload_model("tiny/2")
 
 
+def test_a_job_waits_for_a_model_that_is_loaded_again(
+    both: Server, slow_load: threading.Event
+) -> None:
+    predictor = both._services.predictor
+    assert predictor is not None
+    admission = predictor.admission
+    with ThreadPoolExecutor(1) as threads, admin_of(both) as admin, clinic_of(both) as clinic:
+        places, admission._max_active = admission._max_active, 0
+        job = clinic.create_job("a.svs", model="tiny/2")
+        admin.unload_model("tiny/2")
+        load = threads.submit(admin.load_model, "tiny/2")
+        wait_until(lambda: versions(both).get("2") == ("loading", False))
+        admission._max_active = places
+        assert clinic.predict("a.svs").bundle == "tiny/1"
+        assert clinic.job(job.name).state == "RUNNING"
+        slow_load.set()
+        assert load.result().state == "ready"
+        done = clinic.watch_job(job.name, timeout_s=30.0)
+        assert done.prediction is not None and done.prediction.bundle == "tiny/2"
+
+
 def test_a_load_that_nobody_waits_for_leaves_nothing(
     served: Server, slow_load: threading.Event
 ) -> None:
@@ -251,6 +276,25 @@ def test_a_load_that_nobody_waits_for_leaves_nothing(
     with admin_of(served) as admin:
         assert admin.load_model("tiny/2").state == "ready"  # the next one is not kept waiting
         admin.unload_model("tiny/2")
+
+
+def test_a_bundle_that_crashes_or_hangs_the_runtime_leaves_the_server_alone(
+    served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trials(work: str) -> None:
+        monkeypatch.setattr(trial, "TRIAL_COMMAND", (sys.executable, "-S", "-c", work))
+
+    before = children(os.getpid())
+    with admin_of(served, timeout_s=5.0) as admin, clinic_of(served) as client:
+        trials("import os; os.kill(os.getpid(), 11)")
+        with pytest.raises(BundleUnsupported, match=r"testing tiny/2 ended .* by SIGSEGV"):
+            admin.load_model("tiny/2")
+        trials("import time; time.sleep(60)")
+        with admin_of(served, timeout_s=0.5) as hurried, pytest.raises(DeadlineExceeded):
+            hurried.load_model("tiny/2")
+        wait_until(lambda: children(os.getpid()) == before)
+        assert versions(served) == {"1": ("ready", True)}
+        assert client.predict("a.svs").bundle == "tiny/1"
 
 
 @pytest.mark.usefixtures("one_attempt")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from cmamil_sdk.errors import (
     ServerUnreachable,
 )
 from cmamil_sdk.serving import server as server_module
+from cmamil_sdk.serving import trial
 from cmamil_sdk.serving.config import ServerConfig
 from cmamil_sdk.serving.server import Server, background_server
 
@@ -39,9 +41,9 @@ def test_health_is_not_serving_until_the_models_are_there(
     may_load = threading.Event()
     load = server_module.load_models
 
-    def slow_load(given: ServerConfig) -> object:
+    def slow_load(*given: Any) -> object:
         may_load.wait(30)
-        return load(given)
+        return load(*given)
 
     monkeypatch.setattr(server_module, "load_models", slow_load)
 
@@ -157,8 +159,8 @@ def test_an_encoder_changed_after_verification_is_refused(
     shutil.copytree(tiny_bundle, bundle)
     load = server_module.load_models
 
-    def load_then_change(given: ServerConfig) -> object:
-        models = load(given)
+    def load_then_change(*given: Any) -> object:
+        models = load(*given)
         with (bundle / "encoder.onnx").open("ab") as file:
             file.write(b"x")
         return models
@@ -167,6 +169,18 @@ def test_an_encoder_changed_after_verification_is_refused(
     with (
         pytest.raises(BundleCorrupt, match="changed since"),
         background_server(config.model_copy(update={"bundles": (bundle,)})),
+    ):
+        pass
+
+
+def test_a_bundle_that_crashes_the_runtime_is_named(
+    config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = (sys.executable, "-S", "-c", "import os; os.abort()")
+    monkeypatch.setattr(trial, "TRIAL_COMMAND", crash)
+    with (
+        pytest.raises(BundleUnsupported, match=r"tiny/1 ended .* by SIGABRT"),
+        background_server(config),
     ):
         pass
 

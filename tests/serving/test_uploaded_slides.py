@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient, InferInput, InferResult
+from tritonclient.utils import InferenceServerException
 
 from cmamil_sdk._proto.cmamil.v1 import prediction_pb2, slide_pb2
 from cmamil_sdk.cli.app import main
 from cmamil_sdk.client import Client
-from cmamil_sdk.errors import SlideFormatUnsupported, SlideHashMismatch, SlideNotFound
+from cmamil_sdk.errors import SlideCorrupt, SlideFormatUnsupported, SlideHashMismatch, SlideNotFound
 from cmamil_sdk.files import sha256_of_file
+from cmamil_sdk.serving.admission import Admission
 from cmamil_sdk.serving.config import ServerConfig
+from cmamil_sdk.serving.features import FeatureFinder, Features
+from cmamil_sdk.serving.hashing import SlideHasher
+from cmamil_sdk.serving.paths import SlideRef, resolve
 from cmamil_sdk.serving.server import background_server
+from cmamil_sdk.serving.slide_request import SlideRequest
+from cmamil_sdk.serving.uploads.uploads import unowned
 
 from .conftest import Details
+from .feature_cache.slides import extracted
 from .uploading import files
 
 LABELS = ("benign", "in_situ", "invasive")
@@ -61,6 +74,65 @@ def test_the_answers_are_those_for_the_file(client: Client, slide: Path) -> None
     client.delete_slide(uploaded.uri)
     with pytest.raises(SlideNotFound, match="upload it"):
         client.predict(uploaded.uri)
+
+
+def test_the_open_inference_protocol_takes_it_as_well(
+    client: Client, address: str, slide: Path
+) -> None:
+    uploaded = client.upload_slide(slide)
+    expected = client.predict(uploaded.uri)
+    asking = InferenceServerClient(address)
+
+    def infer(uri: str) -> InferResult:
+        named = InferInput("slide_uri", [1], "BYTES")
+        named.set_data_from_numpy(np.array([uri.encode()], dtype=object))
+        return asking.infer("tiny-slide", [named])
+
+    found = infer(uploaded.uri)
+    assert found.as_numpy("label")[0].decode() == expected.label
+    np.testing.assert_allclose(
+        found.as_numpy("probabilities"), list(expected.probabilities.values()), rtol=1e-6
+    )
+    client.delete_slide(uploaded.uri)
+    for uri, code in ((uploaded.uri, "NOT_FOUND"), ("upload:../a.svs", "INVALID_ARGUMENT")):
+        with pytest.raises(InferenceServerException) as caught:
+            infer(uri)
+        assert caught.value.status() == f"StatusCode.{code}"
+    asking.close()
+
+
+def test_owners_share_a_reading_and_not_their_names(tmp_path: Path, config: ServerConfig) -> None:
+    (tmp_path / ("ab" * 32 + ".slide")).touch()
+    ref = resolve("ab" * 32 + ".slide", [tmp_path])
+    mine, theirs = (replace(ref, label=f"{name}.svs") for name in ("mine", "theirs"))
+    begun, outcomes = [], [extracted(), SlideCorrupt("upload-abababababab is damaged.")]
+
+    async def compute(ref: SlideRef, *_: object) -> Features:
+        begun.append(ref.shown)
+        await asyncio.sleep(0.05)
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, SlideCorrupt):
+            raise outcome
+        return Features(outcome, {})
+
+    async def ask() -> list[object]:
+        finder = FeatureFinder(config, SlideHasher(), None, compute)
+        admission = Admission(4, 4)
+        request = cast(SlideRequest, SimpleNamespace(bypass_cache=False))
+        with admission.enter() as one, admission.enter() as other:
+            return await asyncio.gather(
+                finder.find("key", mine, request, one, lambda _: None),
+                finder.find("key", theirs, request, other, lambda _: None),
+                return_exceptions=True,
+            )
+
+    found = asyncio.run(ask())
+    assert [(each.slide.facts.slide_id, each.slide.bag.slide_id) for each in found] == [  # type: ignore[attr-defined]
+        ("mine", "mine"),
+        ("theirs", "theirs"),
+    ]
+    assert list(map(str, asyncio.run(ask()))) == ["mine.svs is damaged.", "theirs.svs is damaged."]
+    assert begun == ["upload-abababababab"] * 2 and unowned(mine) == unowned(theirs)
 
 
 def test_the_expected_hash_is_compared(client: Client, slide: Path) -> None:

@@ -17,9 +17,16 @@ import grpc
 import pytest
 
 from cmamil_sdk.client import AsyncClient, Client
-from cmamil_sdk.errors import ConfigInvalid, SlideNotFound, SlideUnreadable, UploadsDisabled
+from cmamil_sdk.errors import (
+    ConfigInvalid,
+    ServerDraining,
+    SlideNotFound,
+    SlideUnreadable,
+    UploadsDisabled,
+)
 from cmamil_sdk.predict import ProgressEvent
 from cmamil_sdk.serving.config import ServerConfig
+from cmamil_sdk.serving.server import Server
 from cmamil_sdk.serving.tokens import Caller
 from cmamil_sdk.serving.uploads import folder as folder_module
 from cmamil_sdk.serving.uploads.folder import UploadRecord
@@ -223,6 +230,38 @@ def test_a_server_that_stops_says_so(settings: ServerConfig, folder: Path) -> No
     with begun:
         assert reason_of(begun.call.exception(timeout=10)) == "SERVER_DRAINING"
     assert files(folder) == [] and not (folder / ".lock").exists()
+
+
+def test_an_upload_that_moves_may_finish_while_the_server_drains(
+    settings: ServerConfig, folder: Path
+) -> None:
+    async def scenario() -> None:
+        server = Server(settings)
+        await server.start()
+        uploads, go_on = server._services.uploads, asyncio.Event()
+
+        async def slowly() -> Any:
+            yield b"half "
+            await go_on.wait()
+            yield b"a slide"
+
+        moving = asyncio.create_task(
+            uploads.receive(announced(b"half a slide"), slowly(), "clinic")
+        )
+        while not uploads.arriving:
+            await asyncio.sleep(0.01)
+        assert uploads.arriving_bytes == len(b"half a slide")
+        stopping = asyncio.create_task(server.stop(grace_s=20.0))
+        while not uploads.draining:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ServerDraining):
+            await uploads.receive(announced(b"another"), given(b"another"), "clinic")
+        go_on.set()
+        assert (await moving).slide_id == announced(b"half a slide").sha256
+        await stopping
+        assert uploads.stored == (1, len(b"half a slide"))
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("where", ["write", "fsync", "record"])

@@ -9,8 +9,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cmamil_sdk._proto.inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
+from cmamil_sdk.serving.open_inference.length import bytes_beside_raw, check_length
 
 from .asking import INFER, Change, request, slide, tiles
 
@@ -297,6 +300,13 @@ def test_arrays_of_different_bags(
     assert (code, reason) == INVALID
 
 
+@given(st.binary(max_size=40))
+def test_the_length_of_anything_can_be_told(data: bytes) -> None:
+    beside = bytes_beside_raw(data)
+    assert 0 <= beside <= len(data) + 8
+    check_length(data)
+
+
 def test_typed_contents_give_the_same_answer(address: str, raw_call: RawCall) -> None:
     arrays = tiles()
     plain = request("tiny-encoder", arrays)
@@ -306,6 +316,15 @@ def test_typed_contents_give_the_same_answer(address: str, raw_call: RawCall) ->
         for message in (plain, spelled)
     ]
     assert answers[0] == answers[1]
+    raw = plain.SerializeToString()
+    plain.raw_input_contents[0] = b""  # whose length takes two bytes less
+    assert bytes_beside_raw(spelled.SerializeToString()) == len(spelled.SerializeToString())
+    assert bytes_beside_raw(raw) == len(plain.SerializeToString()) + 2
+    long = request("tiny-encoder", arrays, typed(uint_contents=[200] * 2**20)).SerializeToString()
+    assert raw_call(address, INFER, long)[:2] == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "MESSAGE_TOO_LARGE",
+    )
     uri = slide(b"")
     del uri.raw_input_contents[:]
     uri.inputs[0].contents.bytes_contents.append(b"absent.svs")

@@ -131,7 +131,7 @@ class StageTimings(_message.Message):
     def __init__(self, queued: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., open: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tissue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., encode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., aggregate: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class PredictSlideResponse(_message.Message):
-    __slots__ = ("request_id", "model", "bundle", "bundle_sha256", "slide_id", "label", "scores", "coarse_scores", "tiles_per_scale", "tiles_failed", "mpp", "mpp_source", "timings", "engine", "top_tiles", "warnings", "attention", "feature_source")
+    __slots__ = ("request_id", "model", "bundle", "bundle_sha256", "slide_id", "label", "scores", "coarse_scores", "tiles_per_scale", "tiles_failed", "mpp", "mpp_source", "timings", "engine", "top_tiles", "warnings", "attention", "feature_source", "quality")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class PredictSlideResponse(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     FEATURE_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     bundle: str
@@ -168,7 +169,24 @@ class PredictSlideResponse(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     attention: _containers.RepeatedCompositeFieldContainer[ScaleAttention]
     feature_source: FeatureSource
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., slide_id: _Optional[str] = ..., label: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., coarse_scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., tiles_per_scale: _Optional[_Iterable[_Union[_slide_pb2.ScaleTiles, _Mapping]]] = ..., tiles_failed: _Optional[int] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[_slide_pb2.MppSource, str]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., engine: _Optional[str] = ..., top_tiles: _Optional[_Iterable[_Union[TopTile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., attention: _Optional[_Iterable[_Union[ScaleAttention, _Mapping]]] = ..., feature_source: _Optional[_Union[FeatureSource, str]] = ...) -> None: ...
+    quality: QualityReport
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., bundle: _Optional[str] = ..., bundle_sha256: _Optional[str] = ..., slide_id: _Optional[str] = ..., label: _Optional[str] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., coarse_scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., tiles_per_scale: _Optional[_Iterable[_Union[_slide_pb2.ScaleTiles, _Mapping]]] = ..., tiles_failed: _Optional[int] = ..., mpp: _Optional[float] = ..., mpp_source: _Optional[_Union[_slide_pb2.MppSource, str]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., engine: _Optional[str] = ..., top_tiles: _Optional[_Iterable[_Union[TopTile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., attention: _Optional[_Iterable[_Union[ScaleAttention, _Mapping]]] = ..., feature_source: _Optional[_Union[FeatureSource, str]] = ..., quality: _Optional[_Union[QualityReport, _Mapping]] = ...) -> None: ...
+
+class QualityReport(_message.Message):
+    __slots__ = ("tiles_planned", "tiles_read", "tiles_failed", "tiles_background", "reader", "reader_reason")
+    TILES_PLANNED_FIELD_NUMBER: _ClassVar[int]
+    TILES_READ_FIELD_NUMBER: _ClassVar[int]
+    TILES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    TILES_BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    READER_REASON_FIELD_NUMBER: _ClassVar[int]
+    tiles_planned: int
+    tiles_read: int
+    tiles_failed: int
+    tiles_background: int
+    reader: str
+    reader_reason: str
+    def __init__(self, tiles_planned: _Optional[int] = ..., tiles_read: _Optional[int] = ..., tiles_failed: _Optional[int] = ..., tiles_background: _Optional[int] = ..., reader: _Optional[str] = ..., reader_reason: _Optional[str] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("queue_position", "model")

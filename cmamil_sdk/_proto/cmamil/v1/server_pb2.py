@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63mamil/v1/server.proto\x12\tcmamil.v1\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"2\n\x0ePackageVersion\x12\x0f\n\x07package\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"^\n\nEngineInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"m\n\x0cModelRuntime\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x07\x65ncoder\x18\x02 \x01(\x0b\x32\x15.cmamil.v1.EngineInfo\x12\x12\n\naggregator\x18\x03 \x01(\t\x12\x12\n\nis_default\x18\x04 \x01(\x08\"\xa5\x01\n\x06Worker\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.cmamil.v1.Worker.State\x12\x10\n\x08restarts\x18\x02 \x01(\x03\x12\r\n\x05tiles\x18\x03 \x01(\x03\"R\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x0e\n\nSTATE_IDLE\x10\x02\x12\x0e\n\nSTATE_BUSY\x10\x03\"\xe5\x01\n\x06Limits\x12\x19\n\x11max_active_slides\x18\x01 \x01(\x05\x12\x12\n\nmax_queued\x18\x02 \x01(\x05\x12\x11\n\tmax_tiles\x18\x03 \x01(\x03\x12\x18\n\x10max_slide_pixels\x18\x04 \x01(\x03\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_deadline\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_request_bytes\x18\x07 \x01(\x05\"\xd9\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x08packages\x18\x02 \x03(\x0b\x32\x19.cmamil.v1.PackageVersion\x12\'\n\x06models\x18\x03 \x03(\x0b\x32\x17.cmamil.v1.ModelRuntime\x12\"\n\x07workers\x18\x04 \x03(\x0b\x32\x11.cmamil.v1.Worker\x12!\n\x06limits\x18\x05 \x01(\x0b\x32\x11.cmamil.v1.Limits\x12)\n\x06uptime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\ractive_slides\x18\x07 \x01(\x05\x12\x15\n\rqueued_slides\x18\x08 \x01(\x05\x12\x15\n\rtiles_decoded\x18\t \x01(\x03\x12\x14\n\x0cgit_revision\x18\n \x01(\t\x12\x0c\n\x04gpus\x18\x0b \x03(\t\"\x17\n\x15GetServerStatsRequest\"D\n\tCallCount\x12\x0b\n\x03rpc\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"R\n\tDurations\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\nStageCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\xf4\x02\n\x16GetServerStatsResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x14.cmamil.v1.CallCount\x12\"\n\x04rpcs\x18\x03 \x03(\x0b\x32\x14.cmamil.v1.Durations\x12$\n\x06stages\x18\x04 \x03(\x0b\x32\x14.cmamil.v1.Durations\x12(\n\tcancelled\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.StageCount\x12\x10\n\x08tiles_ok\x18\x06 \x01(\x03\x12\x14\n\x0ctiles_failed\x18\x07 \x01(\x03\x12\x0f\n\x07\x62\x61tches\x18\x08 \x01(\x03\x12\x17\n\x0fworker_restarts\x18\t \x01(\x03\x12\x15\n\ractive_slides\x18\n \x01(\x05\x12\x15\n\rqueued_slides\x18\x0b \x01(\x05\x12\x16\n\x0equeued_batches\x18\x0c \x01(\x03\x32\xba\x01\n\rServerService\x12R\n\rGetServerInfo\x12\x1f.cmamil.v1.GetServerInfoRequest\x1a .cmamil.v1.GetServerInfoResponse\x12U\n\x0eGetServerStats\x12 .cmamil.v1.GetServerStatsRequest\x1a!.cmamil.v1.GetServerStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63mamil/v1/server.proto\x12\tcmamil.v1\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"2\n\x0ePackageVersion\x12\x0f\n\x07package\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"^\n\nEngineInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x11\n\tprecision\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"m\n\x0cModelRuntime\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x07\x65ncoder\x18\x02 \x01(\x0b\x32\x15.cmamil.v1.EngineInfo\x12\x12\n\naggregator\x18\x03 \x01(\t\x12\x12\n\nis_default\x18\x04 \x01(\x08\"\xa5\x01\n\x06Worker\x12&\n\x05state\x18\x01 \x01(\x0e\x32\x17.cmamil.v1.Worker.State\x12\x10\n\x08restarts\x18\x02 \x01(\x03\x12\r\n\x05tiles\x18\x03 \x01(\x03\"R\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_STARTING\x10\x01\x12\x0e\n\nSTATE_IDLE\x10\x02\x12\x0e\n\nSTATE_BUSY\x10\x03\"\xab\x03\n\x06Limits\x12\x19\n\x11max_active_slides\x18\x01 \x01(\x05\x12\x12\n\nmax_queued\x18\x02 \x01(\x05\x12\x11\n\tmax_tiles\x18\x03 \x01(\x03\x12\x18\n\x10max_slide_pixels\x18\x04 \x01(\x03\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_deadline\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11max_request_bytes\x18\x07 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x05\x12\x1c\n\x14max_calls_per_client\x18\t \x01(\x05\x12\x16\n\x0emax_call_tiles\x18\n \x01(\x05\x12%\n\x05\x63\x61\x63he\x18\x0b \x01(\x0b\x32\x16.cmamil.v1.CacheLimits\x12\"\n\x04jobs\x18\x0c \x01(\x0b\x32\x14.cmamil.v1.JobLimits\x12(\n\x07uploads\x18\r \x01(\x0b\x32\x17.cmamil.v1.UploadLimits\" \n\x0b\x43\x61\x63heLimits\x12\x11\n\tmax_bytes\x18\x01 \x01(\x03\"]\n\tJobLimits\x12\x12\n\nmax_active\x18\x01 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x02 \x01(\x05\x12\'\n\x04keep\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x90\x01\n\x0cUploadLimits\x12\x17\n\x0fmax_slide_bytes\x18\x01 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12)\n\x06\x65xpiry\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04idle\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd9\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12+\n\x08packages\x18\x02 \x03(\x0b\x32\x19.cmamil.v1.PackageVersion\x12\'\n\x06models\x18\x03 \x03(\x0b\x32\x17.cmamil.v1.ModelRuntime\x12\"\n\x07workers\x18\x04 \x03(\x0b\x32\x11.cmamil.v1.Worker\x12!\n\x06limits\x18\x05 \x01(\x0b\x32\x11.cmamil.v1.Limits\x12)\n\x06uptime\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\ractive_slides\x18\x07 \x01(\x05\x12\x15\n\rqueued_slides\x18\x08 \x01(\x05\x12\x15\n\rtiles_decoded\x18\t \x01(\x03\x12\x14\n\x0cgit_revision\x18\n \x01(\t\x12\x0c\n\x04gpus\x18\x0b \x03(\t\"\x17\n\x15GetServerStatsRequest\"D\n\tCallCount\x12\x0b\n\x03rpc\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"R\n\tDurations\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\nStageCount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"9\n\nCacheStats\x12\x0c\n\x04hits\x18\x01 \x01(\x03\x12\x0e\n\x06misses\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\"b\n\x08JobStats\x12\x0f\n\x07pending\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12\x11\n\tsucceeded\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x11\n\tcancelled\x18\x05 \x01(\x03\"V\n\x0bUploadStats\x12\x0e\n\x06slides\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x10\n\x08\x61rriving\x18\x03 \x01(\x03\x12\x16\n\x0e\x61rriving_bytes\x18\x04 \x01(\x03\"\xe6\x03\n\x16GetServerStatsResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32\x14.cmamil.v1.CallCount\x12\"\n\x04rpcs\x18\x03 \x03(\x0b\x32\x14.cmamil.v1.Durations\x12$\n\x06stages\x18\x04 \x03(\x0b\x32\x14.cmamil.v1.Durations\x12(\n\tcancelled\x18\x05 \x03(\x0b\x32\x15.cmamil.v1.StageCount\x12\x10\n\x08tiles_ok\x18\x06 \x01(\x03\x12\x14\n\x0ctiles_failed\x18\x07 \x01(\x03\x12\x0f\n\x07\x62\x61tches\x18\x08 \x01(\x03\x12\x17\n\x0fworker_restarts\x18\t \x01(\x03\x12\x15\n\ractive_slides\x18\n \x01(\x05\x12\x15\n\rqueued_slides\x18\x0b \x01(\x05\x12\x16\n\x0equeued_batches\x18\x0c \x01(\x03\x12$\n\x05\x63\x61\x63he\x18\r \x01(\x0b\x32\x15.cmamil.v1.CacheStats\x12!\n\x04jobs\x18\x0e \x01(\x0b\x32\x13.cmamil.v1.JobStats\x12\'\n\x07uploads\x18\x0f \x01(\x0b\x32\x16.cmamil.v1.UploadStats2\xba\x01\n\rServerService\x12R\n\rGetServerInfo\x12\x1f.cmamil.v1.GetServerInfoRequest\x1a .cmamil.v1.GetServerInfoResponse\x12U\n\x0eGetServerStats\x12 .cmamil.v1.GetServerStatsRequest\x1a!.cmamil.v1.GetServerStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,19 +45,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER_STATE']._serialized_start=436
   _globals['_WORKER_STATE']._serialized_end=518
   _globals['_LIMITS']._serialized_start=521
-  _globals['_LIMITS']._serialized_end=750
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=753
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1098
-  _globals['_GETSERVERSTATSREQUEST']._serialized_start=1100
-  _globals['_GETSERVERSTATSREQUEST']._serialized_end=1123
-  _globals['_CALLCOUNT']._serialized_start=1125
-  _globals['_CALLCOUNT']._serialized_end=1193
-  _globals['_DURATIONS']._serialized_start=1195
-  _globals['_DURATIONS']._serialized_end=1277
-  _globals['_STAGECOUNT']._serialized_start=1279
-  _globals['_STAGECOUNT']._serialized_end=1320
-  _globals['_GETSERVERSTATSRESPONSE']._serialized_start=1323
-  _globals['_GETSERVERSTATSRESPONSE']._serialized_end=1695
-  _globals['_SERVERSERVICE']._serialized_start=1698
-  _globals['_SERVERSERVICE']._serialized_end=1884
+  _globals['_LIMITS']._serialized_end=948
+  _globals['_CACHELIMITS']._serialized_start=950
+  _globals['_CACHELIMITS']._serialized_end=982
+  _globals['_JOBLIMITS']._serialized_start=984
+  _globals['_JOBLIMITS']._serialized_end=1077
+  _globals['_UPLOADLIMITS']._serialized_start=1080
+  _globals['_UPLOADLIMITS']._serialized_end=1224
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1227
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1572
+  _globals['_GETSERVERSTATSREQUEST']._serialized_start=1574
+  _globals['_GETSERVERSTATSREQUEST']._serialized_end=1597
+  _globals['_CALLCOUNT']._serialized_start=1599
+  _globals['_CALLCOUNT']._serialized_end=1667
+  _globals['_DURATIONS']._serialized_start=1669
+  _globals['_DURATIONS']._serialized_end=1751
+  _globals['_STAGECOUNT']._serialized_start=1753
+  _globals['_STAGECOUNT']._serialized_end=1794
+  _globals['_CACHESTATS']._serialized_start=1796
+  _globals['_CACHESTATS']._serialized_end=1853
+  _globals['_JOBSTATS']._serialized_start=1855
+  _globals['_JOBSTATS']._serialized_end=1953
+  _globals['_UPLOADSTATS']._serialized_start=1955
+  _globals['_UPLOADSTATS']._serialized_end=2041
+  _globals['_GETSERVERSTATSRESPONSE']._serialized_start=2044
+  _globals['_GETSERVERSTATSRESPONSE']._serialized_end=2530
+  _globals['_SERVERSERVICE']._serialized_start=2533
+  _globals['_SERVERSERVICE']._serialized_end=2719
 # @@protoc_insertion_point(module_scope)
