@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cmamil_sdk.engines.base import Precision
@@ -21,14 +22,17 @@ def graph_in(graph: Path, precision: Precision) -> Path:
     return graph.with_name(f"{graph.stem}.{precision}{graph.suffix}")
 
 
-def stored_graph(graph: Path, precision: Precision) -> Path:
-    """The same, if there is such a file where it is one of its own.
+def stored_graph(
+    graph: Path, precision: Precision, hashes: Mapping[str, str] | None = None
+) -> Path:
+    """The same, if there is such a file where it is one of its own; one that ``hashes`` list, if given.
 
     Raises:
         EngineMissing: there is none.
     """
     found = graph_in(graph, precision)
-    if found != graph and not found.is_file():
+    is_there = found.is_file() if hashes is None else found.name in hashes
+    if found != graph and not is_there:
         raise EngineMissing(
             f"There is no graph in {precision} beside {graph} ({found.name}); export the run with "
             f"--precision {precision}, or use --precision auto."

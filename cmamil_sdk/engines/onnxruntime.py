@@ -49,6 +49,7 @@ class OnnxRuntimeEngine:
         precision: the graph's own.
         threads: threads within one ``infer``.
         reason: why this engine was chosen.
+        data: the file's bytes; None: the runtime reads them.
 
     Raises:
         EngineMissing: the device is not there, or does not compute in the precision.
@@ -63,11 +64,12 @@ class OnnxRuntimeEngine:
         precision: Precision = "fp32",
         threads: int,
         reason: str,
+        data: bytes | None = None,
     ) -> None:
         _check_precision(precision, device)
         self._graph = graph
         self._index = int(device.partition(":")[2] or 0)
-        self._session = _session(graph, device, threads)
+        self._session = _session(graph, data, device, threads)
         held = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
         if held != precision:
             raise BundleUnsupported(
@@ -169,7 +171,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
+def _session(graph: Path, data: bytes | None, device: str, threads: int) -> ort.InferenceSession:
     options = session_options(threads)
     provider = "CPUExecutionProvider"
     settings: dict[str, str] = {}
@@ -189,7 +191,8 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
         }
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
+        source = str(graph) if data is None else data
+        session = ort.InferenceSession(source, options, providers=[(provider, settings)])
     except (_STATE.NoSuchFile, OSError) as problem:
         raise BundleUnsupported(
             f"There is no graph at {graph}; export the model again."
@@ -199,6 +202,7 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
             f"{graph} cannot be run by onnxruntime {ort.__version__} on {device} "
             f"({_first_line(problem)}); export the model again."
         ) from problem
+    session._model_bytes = None  # it would keep them for a change of providers
     if session.get_providers()[0] != provider:
         raise EngineMissing(
             f"onnxruntime did not start on {device} but on {session.get_providers()[0]}; "

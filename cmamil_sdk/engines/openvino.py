@@ -53,6 +53,7 @@ class OpenVinoEngine:
         callers: threads that call ``infer`` at a time, each with a stream of its own; more than these
             wait for each other. Default: one per core.
         reason: why this engine was chosen.
+        data: the file's bytes; None: they are read from it.
 
     Raises:
         EngineMissing: this processor does not have the precision.
@@ -67,10 +68,11 @@ class OpenVinoEngine:
         threads: int,
         callers: int | None = None,
         reason: str,
+        data: bytes | None = None,
     ) -> None:
         check_precision(precision)
         self._graph = graph
-        model = _read(graph)
+        model = _read(graph, data)
         # Index arrays that point nowhere would be read as zeros, and axes have no names to compare.
         if len(model.inputs) != 1:
             raise BundleUnsupported(
@@ -188,11 +190,11 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def _read(graph: Path) -> ov.Model:
-    if not graph.is_file():
+def _read(graph: Path, data: bytes | None) -> ov.Model:
+    if data is None and not graph.is_file():
         raise BundleUnsupported(f"There is no graph at {graph}; export the model again.")
     try:
-        return _core().read_model(graph)
+        return _core().read_model(graph if data is None else data)
     except RuntimeError as problem:
         raise _unusable(graph, problem) from problem
 

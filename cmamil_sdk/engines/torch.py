@@ -44,6 +44,7 @@ class TorchEngine:
         precision: of convolutions and matrix products; bf16 on CUDA alone.
         threads: threads within one ``infer`` on a CPU; torch knows one such number for the whole process.
         reason: why this engine was chosen.
+        data: the file's bytes; None: they are read from it.
 
     Raises:
         EngineMissing: the device is not there, or does not compute in this precision.
@@ -51,11 +52,18 @@ class TorchEngine:
     """
 
     def __init__(
-        self, graph: Path, *, device: str, precision: Precision, threads: int, reason: str
+        self,
+        graph: Path,
+        *,
+        device: str,
+        precision: Precision,
+        threads: int,
+        reason: str,
+        data: bytes | None = None,
     ) -> None:
         self._name = graph.name
         self._device = _checked(device, precision)
-        self._graph = TorchGraph(graph, self._device, _DTYPES[precision])
+        self._graph = TorchGraph(graph, self._device, _DTYPES[precision], data)
         if len(self._graph.inputs) != 1:
             raise BundleUnsupported(
                 f"{graph} has {len(self._graph.inputs)} inputs, torch here runs graphs of one, which "

@@ -53,6 +53,7 @@ class TorchGraph:
         path: the ``.onnx`` file.
         device: where constants go.
         dtype: of convolutions and matrix products; everything that is sensitive is float32 anyway.
+        data: the file's bytes; None: they are read from it.
 
     Attributes:
         inputs: type and shape of each.
@@ -62,8 +63,10 @@ class TorchGraph:
         BundleUnsupported: no ONNX graph, or one with an opset or operator that is not known here.
     """
 
-    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-        model = _load(path)
+    def __init__(
+        self, path: Path, device: torch.device, dtype: torch.dtype, data: bytes | None = None
+    ) -> None:
+        model = _load(path, data)
         nodes, constants = _parts(model.graph)
         _check_known(path, model, nodes)
         self._device, self._dtype = device, dtype
@@ -128,11 +131,11 @@ def _is_shape(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.int64
 
 
-def _load(path: Path) -> ModelProto:
-    if not path.is_file():
+def _load(path: Path, data: bytes | None) -> ModelProto:
+    if data is None and not path.is_file():
         raise BundleUnsupported(f"There is no graph at {path}; export the model again.")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path) if data is None else onnx.load_model_from_string(data)
     except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as problem:
         raise BundleUnsupported(f"{path} is no ONNX graph; export the model again.") from problem
     if not model.graph.node:
