@@ -16,7 +16,6 @@ from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.graphs import stored_graph
 from cmamil_sdk.engines.plans import PLAN_PRECISIONS
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
-from cmamil_sdk.files import read_listed
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -90,25 +89,30 @@ def load_engine(
                 reason=reason,
                 hashes=hashes,
             )
-    data = None if hashes is None else read_listed(graph, hashes[graph.name])
+    sha256 = None if hashes is None else hashes[graph.name]
 
     def load(name: str, why: str) -> Engine:
         if name == "openvino":
             from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
             return OpenVinoEngine(
-                graph, precision=kind, threads=threads, callers=callers, reason=why, data=data
+                graph, precision=kind, threads=threads, callers=callers, reason=why, sha256=sha256
             )
         if name == "torch":
             from cmamil_sdk.engines.torch import TorchEngine  # noqa: PLC0415
 
             return TorchEngine(
-                graph, device=choice.device, precision=kind, threads=threads, reason=why, data=data
+                graph,
+                device=choice.device,
+                precision=kind,
+                threads=threads,
+                reason=why,
+                sha256=sha256,
             )
         from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
 
         return OnnxRuntimeEngine(
-            graph, device=choice.device, precision=kind, threads=threads, reason=why, data=data
+            graph, device=choice.device, precision=kind, threads=threads, reason=why, sha256=sha256
         )
 
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.errors import EngineMissing
+from cmamil_sdk.files import read_listed
 
 STORED_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 """Those with a graph of their own; bf16 is a way to compute the graph in fp32."""
@@ -40,4 +41,13 @@ def stored_graph(
     return found
 
 
-__all__ = ["PRECISION_KEY", "STORED_PRECISIONS", "graph_in", "stored_graph"]
+def graph_source(graph: Path, sha256: str | None) -> Path | bytes:
+    """What a runtime is to open: the file's bytes, if these are known; else the file, whatever is in it.
+
+    Raises:
+        BundleCorrupt: the bytes are not those of ``sha256``, or there are none.
+    """
+    return graph if sha256 is None else read_listed(graph, sha256)
+
+
+__all__ = ["PRECISION_KEY", "STORED_PRECISIONS", "graph_in", "graph_source", "stored_graph"]

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from torch import Tensor
 
+from cmamil_sdk.engines.graphs import graph_source
 from cmamil_sdk.engines.inputs import InputSpec, input_spec
 from cmamil_sdk.engines.torch_operators import (
     DTYPES,
@@ -53,7 +54,7 @@ class TorchGraph:
         path: the ``.onnx`` file.
         device: where constants go.
         dtype: of convolutions and matrix products; everything that is sensitive is float32 anyway.
-        data: the file's bytes; None: they are read from it.
+        sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Attributes:
         inputs: type and shape of each.
@@ -64,9 +65,9 @@ class TorchGraph:
     """
 
     def __init__(
-        self, path: Path, device: torch.device, dtype: torch.dtype, data: bytes | None = None
+        self, path: Path, device: torch.device, dtype: torch.dtype, sha256: str | None = None
     ) -> None:
-        model = _load(path, data)
+        model = _load(path, sha256)
         nodes, constants = _parts(model.graph)
         _check_known(path, model, nodes)
         self._device, self._dtype = device, dtype
@@ -131,11 +132,14 @@ def _is_shape(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.int64
 
 
-def _load(path: Path, data: bytes | None) -> ModelProto:
-    if data is None and not path.is_file():
+def _load(path: Path, sha256: str | None) -> ModelProto:
+    source = graph_source(path, sha256)
+    if source == path and not path.is_file():
         raise BundleUnsupported(f"There is no graph at {path}; export the model again.")
     try:
-        model = onnx.load(path) if data is None else onnx.load_model_from_string(data)
+        model = (
+            onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+        )
     except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as problem:
         raise BundleUnsupported(f"{path} is no ONNX graph; export the model again.") from problem
     if not model.graph.node:
