@@ -53,7 +53,8 @@ class TorchGraph:
     Args:
         path: the ``.onnx`` file.
         device: where constants go.
-        dtype: of convolutions and matrix products; everything that is sensitive is float32 anyway.
+        dtype: of convolutions and matrix products; everything that is sensitive is float32 anyway. Or
+            float64, for everything, to check others by.
         sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Attributes:
@@ -114,6 +115,8 @@ class TorchGraph:
     def _in_precision(self, node: Node, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or self._dtype == torch.float32:
             return tensor
+        if self._dtype == torch.float64:
+            return tensor.double()
         if node.operator in LOW_PRECISION:
             return tensor.to(self._dtype)
         return tensor.float() if node.operator in FULL_PRECISION else tensor
