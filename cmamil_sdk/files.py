@@ -12,11 +12,11 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cmamil_sdk.errors import CmamilError, OutputUnwritable
+from cmamil_sdk.errors import BundleCorrupt, CmamilError, OutputUnwritable
 from cmamil_sdk.wording import counted
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
@@ -145,6 +145,51 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_listed(path: Path, sha256: str) -> BinaryIO:
+    """Open a file, compare what was opened with what a manifest lists, and go back to its beginning.
+
+    Raises:
+        BundleCorrupt: it is missing or changed.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as problem:
+        raise _unreadable(path, problem) from problem
+    try:
+        _compare(path, hashlib.file_digest(file, "sha256").hexdigest(), sha256)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_listed(path: Path, sha256: str) -> bytes:
+    """The bytes of a file, which are those that a manifest lists: what was compared is what is returned.
+
+    Raises:
+        BundleCorrupt: it is missing or changed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise _unreadable(path, problem) from problem
+    _compare(path, hashlib.sha256(data).hexdigest(), sha256)
+    return data
+
+
+def _compare(path: Path, found: str, sha256: str) -> None:
+    if found != sha256:
+        raise BundleCorrupt(
+            f"{path} is not the file that its manifest lists (sha256 {found[:12]}… instead of "
+            f"{sha256[:12]}…); copy it again."
+        )
+
+
+def _unreadable(path: Path, problem: OSError) -> BundleCorrupt:
+    return BundleCorrupt(f"{path} is missing or unreadable ({problem.strerror}); copy it again.")
+
+
 def parse_document(
     model: type[_ModelT],
     document: Mapping[str, Any],
@@ -210,8 +255,10 @@ __all__ = [
     "CsvRow",
     "FileEntry",
     "csv_text",
+    "open_listed",
     "parse_document",
     "read_csv",
+    "read_listed",
     "replacing",
     "sha256_of_file",
     "write_atomic",

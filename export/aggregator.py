@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,8 @@ from .probe_bags import Arrays, probe_bag
 EXAMPLE_FINEST_TILES = 37
 PARITY_FINEST_TILES = (1, 2, 7, 513, 4_096, 16_384)
 """Bags on which a graph is compared with its model."""
+CHECKED_FINEST_TILES = (1, 7, 513)
+"""Bags on which the model itself is compared with float64."""
 
 
 class AggregatorGraph(nn.Module):
@@ -105,9 +109,10 @@ def export_aggregator(
 
     Raises:
         ParityFailed: the graph does not reproduce the model (``force``: in shape, or with NaN), or a bag
-            size was baked in.
+            size was baked in; or the model's float32 outputs are not those of float64.
     """
     module = AggregatorGraph(models, temperature, coarse_temperature).eval()
+    check_in_double(module, scales)
     example = probe_inputs(module, scales, finest_tiles=EXAMPLE_FINEST_TILES, seed=1)
     dims = {
         s.name: torch.export.Dim(f"n_{s.name.replace('.', '_')}", min=1, max=MAX_TILES)
@@ -129,6 +134,30 @@ def export_aggregator(
             "the bundle as failed with --force."
         )
     return report
+
+
+def check_in_double(module: AggregatorGraph, scales: Sequence[Scale]) -> None:
+    """Refuse a model that is no reference.
+
+    Its outputs must be as near to those of float64 as those of a graph in fp32 must be to its own.
+
+    Raises:
+        ParityFailed: they are not; says how far they are.
+    """
+    exact, report = copy.deepcopy(module).double(), dict[str, float]()
+    for finest_tiles in CHECKED_FINEST_TILES:
+        inputs = probe_inputs(module, scales, finest_tiles=finest_tiles, seed=finest_tiles)
+        doubled = {
+            n: a.astype(np.float64) if a.dtype == np.float32 else a for n, a in inputs.items()
+        }
+        found = aggregator_parity(eager_outputs(exact, doubled), eager_outputs(module, inputs))
+        report = {name: max(value, report.get(name, 0.0)) for name, value in found.items()}
+    missed = missed_gates(report)
+    if missed:
+        raise ParityFailed(
+            f"The model's float32 answers are no reference: they differ from those of float64 by {missed}"
+            "; check its weights and the standardisation of its features for extreme values."
+        )
 
 
 def compare_aggregator(
@@ -186,6 +215,7 @@ def probe_inputs(
 
 __all__ = [
     "AggregatorGraph",
+    "check_in_double",
     "compare_aggregator",
     "eager_outputs",
     "explanations_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from cmamil_sdk.engines.plans import (
 )
 from cmamil_sdk.engines.tensorrt_library import load_library, make_logger
 from cmamil_sdk.errors import BundleUnsupported, FieldInvalid
-from cmamil_sdk.files import sha256_of_file, write_atomic
+from cmamil_sdk.files import write_atomic
 from cmamil_sdk.tiling.recipe import Scale
 
 from .graph import all_nodes
@@ -93,12 +94,13 @@ def build_plan(
     """
     library = load_library(runtime)
     logger = make_logger(library)
-    model = onnx.load(graph)
+    data = graph.read_bytes()
+    model = onnx.load_model_from_string(data)
     builder = library.Builder(logger)
     flags = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = library.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
+    if not parser.parse(data):
         problems = [parser.get_error(number) for number in range(parser.num_errors)]
         raise _refused(graph, runtime, library, [_parser_error(e, model) for e in problems])
     inputs = _inputs(model)
@@ -130,7 +132,7 @@ def build_plan(
     if timing_cache is not None:
         write_atomic(timing_cache, bytes(config.get_timing_cache().serialize()))
     key = PlanKey(
-        graph_sha256=sha256_of_file(graph),
+        graph_sha256=hashlib.sha256(data).hexdigest(),
         runtime=runtime,
         runtime_version=str(library.__version__),
         compute_capabilities=tuple(compute_capabilities),

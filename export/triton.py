@@ -23,7 +23,7 @@ import onnx
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
 from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, OutputExists, OutputUnwritable
-from cmamil_sdk.files import write_json
+from cmamil_sdk.files import read_listed, write_json
 
 ENCODER_MAX_BATCH = 64
 """Most tiles in one of Triton's batches; it gathers them from several requests."""
@@ -79,9 +79,13 @@ def export_triton(bundle: Path, repository: Path) -> tuple[Path, Path]:
         origin["parity_failed"] = manifest.parity_failed
     notes = {"cmamil_recipe": manifest.recipe.model_dump_json()}
     labels = _labels(manifest)
+    encoder_graph, aggregator_graph = (
+        (bundle / name, read_listed(bundle / name, manifest.hashes[name]))
+        for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH)
+    )
     parts = [
-        _Part(encoder.parent, bundle / ENCODER_GRAPH, notes, labels={}, batched=True),
-        _Part(aggregator.parent, bundle / AGGREGATOR_GRAPH, notes, labels, batched=False),
+        _Part(encoder.parent, *encoder_graph, notes, labels={}, batched=True),
+        _Part(aggregator.parent, *aggregator_graph, notes, labels, batched=False),
     ]
     for part in parts:
         part.check_configuration()
@@ -126,6 +130,7 @@ class _Part:
     Attributes:
         model: the model's directory.
         graph: the ONNX file.
+        data: its bytes, which are those that the bundle lists.
         notes: parameters of the configuration.
         labels: outputs whose columns have names, and the names.
         batched: whether Triton gathers requests into batches, along the first axis.
@@ -133,13 +138,14 @@ class _Part:
 
     model: Path
     graph: Path
+    data: bytes
     notes: Mapping[str, str]
     labels: Mapping[str, Sequence[str]]
     batched: bool
 
     def shared_files(self) -> dict[str, str]:
         """Name -> text of what all versions have in common."""
-        inputs, outputs = _tensors(self.graph)
+        inputs, outputs = _tensors(self.graph, self.data)
         files = {output: f"{output}.txt" for output in self.labels}
         config = _config(self.model.name, inputs, outputs, self.notes, files, batched=self.batched)
         texts = {files[output]: "\n".join(names) + "\n" for output, names in self.labels.items()}
@@ -169,7 +175,7 @@ class _Part:
         folder = temporary / number if is_new else temporary
         folder.mkdir(parents=True)
         try:
-            shutil.copyfile(self.graph, folder / _GRAPH)
+            (folder / _GRAPH).write_bytes(self.data)
             write_json(folder / _ORIGIN, origin)
             for name, text in self.shared_files().items() if is_new else ():
                 (temporary / name).write_text(text, encoding="utf-8")
@@ -201,8 +207,8 @@ def _labels(manifest: Manifest) -> dict[str, tuple[str, ...]]:
     return labels
 
 
-def _tensors(graph: Path) -> tuple[list[_Tensor], list[_Tensor]]:
-    parsed = onnx.load(graph).graph
+def _tensors(graph: Path, data: bytes) -> tuple[list[_Tensor], list[_Tensor]]:
+    parsed = onnx.load_model_from_string(data).graph
     inputs, outputs = (
         [_tensor(graph, info) for info in side] for side in (parsed.input, parsed.output)
     )

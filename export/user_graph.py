@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -19,7 +20,8 @@ from cmamil_sdk.encoders.info import EncoderInfo, Interpolation
 from cmamil_sdk.encoders.registry import ONNX_PREFIX, EncoderSpec
 from cmamil_sdk.encoders.resize import resize_matrix
 from cmamil_sdk.engines import load_engine
-from cmamil_sdk.errors import FieldInvalid, RunInvalid
+from cmamil_sdk.engines.torch_graph import TorchGraph
+from cmamil_sdk.errors import BundleUnsupported, FieldInvalid, RunInvalid
 from cmamil_sdk.files import parse_document, sha256_of_file, write_atomic
 from cmamil_sdk.runs import read_json
 from cmamil_sdk.tiling.recipe import TILE_PX
@@ -79,11 +81,23 @@ class OnnxEncoder:
     def features(self, tiles: UInt8) -> Float32:
         """Features ``[B, D]`` of tiles ``[B, px, px, 3]``, normalised outside of the graph."""
         engine = load_engine(self._path, engine="onnxruntime", device="cpu")
-        images = tiles if self._ports.takes_uint8 else self._normalised(tiles)
-        return engine.infer({self._ports.input: images})[self._ports.output]
+        return engine.infer({self._ports.input: self._images(tiles)})[self._ports.output]
 
-    def features_in_double(self, tiles: UInt8) -> None:
-        """None: the graph as it came is what it is."""
+    def features_in_double(self, tiles: UInt8) -> Float32 | None:
+        """The same graph in float64, operator by operator in torch.
+
+        None if it computes in 16 bits somewhere, or has an operator that torch here does not run.
+        """
+        if _has_half(self._model):
+            return None
+        try:
+            graph = TorchGraph(self._path, torch.device("cpu"), torch.float64)
+            with torch.inference_mode():
+                found = graph({self._ports.input: torch.from_numpy(self._images(tiles))})
+        except BundleUnsupported:
+            return None
+        features: Float32 = found[self._ports.output].float().numpy()
+        return features
 
     def write_graph(self, path: Path) -> None:
         """Write the graph with inputs and outputs as all our encoders have them."""
@@ -99,6 +113,10 @@ class OnnxEncoder:
         except (ValueError, EncodeError) as problem:
             raise _refused(self._path, "is larger than the 2 GiB of one ONNX file") from problem
         write_atomic(path, data)
+
+    def _images(self, tiles: UInt8) -> UInt8 | Float32:
+        """What the graph takes."""
+        return tiles if self._ports.takes_uint8 else self._normalised(tiles)
 
     def _normalised(self, tiles: UInt8) -> Float32:
         images = tiles.transpose(0, 3, 1, 2).astype(np.float32)
@@ -265,6 +283,15 @@ def _measured_dim(path: Path, ports: _Ports, px: int) -> int:
             path, "gives an image other features in another batch; export it in evaluation mode"
         )
     return int(together.shape[1])
+
+
+def _has_half(model: ModelProto) -> bool:
+    """Whether values are rounded to 16 bits: in float64 they would be others."""
+    half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    casts = (n for n in model.graph.node if n.op_type == "Cast")
+    return any(tensor.data_type in half for tensor in model.graph.initializer) or any(
+        attribute.i in half for node in casts for attribute in node.attribute
+    )
 
 
 def _digest(path: Path) -> str:

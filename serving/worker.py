@@ -26,7 +26,6 @@ from cmamil_sdk.engines import Engine, EngineInfo, load_engine
 from cmamil_sdk.engines.choose import known_precision
 from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import (
-    BundleCorrupt,
     CmamilError,
     EngineMissing,
     MemoryTooSmall,
@@ -45,7 +44,6 @@ from cmamil_sdk.features.encode import (
     encode_together,
     infer_tiles,
 )
-from cmamil_sdk.files import sha256_of_file
 from cmamil_sdk.machine import return_free_memory
 from cmamil_sdk.slides import ReaderName, SlideFacts
 from cmamil_sdk.tiling.plan import make_plan
@@ -270,18 +268,7 @@ def _checked(task: EncodeTiles, encoded: EncodedBatch) -> EncodedBatch:
 
 def _load(spec: GraphSpec) -> Engine:
     graph, info = Path(spec.graph), spec.engine
-    path = graph_in(graph, known_precision(info.precision))
-    try:
-        found = sha256_of_file(path)
-    except OSError as problem:
-        raise BundleCorrupt(
-            f"{path} cannot be read ({problem}); copy the bundle again."
-        ) from problem
-    if found != spec.sha256:
-        raise BundleCorrupt(
-            f"{path} changed since the server verified it (sha256 {found[:12]}… instead of "
-            f"{spec.sha256[:12]}…); copy the bundle again."
-        )
+    used = graph_in(graph, known_precision(info.precision))
     engine = load_engine(
         graph,
         engine=info.name,
@@ -289,6 +276,7 @@ def _load(spec: GraphSpec) -> Engine:
         precision=info.precision,
         callers=1,
         reason=info.reason,
+        hashes={used.name: spec.sha256},
     )
     if isinstance(spec, EncoderSpec):
         _warm_up(engine, spec.recipe.tile_px)

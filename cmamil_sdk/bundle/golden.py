@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from cmamil_sdk.bundle.manifest import GOLDEN, Manifest
 from cmamil_sdk.engines.parity import EncoderReference
 from cmamil_sdk.errors import BundleCorrupt
+from cmamil_sdk.files import read_listed
 
 Arrays = dict[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
@@ -44,11 +46,12 @@ def read_golden(root: Path, manifest: Manifest) -> Golden:
     """The golden values of the bundle at ``root``.
 
     Raises:
-        BundleCorrupt: they cannot be read, or lack what the manifest promises.
+        BundleCorrupt: the file was exchanged, cannot be read, or lacks what the manifest promises.
     """
     path = root / GOLDEN
+    data = read_listed(path, manifest.files[GOLDEN].sha256)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             golden = {name: stored[name] for name in stored.files}
     except (OSError, EOFError, TypeError, ValueError, AttributeError, BadZipFile) as problem:
         raise BundleCorrupt(

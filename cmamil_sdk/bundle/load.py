@@ -62,6 +62,7 @@ class Bundle:
         callers: int,
         max_attention_mib: int,
         loader: Loader | None,
+        hashes: Mapping[str, str] | None,
     ) -> None:
         """Use :meth:`load`."""
         self.root = root
@@ -77,6 +78,7 @@ class Bundle:
         self._engine_cache = engine_cache
         self._max_attention_mib = max_attention_mib
         self._loader = loader
+        self._hashes = hashes
 
     @classmethod
     def load(
@@ -138,6 +140,7 @@ class Bundle:
             engine_cache=engine_cache,
             max_attention_mib=max_attention_mib,
             loader=loader,
+            hashes=manifest.hashes,
         )
         bundle._check_parity(golden, allow_failed=allow_failed_parity)
         return bundle
@@ -154,13 +157,16 @@ class Bundle:
         engine_cache: Path | None = None,
         max_attention_mib: int = MAX_ATTENTION_MIB,
         loader: Loader | None = None,
+        hashes: Mapping[str, str] | None = None,
     ) -> Self:
-        """A bundle around an encoder that was opened for so many callers; nothing is verified.
+        """A bundle around an encoder that was opened for so many callers.
 
-        ``loader`` opens further ones, in place of :func:`~cmamil_sdk.engines.load_engine`.
+        ``loader`` opens further ones, in place of :func:`~cmamil_sdk.engines.load_engine`. What is loaded
+        is compared with ``hashes``, as there; without them nothing is verified.
 
         Raises:
             BundleUnsupported, EngineMissing: the aggregator cannot be run.
+            BundleCorrupt: it is not the one of ``hashes``.
         """
         info = encoder.engine.info
         aggregator = load_engine(
@@ -170,6 +176,7 @@ class Bundle:
             threads=available_cores(),  # it runs when the encoder has done its work
             engine_cache=engine_cache,
             precision="fp16" if info.precision == "fp16" else "fp32",
+            hashes=hashes,
         )
         return cls(
             root,
@@ -181,6 +188,7 @@ class Bundle:
             callers or available_cores(),
             max_attention_mib,
             loader,
+            hashes,
         )
 
     @property
@@ -202,6 +210,9 @@ class Bundle:
         """An encoder engine of one's own: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
 
         ``threads`` and ``callers`` are those of :func:`~cmamil_sdk.engines.load_engine`.
+
+        Raises:
+            BundleCorrupt: the graph was exchanged since the bundle was verified.
         """
         tested, self._tested_encoder = self._tested_encoder, None
         if tested is not None:
@@ -218,6 +229,7 @@ class Bundle:
             callers=callers,
             engine_cache=self._engine_cache,
             reason=info.reason,
+            hashes=self._hashes,
         )
 
     def check_size(self, counts: Mapping[str, int], slide: str) -> None:
@@ -306,7 +318,13 @@ class Bundle:
         precisions: tuple[Precision, ...] = ("fp32", "fp16")
         for precision in precisions:
             if graph_in(graph, precision).name in self.manifest.files:
-                engine = load_engine(graph, engine="onnxruntime", device="cpu", precision=precision)
+                engine = load_engine(
+                    graph,
+                    engine="onnxruntime",
+                    device="cpu",
+                    precision=precision,
+                    hashes=self._hashes,
+                )
                 difference = golden.aggregator_difference(engine.infer(golden.inputs))
                 found[engine.info.label] = difference
                 engine.close()
@@ -316,7 +334,12 @@ class Bundle:
         """The encoder on every engine and precision of this machine."""
         golden = read_golden(self.root, self.manifest)
         measure = partial(_measure, root=self.root, golden=golden)
-        return parity_table(self.root / ENCODER_GRAPH, measure, engine_cache=self._engine_cache)
+        return parity_table(
+            self.root / ENCODER_GRAPH,
+            measure,
+            engine_cache=self._engine_cache,
+            hashes=self._hashes,
+        )
 
     def _check_parity(self, golden: Golden, *, allow_failed: bool) -> dict[str, float]:
         parity = self._encoder_parity
@@ -367,6 +390,7 @@ def _open_encoder(
         callers=callers,
         allow_failed=True,
         loader=loader,
+        hashes=manifest.hashes,
     )
 
 

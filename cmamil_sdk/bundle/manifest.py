@@ -92,6 +92,11 @@ class Manifest(BaseModel):
         return files
 
     @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of each other file, by name."""
+        return {name: entry.sha256 for name, entry in self.files.items()}
+
+    @property
     def has_coarse_level(self) -> bool:
         """Whether the aggregator answers coarse classes; else a hierarchy's are sums of labels'."""
         return self.hierarchy is not None and self.coarse_temperature is not None

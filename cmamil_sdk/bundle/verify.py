@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from cmamil_sdk.bundle.manifest import MANIFEST, SCHEMA_VERSION, Manifest
 from cmamil_sdk.errors import BundleCorrupt, BundleUnsupported
-from cmamil_sdk.files import parse_document, sha256_of_file
+from cmamil_sdk.files import open_listed, parse_document
 
 _ELSEWHERE = re.compile(rb"\x6a[\x00-\xff]{1,2}\x0a\x08location\x12", re.DOTALL)
 """How the field of a tensor starts that names the file of its values (``external_data`` of onnx.proto).
@@ -48,40 +50,39 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
 
 
 def verify_files(path: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest.
+    """Compare every file with the manifest: whether the bundle is whole, before anything is loaded.
+
+    What is loaded later is compared once more, as it is read (``hashes`` of
+    :func:`~cmamil_sdk.engines.load_engine`).
 
     Raises:
         BundleCorrupt: missing, or size or hash differ.
         BundleUnsupported: a graph keeps weights in a file of its own.
     """
     for name, entry in manifest.files.items():
-        file = path / name
-        try:
-            size, digest = file.stat().st_size, sha256_of_file(file)
-        except OSError as problem:
-            raise BundleCorrupt(
-                f"{file} is missing or unreadable; copy the whole bundle again."
-            ) from problem
-        if (size, digest) != (entry.size, entry.sha256):
-            raise BundleCorrupt(
-                f"{file} is not the file that was exported (sha256 {digest[:12]}… instead of "
-                f"{entry.sha256[:12]}…); copy the bundle again."
-            )
-        if file.suffix == ".onnx":
-            _refuse_external_data(file)
+        with open_listed(path / name, entry.sha256) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise BundleCorrupt(
+                    f"{path / MANIFEST} says that {name} has {entry.size} bytes, it has {size}; copy the "
+                    "bundle again."
+                )
+            if name.endswith(".onnx"):
+                _refuse_external_data(path / name, file)
 
 
-def _refuse_external_data(graph: Path) -> None:
+def _refuse_external_data(graph: Path, file: BinaryIO) -> None:
     """Refuse a graph whose weights lie in another file, wherever that is: no manifest lists it.
 
     Raises:
         BundleUnsupported: it names one.
     """
-    with graph.open("rb") as file:
-        if not graph.stat().st_size:  # an empty file cannot be mapped; the runtime refuses it
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            elsewhere = _ELSEWHERE.search(data) is not None
+    if not os.fstat(
+        file.fileno()
+    ).st_size:  # an empty file cannot be mapped; the runtime refuses it
+        return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        elsewhere = _ELSEWHERE.search(data) is not None
     if elsewhere:
         raise BundleUnsupported(
             f"{graph} keeps weights in another file, which the bundle's manifest does not list; export "

@@ -38,9 +38,9 @@ def run(
         engine_cache=engine_cache,
         allow_failed_parity=True,
     )
-    plans = known_plans(bundle / ENCODER_GRAPH, engine_cache)
+    plans = known_plans(bundle / ENCODER_GRAPH, engine_cache, loaded.manifest.hashes)
     for plan in plans:
-        plan.open().close()  # compares it with its manifest
+        plan.read()  # compares it with its manifest
     golden = loaded.self_test()
     rows, manifest = loaded.parity_table(), loaded.manifest
     here = {row.label: row.parity for row in rows if row.parity is not None}
@@ -59,7 +59,7 @@ def run(
         "precisions_at_export": [r.model_dump(mode="json") for r in manifest.precisions],
         "parity_failed": manifest.parity_failed,
         "plans": [
-            {"path": str(plan.path), "sha256": plan.entry.sha256}
+            {"path": str(plan.path), "sha256": plan.sha256}
             | plan.document.key.model_dump(mode="json")
             for plan in plans
         ],

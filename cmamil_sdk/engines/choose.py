@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -47,6 +47,7 @@ def load_engine(
     callers: int | None = None,
     engine_cache: Path | None = None,
     reason: str | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> Engine:
     """Load a graph.
 
@@ -63,16 +64,18 @@ def load_engine(
         engine_cache: where TensorRT finds plans beside those of the graph's bundle.
         reason: what :class:`~cmamil_sdk.engines.base.EngineInfo` gives as the reason; default: why
             engine and device were chosen.
+        hashes: sha256 by name of the graph, those beside it and their plans, as their bundle's manifest
+            lists them: what runs is what was compared with them. None: the graph is in no bundle.
 
     Raises:
         FieldInvalid: an unknown engine, device or precision.
         EngineMissing: what was asked for is not available here, or there is no graph in ``precision``.
         BundleUnsupported: the graph cannot be run.
-        BundleCorrupt: a plan that a manifest lists is missing or changed.
+        BundleCorrupt: a graph or plan that a manifest lists is missing or changed.
     """
     kind = known_precision(precision)
     choice = _able(choose_engine(engine, device), kind)
-    graph = stored_graph(graph, kind)
+    graph = stored_graph(graph, kind, hashes)
     for runtime in TENSORRT:
         if choice.engine == runtime:
             from cmamil_sdk.engines.tensorrt import open_tensorrt  # noqa: PLC0415
@@ -84,25 +87,32 @@ def load_engine(
                 precision=kind,
                 engine_cache=engine_cache,
                 reason=reason,
+                hashes=hashes,
             )
+    sha256 = None if hashes is None else hashes[graph.name]
 
     def load(name: str, why: str) -> Engine:
         if name == "openvino":
             from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
             return OpenVinoEngine(
-                graph, precision=kind, threads=threads, callers=callers, reason=why
+                graph, precision=kind, threads=threads, callers=callers, reason=why, sha256=sha256
             )
         if name == "torch":
             from cmamil_sdk.engines.torch import TorchEngine  # noqa: PLC0415
 
             return TorchEngine(
-                graph, device=choice.device, precision=kind, threads=threads, reason=why
+                graph,
+                device=choice.device,
+                precision=kind,
+                threads=threads,
+                reason=why,
+                sha256=sha256,
             )
         from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
 
         return OnnxRuntimeEngine(
-            graph, device=choice.device, precision=kind, threads=threads, reason=why
+            graph, device=choice.device, precision=kind, threads=threads, reason=why, sha256=sha256
         )
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,23 +52,27 @@ def open_encoder(
     callers: int | None = None,
     allow_failed: bool = False,
     loader: Loader | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> GatedEncoder:
     """Load an encoder, and measure it before it is used.
 
     Args:
         graph: the encoder's ``.onnx`` file.
         measure: compares a loaded engine with the reference.
-        engine, device, engine_cache, callers: as :func:`~cmamil_sdk.engines.load_engine`.
+        engine, device, engine_cache, callers, hashes: as :func:`~cmamil_sdk.engines.load_engine`.
         precision: a :data:`~cmamil_sdk.engines.base.Precision`, or ``auto``: bf16 where the engine has
             it on this processor and it passes the gate, else fp32; the engine's ``info`` says why.
         allow_failed: hand out an encoder that misses its gate.
         loader: called in place of :func:`~cmamil_sdk.engines.load_engine`.
 
     Raises:
-        FieldInvalid, EngineMissing, BundleUnsupported: as :func:`~cmamil_sdk.engines.load_engine`.
+        FieldInvalid, EngineMissing, BundleUnsupported, BundleCorrupt: as
+            :func:`~cmamil_sdk.engines.load_engine`.
         ParityFailed: the gate is missed; the figures are in the message.
     """
-    load = partial(loader or load_engine, graph, callers=callers, engine_cache=engine_cache)
+    load = partial(
+        loader or load_engine, graph, callers=callers, engine_cache=engine_cache, hashes=hashes
+    )
     if precision == "auto":
         found = _in_the_fastest(load, measure, engine, device)
     else:
@@ -81,16 +85,21 @@ def open_encoder(
 
 
 def parity_table(
-    graph: Path, measure: Measure, *, engine_cache: Path | None = None
+    graph: Path,
+    measure: Measure,
+    *,
+    engine_cache: Path | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> list[ParityRow]:
     """An encoder on every engine, device and precision of this machine, and why others are not there.
 
     TensorRT is looked at where there are plans of it, beside the graph or in ``engine_cache``, and torch
     where it finds a CUDA device.
     """
-    load = partial(load_engine, graph, callers=1, engine_cache=engine_cache)
+    load = partial(load_engine, graph, callers=1, engine_cache=engine_cache, hashes=hashes)
     rows = []
-    for engine, device, precision in _combinations(graph, engine_cache):
+    planned = {plan.document.key.runtime for plan in known_plans(graph, engine_cache, hashes)}
+    for engine, device, precision in _combinations(planned):
         label = f"{engine}-{device.split(':')[0]}-{precision}"
         try:
             loaded = load(engine=engine, device=device, precision=precision)
@@ -102,8 +111,8 @@ def parity_table(
     return rows
 
 
-def _combinations(graph: Path, engine_cache: Path | None) -> Iterator[tuple[str, str, str]]:
-    """Engine, device and precision of each row."""
+def _combinations(planned: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """Engine, device and precision of each row; ``planned`` are runtimes of TensorRT with plans."""
     devices = ["cpu"]
     if choose_engine("auto", "auto").device != "cpu":
         devices.append("cuda:0")
@@ -111,7 +120,6 @@ def _combinations(graph: Path, engine_cache: Path | None) -> Iterator[tuple[str,
     yield from itertools.product(["openvino"], ["cpu"], PRECISIONS)
     if choose_engine("torch", "auto").device != "cpu":
         yield from itertools.product(["torch"], ["cuda:0"], PRECISIONS)
-    planned = {plan.document.key.runtime for plan in known_plans(graph, engine_cache)}
     for runtime in sorted(planned):
         yield from itertools.product([runtime], ["cuda:0"], engine_precisions(runtime))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.errors import EngineMissing
+from cmamil_sdk.files import read_listed
 
 STORED_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 """Those with a graph of their own; bf16 is a way to compute the graph in fp32."""
@@ -21,14 +23,17 @@ def graph_in(graph: Path, precision: Precision) -> Path:
     return graph.with_name(f"{graph.stem}.{precision}{graph.suffix}")
 
 
-def stored_graph(graph: Path, precision: Precision) -> Path:
-    """The same, if there is such a file where it is one of its own.
+def stored_graph(
+    graph: Path, precision: Precision, hashes: Mapping[str, str] | None = None
+) -> Path:
+    """The same, if there is such a file where it is one of its own; one that ``hashes`` list, if given.
 
     Raises:
         EngineMissing: there is none.
     """
     found = graph_in(graph, precision)
-    if found != graph and not found.is_file():
+    is_there = found.is_file() if hashes is None else found.name in hashes
+    if found != graph and not is_there:
         raise EngineMissing(
             f"There is no graph in {precision} beside {graph} ({found.name}); export the run with "
             f"--precision {precision}, or use --precision auto."
@@ -36,4 +41,13 @@ def stored_graph(graph: Path, precision: Precision) -> Path:
     return found
 
 
-__all__ = ["PRECISION_KEY", "STORED_PRECISIONS", "graph_in", "stored_graph"]
+def graph_source(graph: Path, sha256: str | None) -> Path | bytes:
+    """What a runtime is to open: the file's bytes, if these are known; else the file, whatever is in it.
+
+    Raises:
+        BundleCorrupt: the bytes are not those of ``sha256``, or there are none.
+    """
+    return graph if sha256 is None else read_listed(graph, sha256)
+
+
+__all__ = ["PRECISION_KEY", "STORED_PRECISIONS", "graph_in", "graph_source", "stored_graph"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
 from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
-from cmamil_sdk.engines.graphs import PRECISION_KEY
+from cmamil_sdk.engines.failures import no_memory, run_failed
+from cmamil_sdk.engines.graphs import PRECISION_KEY, graph_source
 from cmamil_sdk.engines.inputs import check_inputs, input_spec
-from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, GpuOutOfMemory
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, MemoryTooSmall
 
 try:
     import onnxruntime as ort
@@ -36,10 +38,6 @@ _RUNTIME_ERRORS = tuple(
 )
 
 
-_NO_MEMORY = ("Failed to allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
-"""What the runtime, CUDA, cuBLAS and cuDNN say where a GPU is full; there is no exception for it."""
-
-
 class OnnxRuntimeEngine:
     """One ONNX graph in one session; on CUDA, inputs may lie on the device.
 
@@ -49,10 +47,13 @@ class OnnxRuntimeEngine:
         precision: the graph's own.
         threads: threads within one ``infer``.
         reason: why this engine was chosen.
+        sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Raises:
         EngineMissing: the device is not there, or does not compute in the precision.
         BundleUnsupported: the file is no graph this runtime can run, or in another precision.
+        BundleCorrupt: it is not that of ``sha256``.
+        MemoryTooSmall, GpuOutOfMemory: there is too little memory for it.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class OnnxRuntimeEngine:
         precision: Precision = "fp32",
         threads: int,
         reason: str,
+        sha256: str | None = None,
     ) -> None:
         _check_precision(precision, device)
         self._graph = graph
         self._index = int(device.partition(":")[2] or 0)
-        self._session = _session(graph, device, threads)
+        self._open = partial(_session, graph, sha256, device, threads)
+        self._session = self._open()
         held = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
         if held != precision:
             raise BundleUnsupported(
@@ -91,7 +94,8 @@ class OnnxRuntimeEngine:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`.
 
         Raises:
-            GpuOutOfMemory: the device has too little memory left.
+            MemoryTooSmall, GpuOutOfMemory, BundleUnsupported, UnexpectedError: the run failed, as
+                :func:`~cmamil_sdk.engines.failures.run_failed` says; the engine can still be used.
         """
         try:
             outputs = (self._on_device if self.info.takes_device_arrays else self._on_host)(inputs)
@@ -101,12 +105,11 @@ class OnnxRuntimeEngine:
                 "give index arrays that point into the features."
             ) from problem
         except _RUNTIME_ERRORS as problem:
-            if self.info.device == "cpu" or not any(said in str(problem) for said in _NO_MEMORY):
-                raise
-            raise GpuOutOfMemory(
-                f"{self.info.device} has too little free memory for {self._graph.name}; end other "
-                "programs on it, or predict fewer slides at a time."
-            ) from problem
+            error = run_failed(self.info, self._graph.name, problem, _first_line(problem))
+            if isinstance(error, MemoryTooSmall):
+                # Its arena would go on from the size that it did not get, and take that for a small bag.
+                self._session = self._open()
+            raise error from problem
         return dict(zip(self._outputs, outputs, strict=True))
 
     def _on_host(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:
@@ -169,7 +172,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
+def _session(graph: Path, sha256: str | None, device: str, threads: int) -> ort.InferenceSession:
     options = session_options(threads)
     provider = "CPUExecutionProvider"
     settings: dict[str, str] = {}
@@ -189,16 +192,20 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
         }
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
+        source = graph_source(graph, sha256)
+        session = ort.InferenceSession(source, options, providers=[(provider, settings)])
     except (_STATE.NoSuchFile, OSError) as problem:
         raise BundleUnsupported(
             f"There is no graph at {graph}; export the model again."
         ) from problem
     except _RUNTIME_ERRORS as problem:
+        if (full := no_memory(device, graph.name, problem)) is not None:
+            raise full from problem
         raise BundleUnsupported(
             f"{graph} cannot be run by onnxruntime {ort.__version__} on {device} "
             f"({_first_line(problem)}); export the model again."
         ) from problem
+    session._model_bytes = None  # it would keep them for a change of providers
     if session.get_providers()[0] != provider:
         raise EngineMissing(
             f"onnxruntime did not start on {device} but on {session.get_providers()[0]}; "

@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
 from cmamil_sdk.engines.device_array import on_host
+from cmamil_sdk.engines.failures import run_failed
+from cmamil_sdk.engines.graphs import graph_source
 from cmamil_sdk.engines.inputs import check_inputs, input_spec
-from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 from cmamil_sdk.machine import available_cores
 
 # OpenVINO imports its model converter, which reports its use to its makers. Hidden from it, the
@@ -53,10 +55,12 @@ class OpenVinoEngine:
         callers: threads that call ``infer`` at a time, each with a stream of its own; more than these
             wait for each other. Default: one per core.
         reason: why this engine was chosen.
+        sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Raises:
         EngineMissing: this processor does not have the precision.
         BundleUnsupported: the file is no graph of one input that this runtime can run.
+        BundleCorrupt: it is not that of ``sha256``.
     """
 
     def __init__(
@@ -67,10 +71,11 @@ class OpenVinoEngine:
         threads: int,
         callers: int | None = None,
         reason: str,
+        sha256: str | None = None,
     ) -> None:
         check_precision(precision)
         self._graph = graph
-        model = _read(graph)
+        model = _read(graph, sha256)
         # Index arrays that point nowhere would be read as zeros, and axes have no names to compare.
         if len(model.inputs) != 1:
             raise BundleUnsupported(
@@ -98,21 +103,25 @@ class OpenVinoEngine:
             )
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
-        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`.
+
+        Raises:
+            MemoryTooSmall, BundleUnsupported: the run failed, as
+                :func:`~cmamil_sdk.engines.failures.run_failed` says; the engine can still be used.
+        """
         arrays = on_host(self._graph.name, inputs)
         check_inputs(self._graph.name, self._inputs, arrays)
         ((name, array),) = arrays.items()
         try:
             shares = self._shares(np.ascontiguousarray(array))
             parts = [requests.infer({name: part}) for requests, part in shares]
-        except RuntimeError as problem:
-            raise FieldInvalid(
-                f"{self._graph.name} refuses its inputs ({_last_line(problem)}); "
-                "give arrays as the graph takes them."
-            ) from problem
-        if len(parts) == 1:
-            return parts[0]
-        return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+        except (MemoryError, RuntimeError) as problem:
+            raise run_failed(self.info, self._graph.name, problem, _last_line(problem)) from problem
+        found = parts[0]
+        if len(parts) > 1:
+            found = {output: np.concatenate([part[output] for part in parts]) for output in found}
+        self._check_rows(found, len(array))
+        return found
 
     def _shares(self, array: npt.NDArray[Any]) -> Iterator[tuple[_Requests, npt.NDArray[Any]]]:
         """Which rows go where."""
@@ -125,6 +134,15 @@ class OpenVinoEngine:
                 yield self._form, array[start : start + tiles]
         if whole < len(array):
             yield self._any_number, array[whole:]
+
+    def _check_rows(self, outputs: dict[str, npt.NDArray[np.float32]], rows: int) -> None:
+        """With one thread, OpenVINO answers memory that ran out with what it found in its outputs."""
+        for name, values in outputs.items():
+            if values.ndim and len(values) != rows:
+                raise BundleUnsupported(
+                    f"{self._graph.name} on openvino gave {len(values)} rows of {name} for {rows}: it is "
+                    "no encoder, or memory ran out; give this process more, or use --engine onnxruntime."
+                )
 
     def close(self) -> None:
         """Release the graph."""
@@ -150,10 +168,8 @@ class _Requests:
             request = self._idle.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        try:
-            results = request.infer(inputs, share_inputs=True)
-        finally:
-            self._idle.append(request)
+        results = request.infer(inputs, share_inputs=True)
+        self._idle.append(request)  # one that failed is not used again
         return {output.any_name: results[output] for output in self.compiled.outputs}
 
 
@@ -188,11 +204,12 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def _read(graph: Path) -> ov.Model:
-    if not graph.is_file():
+def _read(graph: Path, sha256: str | None) -> ov.Model:
+    source = graph_source(graph, sha256)
+    if source == graph and not graph.is_file():
         raise BundleUnsupported(f"There is no graph at {graph}; export the model again.")
     try:
-        return _core().read_model(graph)
+        return _core().read_model(source)
     except RuntimeError as problem:
         raise _unusable(graph, problem) from problem
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cmamil_sdk.engines.base import Precision, RuntimeName
 from cmamil_sdk.errors import BundleCorrupt, EngineMissing
-from cmamil_sdk.files import FileEntry, parse_document
+from cmamil_sdk.files import FileEntry, parse_document, read_listed
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
@@ -85,16 +84,16 @@ class ListedPlan:
     """A plan that a manifest lists."""
 
     path: Path
-    entry: FileEntry
+    sha256: str
     document: PlanDocument
 
-    def open(self) -> BinaryIO:
-        """The plan's file, at its beginning, after its bytes were compared with the manifest.
+    def read(self) -> bytes:
+        """The plan, compared with the manifest.
 
         Raises:
             BundleCorrupt: it is missing or changed.
         """
-        return _open_listed(self.path, self.entry)
+        return read_listed(self.path, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def listed_plans(folder: Path) -> list[ListedPlan]:
     Raises:
         BundleCorrupt: the manifest or a plan's document is damaged.
     """
-    return list(_listed(folder)) if (folder / MANIFEST).exists() else []
+    return list(_listed(folder, _read_listing(folder))) if (folder / MANIFEST).exists() else []
 
 
 def cached_plans(cache: Path) -> list[ListedPlan]:
@@ -155,13 +154,19 @@ def cached_plans(cache: Path) -> list[ListedPlan]:
     return [plan for folder in sorted(cache.iterdir()) for plan in listed_plans(folder)]
 
 
-def known_plans(graph: Path, cache: Path | None) -> list[ListedPlan]:
+def known_plans(
+    graph: Path, cache: Path | None, hashes: Mapping[str, str] | None = None
+) -> list[ListedPlan]:
     """Plans of the bundle that ``graph`` is in, and of an engine cache if there is one.
+
+    ``hashes`` are those of the bundle's manifest; None: it is read for them.
 
     Raises:
         EngineMissing, BundleCorrupt: as :func:`listed_plans` and :func:`cached_plans`.
     """
-    return [*listed_plans(graph.parent), *(cached_plans(cache) if cache is not None else [])]
+    folder = graph.parent
+    own = listed_plans(folder) if hashes is None else list(_listed(folder, hashes))
+    return [*own, *(cached_plans(cache) if cache is not None else [])]
 
 
 def fitting_plan(plans: Sequence[ListedPlan], here: Here, graph: Path) -> ListedPlan:
@@ -184,26 +189,25 @@ def fitting_plan(plans: Sequence[ListedPlan], here: Here, graph: Path) -> Listed
     )
 
 
-def _listed(folder: Path) -> Iterator[ListedPlan]:
-    files = _read_listing(folder)
-    for name, entry in files.items():
+def _listed(folder: Path, hashes: Mapping[str, str]) -> Iterator[ListedPlan]:
+    for name, sha256 in hashes.items():
         if not name.endswith(PLAN_SUFFIX):
             continue
         document = str(PurePosixPath(name).with_suffix(".json"))
-        if document not in files:
+        if document not in hashes:
             raise BundleCorrupt(
                 f"{folder / MANIFEST} lists {name} without {document}; copy or build the plan again."
             )
-        with _open_listed(folder / document, files[document]) as file:
-            parsed = _parse(folder / document, file.read())
-        yield ListedPlan(folder / name, entry, parsed)
+        parsed = _parse(folder / document, read_listed(folder / document, hashes[document]))
+        yield ListedPlan(folder / name, sha256, parsed)
 
 
 class _Listing(BaseModel):
     files: dict[str, FileEntry]
 
 
-def _read_listing(folder: Path) -> dict[str, FileEntry]:
+def _read_listing(folder: Path) -> dict[str, str]:
+    """sha256 by name."""
     file = folder / MANIFEST
     try:
         document = json.loads(file.read_bytes())
@@ -211,7 +215,8 @@ def _read_listing(folder: Path) -> dict[str, FileEntry]:
         raise BundleCorrupt(
             f"{file} cannot be read ({problem}); copy or build the plan again."
         ) from problem
-    return parse_document(_Listing, document, where=file, error=BundleCorrupt).files
+    listing = parse_document(_Listing, document, where=file, error=BundleCorrupt)
+    return {name: entry.sha256 for name, entry in listing.files.items()}
 
 
 def _parse(path: Path, data: bytes) -> PlanDocument:
@@ -220,25 +225,6 @@ def _parse(path: Path, data: bytes) -> PlanDocument:
     except (ValueError, RecursionError) as problem:
         raise BundleCorrupt(f"{path} is not JSON ({problem}); build the plan again.") from problem
     return parse_document(PlanDocument, document, where=path, error=BundleCorrupt)
-
-
-def _open_listed(path: Path, entry: FileEntry) -> BinaryIO:
-    """Open a file, compare what was opened with its entry, and go back to its beginning."""
-    try:
-        file = path.open("rb")
-    except OSError as problem:
-        raise BundleCorrupt(
-            f"{path} is missing or unreadable; copy or build the plan again."
-        ) from problem
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if (file.tell(), digest) != (entry.size, entry.sha256):
-        file.close()
-        raise BundleCorrupt(
-            f"{path} is not the file that was built (sha256 {digest[:12]}… instead of "
-            f"{entry.sha256[:12]}…); copy or build the plan again."
-        )
-    file.seek(0)
-    return file
 
 
 __all__ = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,8 +71,7 @@ class TensorRTEngine:
         self._logger = make_logger(library)
         self._runtime = library.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = False
-        with plan.open() as file:
-            self._engine = self._deserialize(plan.path, file)
+        self._engine = self._deserialize(plan.path, plan.read())
         self._slots = threading.BoundedSemaphore(CONTEXTS)
         self._idle: dict[int, list[Session]] = {n: [] for n in range(len(self._profiles))}
         try:
@@ -158,9 +158,9 @@ class TensorRTEngine:
             has_fixed_shapes=_is_fixed(self._profiles[position]),
         )
 
-    def _deserialize(self, path: Path, file: BinaryIO) -> Any:
+    def _deserialize(self, path: Path, plan: bytes) -> Any:
         # Through a reader, because this overload alone lets other threads run meanwhile.
-        reader = _stream_reader(self._library, file)
+        reader = _stream_reader(self._library, io.BytesIO(plan))
         try:
             engine = self._runtime.deserialize_cuda_engine(reader)
         except RuntimeError as problem:
@@ -221,6 +221,7 @@ def open_tensorrt(
     precision: Precision,
     engine_cache: Path | None,
     reason: str | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> TensorRTEngine:
     """Load the plan of a graph that fits this machine, from its bundle or an engine cache.
 
@@ -231,6 +232,7 @@ def open_tensorrt(
         precision: of the plan's arithmetic.
         engine_cache: directory that ``cmamil plans`` wrote.
         reason: why this engine was chosen; default: it was asked for, and which plan it is.
+        hashes: of the bundle's manifest, for the graph and its plans; None: they are looked up.
 
     Raises:
         EngineMissing: library, device or a plan for them is missing; says which, and how to get it.
@@ -247,16 +249,20 @@ def open_tensorrt(
             f"{runtime} runs on CUDA devices alone; use --device cuda:0, or --engine onnxruntime."
         )
     cuda = Cuda(int(device.partition(":")[2] or 0))
+    digest = hashes[graph.name] if hashes is not None else _digest(graph)
+    here = Here(digest, runtime, str(library.__version__), cuda.compute_capability, precision)
+    plan = fitting_plan(known_plans(graph, engine_cache, hashes), here, graph)
+    why = reason or f"asked for, plan {plan.document.key.digest}"
+    return TensorRTEngine(graph, plan, library=library, cuda=cuda, reason=why)
+
+
+def _digest(graph: Path) -> str:
     try:
-        digest = sha256_of_file(graph)
+        return sha256_of_file(graph)
     except OSError as problem:
         raise BundleUnsupported(
             f"There is no graph at {graph}; export the model again."
         ) from problem
-    here = Here(digest, runtime, str(library.__version__), cuda.compute_capability, precision)
-    plan = fitting_plan(known_plans(graph, engine_cache), here, graph)
-    why = reason or f"asked for, plan {plan.document.key.digest}"
-    return TensorRTEngine(graph, plan, library=library, cuda=cuda, reason=why)
 
 
 def available(runtime: RuntimeName) -> dict[str, str | bool]:
@@ -298,8 +304,8 @@ def _is_fixed(profile: Profile) -> bool:
     return all(smallest == largest for smallest, _, largest in profile.values())
 
 
-def _stream_reader(library: Any, file: BinaryIO) -> Any:
-    """TensorRT's view of an open file."""
+def _stream_reader(library: Any, file: io.BytesIO) -> Any:
+    """TensorRT's view of a plan."""
 
     class Reader(library.IStreamReaderV2):  # type: ignore[misc]
         def __init__(self) -> None:

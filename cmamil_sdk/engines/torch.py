@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from cmamil_sdk.engines.base import Array, EngineInfo, Inputs, OnDevice, Precision
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
+from cmamil_sdk.engines.failures import run_failed
 from cmamil_sdk.engines.inputs import check_inputs
-from cmamil_sdk.errors import BundleUnsupported, EngineMissing, GpuOutOfMemory
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 
 try:
     import torch
@@ -44,18 +45,27 @@ class TorchEngine:
         precision: of convolutions and matrix products; bf16 on CUDA alone.
         threads: threads within one ``infer`` on a CPU; torch knows one such number for the whole process.
         reason: why this engine was chosen.
+        sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Raises:
         EngineMissing: the device is not there, or does not compute in this precision.
         BundleUnsupported: the file is no graph of one input whose operators are known here.
+        BundleCorrupt: it is not that of ``sha256``.
     """
 
     def __init__(
-        self, graph: Path, *, device: str, precision: Precision, threads: int, reason: str
+        self,
+        graph: Path,
+        *,
+        device: str,
+        precision: Precision,
+        threads: int,
+        reason: str,
+        sha256: str | None = None,
     ) -> None:
         self._name = graph.name
         self._device = _checked(device, precision)
-        self._graph = TorchGraph(graph, self._device, _DTYPES[precision])
+        self._graph = TorchGraph(graph, self._device, _DTYPES[precision], sha256)
         if len(self._graph.inputs) != 1:
             raise BundleUnsupported(
                 f"{graph} has {len(self._graph.inputs)} inputs, torch here runs graphs of one, which "
@@ -78,7 +88,8 @@ class TorchEngine:
 
         Raises:
             BundleUnsupported: an operator has a form that torch does not run.
-            GpuOutOfMemory: the device has too little memory left.
+            MemoryTooSmall, GpuOutOfMemory, BundleUnsupported, UnexpectedError: the run failed, as
+                :func:`~cmamil_sdk.engines.failures.run_failed` says.
         """
         given = inputs if self.info.takes_device_arrays else on_host(self._name, inputs)
         views = {name: ArrayView.of(array) for name, array in given.items()}
@@ -89,16 +100,9 @@ class TorchEngine:
         try:
             with torch.inference_mode():
                 found = (self._batches or self._run)(tiles)
-        except torch.OutOfMemoryError as problem:
-            raise GpuOutOfMemory(
-                f"{self.info.device} has too little free memory for {self._name}; end other programs on "
-                "it, or predict fewer slides at a time."
-            ) from problem
-        except (RuntimeError, ValueError, IndexError) as problem:
+        except (MemoryError, RuntimeError, ValueError, IndexError) as problem:
             said = (str(problem).splitlines() or [type(problem).__name__])[0]
-            raise BundleUnsupported(
-                f"{self._name} cannot be run by torch {version()} ({said}); use --engine onnxruntime."
-            ) from problem
+            raise run_failed(self.info, self._name, problem, said) from problem
         return {name: tensor.float().numpy() for name, tensor in found.items()}
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 from torch import Tensor
 
+from cmamil_sdk.engines.graphs import graph_source
 from cmamil_sdk.engines.inputs import InputSpec, input_spec
 from cmamil_sdk.engines.torch_operators import (
     DTYPES,
@@ -52,7 +53,9 @@ class TorchGraph:
     Args:
         path: the ``.onnx`` file.
         device: where constants go.
-        dtype: of convolutions and matrix products; everything that is sensitive is float32 anyway.
+        dtype: of convolutions and matrix products; everything that is sensitive is float32 anyway. Or
+            float64, for everything, to check others by.
+        sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Attributes:
         inputs: type and shape of each.
@@ -62,8 +65,10 @@ class TorchGraph:
         BundleUnsupported: no ONNX graph, or one with an opset or operator that is not known here.
     """
 
-    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-        model = _load(path)
+    def __init__(
+        self, path: Path, device: torch.device, dtype: torch.dtype, sha256: str | None = None
+    ) -> None:
+        model = _load(path, sha256)
         nodes, constants = _parts(model.graph)
         _check_known(path, model, nodes)
         self._device, self._dtype = device, dtype
@@ -110,6 +115,8 @@ class TorchGraph:
     def _in_precision(self, node: Node, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or self._dtype == torch.float32:
             return tensor
+        if self._dtype == torch.float64:
+            return tensor.double()
         if node.operator in LOW_PRECISION:
             return tensor.to(self._dtype)
         return tensor.float() if node.operator in FULL_PRECISION else tensor
@@ -128,11 +135,14 @@ def _is_shape(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.int64
 
 
-def _load(path: Path) -> ModelProto:
-    if not path.is_file():
+def _load(path: Path, sha256: str | None) -> ModelProto:
+    source = graph_source(path, sha256)
+    if source == path and not path.is_file():
         raise BundleUnsupported(f"There is no graph at {path}; export the model again.")
     try:
-        model = onnx.load(path)
+        model = (
+            onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
+        )
     except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as problem:
         raise BundleUnsupported(f"{path} is no ONNX graph; export the model again.") from problem
     if not model.graph.node:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cmamil_sdk.models.attention import GatedAttention
 from cmamil_sdk.models.multiscale import CrossAttentionKind, MultiScaleMIL, NormKind
 from cmamil_sdk.models.output import MILOutput
+from cmamil_sdk.models.precision import at_least_float32
 
 PoolingKind = Literal["attention", "reference"]
 
@@ -127,11 +128,10 @@ class CMAMIL(MultiScaleMIL):
         fusion = torch.softmax(self.fusion, dim=0)
         attention, contribution, scale_logits = {}, {}, []
         for position, (name, tiles) in enumerate(zip(self.scales, embedding, strict=True)):
-            # float32 also under autocast: softmax weights of large bags underflow in fp16
-            weights = torch.softmax(self.attention(tiles).float(), dim=-1)
+            weights = torch.softmax(at_least_float32(self.attention(tiles)), dim=-1)
             attention[name] = weights.mean(dim=0, keepdim=True)
             pooling = self._pooling_weights(weights).transpose(0, 1)
-            shares = self._shares(pooling, self.classifier(tiles).float())
+            shares = self._shares(pooling, at_least_float32(self.classifier(tiles)))
             scale_logits.append(shares.sum(dim=0, keepdim=True))
             contribution[name] = fusion[position] * shares
         stacked = torch.cat(scale_logits, dim=0)

@@ -20,6 +20,7 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.attention import GatedAttention, linear_after
 from cmamil_sdk.models.multiscale import CrossAttentionKind, MultiScaleMIL, NormKind
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
+from cmamil_sdk.models.precision import at_least_float32
 
 HeadKind = Literal["per_class", "shared"]
 
@@ -142,7 +143,7 @@ class HMIL(MultiScaleMIL):
         online = {name: linear_after(self.refine, widen, x) for name, x in narrow.items()}
         coarse, fine = self.coarse(narrow, widen), self.fine(online)
         seen = [
-            weight * (fine.attention[name] @ online[name].float())
+            weight * (fine.attention[name] @ at_least_float32(online[name]))
             for weight, name in zip(fine.scale_weights, self.scales, strict=True)
         ]
         return MILOutput(
@@ -196,9 +197,10 @@ class _Level(nn.Module):
         fusion = bias.new_ones(1) if self.fusion is None else torch.softmax(self.fusion, dim=0)
         attention, contribution, scale_logits = {}, {}, []
         for position, (name, embedding) in enumerate(tiles.items()):
-            # float32 also under autocast: softmax weights of large bags underflow in fp16
-            attention[name] = torch.softmax(self.attention(embedding, before).float(), dim=-1)
-            scores = linear_after(self.head, before, embedding).float() - self.head.bias
+            attention[name] = torch.softmax(
+                at_least_float32(self.attention(embedding, before)), dim=-1
+            )
+            scores = at_least_float32(linear_after(self.head, before, embedding)) - self.head.bias
             share = attention[name].transpose(0, 1) * scores
             contribution[name] = fusion[position] * share
             scale_logits.append(share.sum(dim=0, keepdim=True))

@@ -14,6 +14,7 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.models.attention import GatedAttention
 from cmamil_sdk.models.multiscale import MultiScaleMIL
 from cmamil_sdk.models.output import MILOutput
+from cmamil_sdk.models.precision import at_least_float32
 
 
 class SingleScaleMIL(MultiScaleMIL):
@@ -125,9 +126,8 @@ class SingleScaleMIL(MultiScaleMIL):
             scores: ``[1, n]``, before the softmax.
             head: the classifier of the bag, which makes each tile's share as well.
         """
-        # float32 also under autocast: softmax weights of large bags underflow in fp16
-        attention = torch.softmax(scores.float(), dim=-1)
-        share = attention.transpose(0, 1) * F.linear(tiles, head.weight).float()
+        attention = torch.softmax(at_least_float32(scores), dim=-1)
+        share = attention.transpose(0, 1) * at_least_float32(F.linear(tiles, head.weight))
         return self.additive(tiles, share, head.bias, attention)
 
 
@@ -147,7 +147,7 @@ class _ScorePooling(SingleScaleMIL):
     def forward(self, features: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> MILOutput:
         """Answer for one bag, see :meth:`MILModel.forward`."""
         tiles = self.first_layer(features, index)
-        scores = F.linear(tiles, self.classifier.weight).float()
+        scores = at_least_float32(F.linear(tiles, self.classifier.weight))
         return self.additive(tiles, self.share(scores), self.classifier.bias)
 
 

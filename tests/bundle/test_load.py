@@ -485,8 +485,9 @@ def test_tensorrt_runs_both_graphs_and_only_if_named(tiny_bundle, tmp_path, monk
     """With plans that onnxruntime stands in for."""
     opened = []
 
-    def open_plan(graph, *, runtime, device, precision, engine_cache, reason):
+    def open_plan(graph, *, runtime, device, precision, engine_cache, reason, hashes):
         opened.append((graph.name, runtime, device, precision, engine_cache))
+        assert graph.name in hashes
         engine = load_engine(graph, engine="onnxruntime", device="cpu")
         engine.info = EngineInfo(runtime, device, precision, "9.9", reason or "asked for, plan 1")
         return engine

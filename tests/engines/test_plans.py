@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,7 @@ def test_a_plan_that_fits_is_taken_from_bundle_or_cache(tmp_path):
     (cached,) = cached_plans(tmp_path / "cache")
     graph = tmp_path / "bundle" / "encoder.onnx"
     for plans, data in (([listed, cached], b"in the bundle"), ([cached], b"in the cache")):
-        with fitting_plan(plans, HERE, graph).open() as file:
-            assert file.read() == data
+        assert fitting_plan(plans, HERE, graph).read() == data
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -114,14 +112,11 @@ def test_what_changed_after_it_was_listed_is_refused(tmp_path):
     write_plan(tmp_path, key())
     (tmp_path / "encoder.plan").write_bytes(b"paln")
     (plan,) = listed_plans(tmp_path)
-    with pytest.raises(BundleCorrupt, match=r"encoder\.plan is not the file that was built"):
-        plan.open()
+    with pytest.raises(BundleCorrupt, match=r"encoder\.plan is not the file"):
+        plan.read()
     (tmp_path / "encoder.plan").unlink()
     with pytest.raises(BundleCorrupt, match=r"encoder\.plan is missing"):
-        plan.open()
-    with pytest.raises(BundleCorrupt, match=r"encoder\.plan is not the file"):
-        (tmp_path / "encoder.plan").write_bytes(b"plan")
-        replace(plan, entry=FileEntry(sha256=plan.entry.sha256, size=5)).open()
+        plan.read()
     (tmp_path / "encoder.json").write_text("{}")
     with pytest.raises(BundleCorrupt, match=r"encoder\.json is not the file"):
         listed_plans(tmp_path)

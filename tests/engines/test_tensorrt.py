@@ -31,7 +31,7 @@ from cmamil_sdk.errors import (
     TooManyTiles,
     UnexpectedError,
 )
-from cmamil_sdk.files import FileEntry
+from cmamil_sdk.files import sha256_of_file
 
 from .tensorrt_double import FakeCuda, FakeEngine, fake_library
 from .test_onnxruntime import save_graph
@@ -107,7 +107,7 @@ def open_engine(
     document = PlanDocument(key=key, inputs=TILES if is_encoder else SPECS)
     return TensorRTEngine(
         graph,
-        ListedPlan(file, FileEntry.of(file), document),
+        ListedPlan(file, sha256_of_file(file), document),
         library=fake_library(cuda, held or profiles),
         cuda=cuda,  # type: ignore[arg-type]
         reason="asked for",
