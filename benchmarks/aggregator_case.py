@@ -68,6 +68,7 @@ class AggregatorCase:
             version=engine.info.version,
             missed="",
             close=engine.close,
+            memory_bytes=engine.memory_bytes,
         )
 
     def _eager(self) -> OpenCase:

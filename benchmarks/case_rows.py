@@ -15,7 +15,8 @@ Row = dict[str, Any]
 COLUMNS = (
     *("label", "tiles", "callers", "threads", "verdict", "n"),
     *("tiles_per_s", "throughput_spread", "p95_spread", "p50_s", "p90_s", "p95_s", "p99_s"),
-    *("cpu_ms_per_tile", "before_mb", "peak_mb", "gate", "ratio", "ratio_low", "ratio_high"),
+    *("cpu_ms_per_tile", "before_mb", "engine_mb", "peak_mb", "gate"),
+    *("ratio", "ratio_low", "ratio_high"),
     *("cpu_ratio", "pairs", "version", "cpu", "cores", "time"),
 )
 

@@ -31,6 +31,7 @@ class OpenCase:
         version: of the runtime.
         missed: which gate it misses, in words; empty if none.
         close: frees it.
+        memory_bytes: what the runtime says it holds, as :meth:`~cmamil_sdk.engines.Engine.memory_bytes`.
     """
 
     call: Callable[[], object]
@@ -38,6 +39,7 @@ class OpenCase:
     version: str
     missed: str
     close: Callable[[], None]
+    memory_bytes: Callable[[], int | None] = lambda: None
 
 
 class Case(Protocol):
@@ -101,6 +103,7 @@ def measure_case(case: Case, loop: Loop) -> dict[str, Any]:
         return {"why": str(problem)}
     with closing(opened):
         windows = measure_windows(opened.call, callers=case.callers, tiles=case.tiles, loop=loop)
+        held = opened.memory_bytes()
     return {
         "label": opened.label,
         "version": opened.version,
@@ -108,6 +111,7 @@ def measure_case(case: Case, loop: Loop) -> dict[str, Any]:
         **figures(windows),
         "windows": [window_figures(window) for window in windows],
         "before_mb": before_mb,
+        "engine_mb": None if held is None else held / 1e6,
         "peak_mb": peak_rss_mb(),
     }
 

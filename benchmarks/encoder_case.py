@@ -53,6 +53,7 @@ class EncoderCase:
             allow_failed_parity=True,
         )
         encoder = bundle.open_encoder(threads=self.threads, callers=self.callers)
+        encoder.warm_up(self.tiles)
         inputs = {"tiles": self._tiles()}
         return OpenCase(
             call=lambda: encoder.infer(inputs),
@@ -60,6 +61,7 @@ class EncoderCase:
             version=encoder.info.version,
             missed=" ".join(bundle.warnings),
             close=encoder.close,
+            memory_bytes=encoder.memory_bytes,
         )
 
     def _eager(self) -> OpenCase:

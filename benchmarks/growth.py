@@ -76,6 +76,13 @@ class PixelEngine:
         spread_out = tiles[:, ::7, ::7, 0].reshape(len(tiles), -1)[:, :_DIM]
         return {"features": spread_out.astype(np.float32)}
 
+    def warm_up(self, rows: int) -> None:
+        """There is nothing to warm."""
+
+    def memory_bytes(self) -> int:
+        """None is held."""
+        return 0
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -279,18 +279,13 @@ def _load(spec: GraphSpec) -> Engine:
         hashes={used.name: spec.sha256},
     )
     if isinstance(spec, EncoderSpec):
-        _warm_up(engine, spec.recipe.tile_px)
+        try:
+            # On a CPU the first tile costs most; a whole call would make every start slower.
+            engine.warm_up(1 if info.device == "cpu" else DEVICE_CALL_TILES)
+        except BaseException:
+            engine.close()
+            raise
     return engine
-
-
-def _warm_up(engine: Engine, tile_px: int) -> None:
-    """Encode once, so that what engines make at their first call is not made for a request."""
-    count = 1 if engine.info.device == "cpu" else DEVICE_CALL_TILES
-    try:
-        engine.infer({"tiles": np.zeros((count, tile_px, tile_px, 3), np.uint8)})
-    except BaseException:
-        engine.close()
-        raise
 
 
 def _with_decoder(info: EngineInfo, reader: ReaderName) -> EngineInfo:

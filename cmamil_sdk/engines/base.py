@@ -64,7 +64,11 @@ Inputs = Mapping[str, Array | OnDevice]
 
 
 class Engine(Protocol):
-    """A loaded graph. ``infer`` may be called from several threads at once."""
+    """A loaded graph. ``infer`` may be called from several threads at once.
+
+    There is no method that loads: which class it takes is chosen by what is there, and one that exists is
+    loaded. :func:`~cmamil_sdk.engines.load_engine` does both.
+    """
 
     info: EngineInfo
 
@@ -74,6 +78,20 @@ class Engine(Protocol):
         Raises:
             FieldInvalid: an input is missing, unknown, or of the wrong type or shape.
         """
+        ...
+
+    def warm_up(self, rows: int) -> None:
+        """Run the graph on zeros, so that calls of up to ``rows`` rows find made what a first call makes.
+
+        Rows are tiles of an encoder, and tiles at each scale of an aggregator.
+
+        Raises:
+            CmamilError: as :meth:`infer`.
+        """
+        ...
+
+    def memory_bytes(self) -> int | None:
+        """Memory that the runtime says the graph holds now, on its device; None where it does not say."""
         ...
 
     def close(self) -> None:

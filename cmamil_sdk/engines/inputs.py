@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cmamil_sdk.engines.base import Array
 from cmamil_sdk.errors import BundleUnsupported, FieldInvalid
 
 
@@ -90,6 +91,14 @@ def check_inputs(graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str
     _check_lengths(graph, specs, inputs)
 
 
+def zeros(specs: Mapping[str, InputSpec], rows: int) -> dict[str, Array]:
+    """Inputs that fit: each axis of any length is ``rows`` long, and indices point at the first row."""
+    return {
+        name: np.zeros([n if isinstance(n, int) else rows for n in spec.shape], spec.dtype)
+        for name, spec in specs.items()
+    }
+
+
 def _check_lengths(
     graph: str, specs: Mapping[str, InputSpec], inputs: Mapping[str, Shaped]
 ) -> None:
@@ -105,4 +114,4 @@ def _check_lengths(
                 )
 
 
-__all__ = ["InputSpec", "Shaped", "check_inputs", "input_spec"]
+__all__ = ["InputSpec", "Shaped", "check_inputs", "input_spec", "zeros"]

@@ -14,7 +14,7 @@ from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
 from cmamil_sdk.engines.failures import no_memory, run_failed
 from cmamil_sdk.engines.graphs import PRECISION_KEY, graph_source
-from cmamil_sdk.engines.inputs import check_inputs, input_spec
+from cmamil_sdk.engines.inputs import check_inputs, input_spec, zeros
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, MemoryTooSmall
 
 try:
@@ -131,6 +131,13 @@ class OnnxRuntimeEngine:
         self._session.run_with_iobinding(binding)
         found: list[npt.NDArray[np.float32]] = binding.copy_outputs_to_cpu()
         return found
+
+    def warm_up(self, rows: int) -> None:
+        """Have the arena and the kernels ready; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        self.infer(zeros(self._inputs, rows))
+
+    def memory_bytes(self) -> None:
+        """None: the runtime does not tell."""
 
     def close(self) -> None:
         """Release the session."""

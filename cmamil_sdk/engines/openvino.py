@@ -15,7 +15,7 @@ from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
 from cmamil_sdk.engines.device_array import on_host
 from cmamil_sdk.engines.failures import run_failed
 from cmamil_sdk.engines.graphs import graph_source
-from cmamil_sdk.engines.inputs import check_inputs, input_spec
+from cmamil_sdk.engines.inputs import check_inputs, input_spec, zeros
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 from cmamil_sdk.machine import available_cores
 
@@ -143,6 +143,14 @@ class OpenVinoEngine:
                     f"{self._graph.name} on openvino gave {len(values)} rows of {name} for {rows}: it is "
                     "no encoder, or memory ran out; give this process more, or use --engine onnxruntime."
                 )
+
+    def warm_up(self, rows: int) -> None:
+        """Run the form, and the graph of any number; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        for count in {1, rows}:
+            self.infer(zeros(self._inputs, count))
+
+    def memory_bytes(self) -> None:
+        """None: the runtime does not tell; weights may be shared or laid out anew."""
 
     def close(self) -> None:
         """Release the graph."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision, RuntimeName
 from cmamil_sdk.engines.cuda import Cuda
 from cmamil_sdk.engines.device_array import ArrayView
-from cmamil_sdk.engines.inputs import InputSpec, check_inputs
+from cmamil_sdk.engines.inputs import InputSpec, check_inputs, zeros
 from cmamil_sdk.engines.plans import (
     PLAN_PRECISIONS,
     Here,
@@ -25,7 +25,7 @@ from cmamil_sdk.engines.plans import (
     known_plans,
 )
 from cmamil_sdk.engines.tensorrt_library import load_library, make_logger
-from cmamil_sdk.engines.tensorrt_session import Session
+from cmamil_sdk.engines.tensorrt_session import RUNS_TO_RECORD, Session
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, TooManyTiles
 from cmamil_sdk.files import sha256_of_file
 
@@ -110,6 +110,28 @@ class TensorRTEngine:
             for start in range(0, whole.shape[0], largest)
         ]
         return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+
+    def warm_up(self, rows: int) -> None:
+        """Make the contexts of all profiles up to that of ``rows``, and record those of one size.
+
+        See :class:`~cmamil_sdk.engines.base.Engine`.
+        """
+        for profile in self._profiles:
+            room = min(shape[0] for *_, shape in profile.values())
+            for _ in range(RUNS_TO_RECORD):
+                self.infer(zeros(self._specs, min(room, rows)))
+            if room >= rows:
+                return
+
+    def memory_bytes(self) -> int:
+        """Weights, and of the contexts that are not at work their own memory and that of tensors."""
+        weights: int = self._engine.get_engine_stat(self._library.EngineStat.TOTAL_WEIGHTS_SIZE)
+        contexts = (
+            self._engine.get_device_memory_size_for_profile_v2(position) + session.tensor_bytes
+            for position, sessions in self._idle.items()
+            for session in tuple(sessions)
+        )
+        return weights + sum(contexts)
 
     def close(self) -> None:
         """Free the memory on the device."""

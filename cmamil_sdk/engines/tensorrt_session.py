@@ -17,6 +17,9 @@ from cmamil_sdk.errors import GpuOutOfMemory, UnexpectedError
 
 Float32 = npt.NDArray[np.float32]
 
+RUNS_TO_RECORD = 2
+"""The first compiles and allocates, which cannot be recorded; the second is recorded."""
+
 
 class Session:
     """A context that stays with one profile; serves one caller at a time.
@@ -92,6 +95,11 @@ class Session:
         rows = next(iter(inputs.values())).shape[0]
         return {name: output[:rows] for name, output in outputs.items()}
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Memory of inputs and outputs on the device."""
+        return sum(size for _, size in self._memory.values())
+
     def close(self) -> None:
         """Free stream, memory and graph, after what is still running."""
         self._cuda.synchronize(self._stream)
@@ -104,7 +112,6 @@ class Session:
         if self._graph is not None:
             self._cuda.launch(self._graph, self._stream)
             return
-        # The first run compiles and allocates, which cannot be recorded.
         if self._records and self._has_run:
             self._cuda.begin_capture(self._stream)
             self._enqueue()
@@ -139,4 +146,4 @@ class Session:
             self._cuda.free(address)
 
 
-__all__ = ["Session"]
+__all__ = ["RUNS_TO_RECORD", "Session"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cmamil_sdk.engines.base import Array, EngineInfo, Inputs, OnDevice, Precision
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
 from cmamil_sdk.engines.failures import run_failed
-from cmamil_sdk.engines.inputs import check_inputs
+from cmamil_sdk.engines.inputs import check_inputs, zeros
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 
 try:
@@ -22,7 +22,7 @@ try:
     from torch import Tensor
     from torch.utils.dlpack import from_dlpack
 
-    from cmamil_sdk.engines.torch_batches import RecordedBatches, record_cuda_graph
+    from cmamil_sdk.engines.torch_batches import RecordedBatches, record_cuda_graph, sizes_up_to
     from cmamil_sdk.engines.torch_graph import TorchGraph
 except ImportError as problem:
     raise EngineMissing(
@@ -104,6 +104,18 @@ class TorchEngine:
             said = (str(problem).splitlines() or [type(problem).__name__])[0]
             raise run_failed(self.info, self._name, problem, said) from problem
         return {name: tensor.float().numpy() for name, tensor in found.items()}
+
+    def warm_up(self, rows: int) -> None:
+        """Record, on CUDA, sizes up to that of ``rows``; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        sizes = [rows] if self._batches is None else sizes_up_to(rows)
+        for size in sizes:
+            self.infer(zeros(self._graph.inputs, size))
+
+    def memory_bytes(self) -> int:
+        """Weights; on CUDA all that torch has reserved there, for whatever else this process does too."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_reserved(self._device)
+        return self._graph.constant_bytes
 
     def close(self) -> None:
         """Release the graph."""

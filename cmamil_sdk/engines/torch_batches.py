@@ -72,6 +72,13 @@ class RecordedBatches:
         return _Recording(held, self._record(lambda: self._run(held), self._device))
 
 
+def sizes_up_to(rows: int) -> list[int]:
+    """The sizes that batches of up to ``rows`` tiles are filled up to."""
+    return [
+        size for size, before in zip(BATCH_SIZES, (0, *BATCH_SIZES), strict=False) if before < rows
+    ]
+
+
 def record_cuda_graph(work: Work, device: torch.device) -> Work:
     """Record ``work`` as a CUDA graph; what it allocates stays allocated."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -92,4 +99,4 @@ def record_cuda_graph(work: Work, device: torch.device) -> Work:
     return replay
 
 
-__all__ = ["BATCH_SIZES", "RecordedBatches", "record_cuda_graph"]
+__all__ = ["BATCH_SIZES", "RecordedBatches", "record_cuda_graph", "sizes_up_to"]

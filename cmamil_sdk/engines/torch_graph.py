@@ -93,6 +93,11 @@ class TorchGraph:
                 values.pop(name, None)  # an output that torch does not give, and nobody wants
         return {name: values[name] for name in self.outputs}
 
+    @property
+    def constant_bytes(self) -> int:
+        """Memory of the constants, most of which are weights."""
+        return sum(tensor.nbytes for tensor in self._constants.values())
+
     def _arguments(self, node: Node, values: Mapping[str, Tensor]) -> list[Tensor | None]:
         hosted = HOST_INPUTS.get(node.operator, frozenset())
         computed = [values[n] for i, n in enumerate(node.inputs) if n in values and i not in hosted]

@@ -17,7 +17,14 @@ from cmamil_sdk.child_pipe import Failed, frame, receive
 from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.errors import CmamilError, MemoryTooSmall, SlideUnreadable, UnexpectedError
 from cmamil_sdk.features.encode import encode_ahead
-from cmamil_sdk.features.encoder_process import EncodeBatches, LoadEncoder, RunEncoder, SlideDone
+from cmamil_sdk.features.encoder_process import (
+    EncodeBatches,
+    Held,
+    LoadEncoder,
+    RunEncoder,
+    SlideDone,
+    WarmUp,
+)
 from cmamil_sdk.slides import open_slide
 from cmamil_sdk.slides.cucim_child import end_with_parent
 from cmamil_sdk.slides.cucim_cuda import require_cuda_decoding
@@ -37,11 +44,15 @@ class EncoderServer:
         self.engine: Engine = load_engine(load.graph, **load.options)
         require_cuda_decoding()
 
-    def answers(self, question: RunEncoder | EncodeBatches) -> Iterator[object]:
+    def answers(self, question: RunEncoder | WarmUp | EncodeBatches) -> Iterator[object]:
         """The answers to one question; whatever goes wrong becomes the last, :class:`Failed`."""
         try:
             if isinstance(question, RunEncoder):
                 yield self.engine.infer(question.inputs)
+            elif isinstance(question, WarmUp):
+                if question.rows:
+                    self.engine.warm_up(question.rows)
+                yield Held(self.engine.memory_bytes())
             else:
                 yield from self._encode(question)
         except Exception as problem:  # noqa: BLE001 - it is the parent's, which asked
@@ -57,7 +68,7 @@ class EncoderServer:
         yield SlideDone()
 
 
-def _failed(problem: Exception, question: RunEncoder | EncodeBatches) -> Failed:
+def _failed(problem: Exception, question: RunEncoder | WarmUp | EncodeBatches) -> Failed:
     what = str(question.path) if isinstance(question, EncodeBatches) else "The encoder"
     error: CmamilError
     if isinstance(problem, CmamilError):

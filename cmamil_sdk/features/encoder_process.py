@@ -60,6 +60,20 @@ class RunEncoder:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """Asks to be ready for calls of so many rows; answered with :class:`Held`. Zero rows: just answer."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """Memory of the engine, as :meth:`~cmamil_sdk.engines.Engine.memory_bytes`."""
+
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
 class EncodeBatches:
     """Asks for the features of the batches ``numbers`` of a slide.
 
@@ -82,6 +96,7 @@ _KNOWN = KnownClasses(
         EncodedBatch,
         EngineInfo,
         Failed,
+        Held,
         Level,
         OwnLevel,
         ReadGeometry,
@@ -142,7 +157,7 @@ class EncoderProcess:
 
     def ask(
         self,
-        question: LoadEncoder | RunEncoder | EncodeBatches,
+        question: LoadEncoder | RunEncoder | WarmUp | EncodeBatches,
         timeout_s: float | None = None,
         stop: threading.Event | None = None,
     ) -> Any:
@@ -214,8 +229,10 @@ __all__ = [
     "SILENT_S",
     "EncodeBatches",
     "EncoderProcess",
+    "Held",
     "LoadEncoder",
     "RunEncoder",
     "SlideDone",
     "Stopped",
+    "WarmUp",
 ]

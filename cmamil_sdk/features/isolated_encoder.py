@@ -27,9 +27,11 @@ from cmamil_sdk.features.encode import EncodedBatch
 from cmamil_sdk.features.encoder_process import (
     EncodeBatches,
     EncoderProcess,
+    Held,
     LoadEncoder,
     RunEncoder,
     SlideDone,
+    WarmUp,
 )
 from cmamil_sdk.slides import ReaderName
 from cmamil_sdk.slides.base import SlideFacts
@@ -66,15 +68,28 @@ class IsolatedEncoder:
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph, as every engine does, on arrays of the host."""
         arrays: dict[str, Array] = {name: np.asarray(values) for name, values in inputs.items()}
+        outputs: dict[str, npt.NDArray[np.float32]] = self._ask(RunEncoder(arrays))
+        return outputs
+
+    def warm_up(self, rows: int) -> None:
+        """Warm a process up, as every engine does; further ones are started when they are needed."""
+        self._ask(WarmUp(rows))
+
+    def memory_bytes(self) -> int | None:
+        """Of a process that is not at work; each has as much."""
+        held: Held = self._ask(WarmUp(0))
+        return held.memory_bytes
+
+    def _ask(self, question: RunEncoder | WarmUp) -> Any:
+        """What a process answers (UnexpectedError if it dies)."""
         try:
             with self._process() as process:
-                outputs: dict[str, npt.NDArray[np.float32]] = process.ask(RunEncoder(arrays))
+                return process.ask(question)
         except ProcessDied as death:
             raise UnexpectedError(
                 f"The process that runs {self._load.graph} on {self.info.device} {death}; see standard "
                 "error, or use --device cpu."
             ) from death
-        return outputs
 
     def encode(
         self,

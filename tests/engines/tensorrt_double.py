@@ -156,6 +156,12 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, position: int) -> list[list[int]]:
         return [list(shape) for shape in self.profiles[position][name]]
 
+    def get_engine_stat(self, stat: str) -> int:
+        return {"weights": 1000}[stat]
+
+    def get_device_memory_size_for_profile_v2(self, position: int) -> int:
+        return 100 * (position + 1)
+
     def create_execution_context(self, strategy: str) -> FakeContext:
         assert strategy == "on profile change"
         return FakeContext(self)
@@ -195,6 +201,7 @@ def fake_library(cuda: FakeCuda, profiles: Any) -> Any:
         IStreamReaderV2=type("IStreamReaderV2", (), {}),
         Runtime=Runtime,
         SeekPosition=Origin,
+        EngineStat=SimpleNamespace(TOTAL_WEIGHTS_SIZE="weights"),
         TensorIOMode=Mode,
         ExecutionContextAllocationStrategy=SimpleNamespace(ON_PROFILE_CHANGE="on profile change"),
         float32="float32",

@@ -34,6 +34,12 @@ class MeanEngine:
         cells = tiles.reshape(len(tiles), 4, px, 4, px, 3).mean(axis=(2, 4), dtype=np.float64)
         return {"features": cells.reshape(len(tiles), self.dim).astype(np.float32)}
 
+    def warm_up(self, rows: int) -> None:
+        self.warm_rows = rows
+
+    def memory_bytes(self) -> int:
+        return 48 * getattr(self, "warm_rows", 0)
+
     def close(self) -> None:
         pass
 

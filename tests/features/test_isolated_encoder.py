@@ -109,6 +109,11 @@ def test_the_graph_is_run_in_the_process(odd) -> None:
         odd.encoder.infer({"tiles": np.zeros((1, 224, 224, 3), np.uint8)})
 
 
+def test_the_process_is_warmed_and_tells_its_memory(odd) -> None:
+    odd.encoder.warm_up(3)
+    assert odd.encoder.memory_bytes() == 48 * 3
+
+
 @pytest.mark.parametrize("row", [0, 77])
 def test_a_crash_costs_one_retry(odd, plan, expected, row) -> None:
     before = len(odd.started()) + (not odd.encoder.pids)  # without one, one is started
