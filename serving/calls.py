@@ -178,8 +178,12 @@ class CallObserver(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
             except asyncio.CancelledError:
                 call.end(_code_of_cancelled(call, context))
                 raise
-            except grpc.aio.AbortError:
-                raise  # overheard
+            except grpc.aio.AbortError as problem:  # overheard
+                # gRPC keeps it with the call, and its frames would keep the call: until a collection the
+                # connection would count it as open, and soon refuse others.
+                problem.__traceback__ = None
+                del request, context
+                raise
             except Exception:
                 call.end("UNKNOWN")
                 raise

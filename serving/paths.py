@@ -116,7 +116,10 @@ def resolve(uri: str, roots: Sequence[Path]) -> SlideRef:
             continue
         with _closing(found) as fd:
             return SlideRef(str(root), beneath, *_identity(fd))
-    raise absent or _forbidden(uri)
+    try:
+        raise absent or _forbidden(uri)
+    finally:
+        del absent  # its frames hold this one
 
 
 def open_slide_file(ref: SlideRef) -> int:

@@ -147,6 +147,7 @@ class Services:
             if isinstance(error, QueueFull) and self.predictor is not None:
                 retry_s = self.predictor.admission.retry_after_s()
             status = status_of(error, retry_after_s=retry_s)
+            del error  # its frames hold this one
             await context.abort(status.code, status.message, status.trailers)
             return None
 

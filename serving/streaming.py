@@ -151,6 +151,7 @@ async def stream_progress(
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
+        del work  # its error, if it has one, holds this frame
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import uuid
@@ -18,6 +19,8 @@ from cmamil_sdk._proto.cmamil.v1 import model_pb2, prediction_pb2, slide_pb2
 from cmamil_sdk.client import Client
 from cmamil_sdk.errors import SlideFormatUnsupported, leaf_errors
 from cmamil_sdk.serving.status import FieldProblem, RequestInvalid, status_of
+
+from .waiting import wait_until
 
 _PREDICT = "/cmamil.v1.SlidePredictionService/PredictSlide"
 _STREAM = "/cmamil.v1.SlidePredictionService/StreamPredictSlide"
@@ -245,3 +248,24 @@ def test_a_format_that_names_further_files_is_refused(
             client.inspect(name)
     finally:
         (slides_root / name).unlink()
+
+
+def test_a_refused_call_is_let_go_at_once(address: str, raw_call: Callable[..., Any]) -> None:
+    """What gRPC keeps of a call counts as a stream of its connection until it is gone."""
+    slide = slide_pb2.SlideSource(uri="absent.svs")
+    unary = prediction_pb2.PredictSlideRequest(slide=slide)
+    bad = ((_PREDICT, unary.SerializeToString()), (_PREDICT, b"\xff"))
+
+    def kept() -> int:
+        return sum(type(each).__name__ in ("RPCState", "AbortError") for each in gc.get_objects())
+
+    raw_call(address, *bad[0])
+    gc.collect()
+    gc.disable()
+    try:
+        before = kept()
+        for method, data in bad * 10:
+            raw_call(address, method, data)
+        wait_until(lambda: kept() <= before + 2)  # other calls come and go
+    finally:
+        gc.enable()

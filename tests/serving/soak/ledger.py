@@ -29,8 +29,11 @@ class Ledger:
         self.seen: Counter[tuple[str, str]] = Counter()
         self.given_up: Counter[str] = Counter()
 
-    async def ask(self, method: str, call: Coroutine[Any, Any, _T]) -> _T:
-        """The answer to a call, or its error, noted."""
+    async def ask(self, method: str, call: Coroutine[Any, Any, _T], *, hurried: bool = False) -> _T:
+        """The answer to a call, or its error, noted.
+
+        Of a ``hurried`` one the answer may have come when for the server the time was just over.
+        """
         try:
             answer = await call
         except (asyncio.CancelledError, DeadlineExceeded, ServerUnreachable, UsageError):
@@ -39,7 +42,10 @@ class Ledger:
         except CmamilError as problem:
             self.seen[method, problem.grpc_status] += 1
             raise
-        self.seen[method, "OK"] += 1
+        if hurried:
+            self.given_up[method] += 1
+        else:
+            self.seen[method, "OK"] += 1
         return answer
 
     def differences(self, counted: Counter[tuple[str, str]]) -> list[str]:
@@ -50,9 +56,10 @@ class Ledger:
             for code in codes - {_REPEATED}:
                 seen, server = self.seen[method, code], counted[method, code]
                 if not seen <= server <= seen + self.given_up[method]:
+                    all_counted = {c: n for (name, c), n in counted.items() if name == method}
                     found.append(
-                        f"{method} {code}: {seen} seen, {self.given_up[method]} given up, "
-                        f"{server} counted"
+                        f"{method} {code}: {seen} seen, {self.given_up[method]} given up, counted "
+                        f"{all_counted}"
                     )
         return found
 

@@ -16,7 +16,7 @@ _FULL = QueueFull, "too many streams"  # the server sends but a few at a time
 
 async def features(traffic: Traffic, client: Client) -> None:
     """The features of a slide, read to their end or cancelled on the way."""
-    slide, bypass = traffic.slide(), traffic.rng.random() < 0.5
+    slide, bypass = _known(traffic), traffic.rng.random() < 0.5
     call = client.connection.extract_features(slide, bypass_cache=bypass)
     if traffic.rng.random() < 0.3:
         await _broken_off(traffic, call)
@@ -24,6 +24,10 @@ async def features(traffic: Traffic, client: Client) -> None:
     found = await traffic.ended("features", traffic.ledger.ask(EXTRACT, call), _FULL)
     if found is not None:
         traffic.known.check_bag(slide, found[0])
+
+
+def _known(traffic: Traffic) -> str:
+    return traffic.rng.choice(list(traffic.known.bags))
 
 
 async def _broken_off(traffic: Traffic, call: Coroutine[Any, Any, Any]) -> None:
@@ -34,7 +38,7 @@ async def _broken_off(traffic: Traffic, call: Coroutine[Any, Any, Any]) -> None:
 
 async def inspection(traffic: Traffic, client: Client) -> None:
     """What a slide is."""
-    slide = traffic.slide()
+    slide = _known(traffic)
     call = traffic.ledger.ask("InspectSlide", client.connection.inspect(slide))
     found = await traffic.ended("inspected", call)
     assert found is None or found == traffic.known.inspections[slide]

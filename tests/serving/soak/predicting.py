@@ -25,7 +25,8 @@ _IDS = 24
 
 async def stream(traffic: Traffic, client: AsyncClient, slide: str, **options: Any) -> Prediction:
     """One prediction, right to the last bit."""
-    found = await traffic.ledger.ask(STREAM, client.predict(slide, **options))
+    call = client.predict(slide, **options)
+    found = await traffic.ledger.ask(STREAM, call, hurried="timeout_s" in options)
     traffic.known.check(slide, found)
     return found
 
