@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import settings
+from PIL import Image
 
 from cmamil_sdk.synthetic.svs import write_svs
 
@@ -29,6 +31,30 @@ def real_data() -> Path:
     if not (folder / "slides").is_dir():
         pytest.skip(f"no real slides at {folder}; set CMAMIL_REAL_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def blank_pictures() -> Iterator[None]:
+    """Trainings in this process write pictures of one pixel: to draw them takes as long as to train."""
+    from cmamil_sdk.training import plots
+
+    blank = BytesIO()
+    Image.new("RGB", (1, 1)).save(blank, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_png", lambda _figure: blank.getvalue())
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_parity_bags() -> Iterator[None]:
+    """Exports in this process compare the model on all bags but the two largest."""
+    from cmamil_sdk.export import aggregator
+
+    *small, large, largest = aggregator.PARITY_FINEST_TILES
+    assert (large, largest) == (4_096, 16_384)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregator, "PARITY_FINEST_TILES", small)
+        yield
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from cmamil_sdk.engines.plans import cached_plans, listed_plans  # noqa: E402
 from cmamil_sdk.errors import BundleCorrupt  # noqa: E402
 from cmamil_sdk.files import sha256_of_file  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("small_parity_bags")
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tensorrt.md").read_text("utf-8")
 
 

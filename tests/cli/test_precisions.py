@@ -26,6 +26,8 @@ from cmamil_sdk.synthetic import write_svs
 from cmamil_sdk.synthetic.tiles import tissue_tiles
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
+pytestmark = pytest.mark.usefixtures("small_parity_bags")
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text("utf-8")
 PX = 32
 LABELS = ("benign", "invasive")

@@ -18,6 +18,8 @@ from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 from cmamil_sdk.training.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("blank_pictures", "small_parity_bags")
+
 RECIPE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
 LABELS = ("calm", "wild")
 QUICK = ("--folds", "2", "--epochs", "2", "--val-share", "0.25", "--dim", "16", "--k-sample", "1")

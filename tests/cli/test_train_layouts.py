@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("blank_pictures", "small_parity_bags")
+
 LABELS = ("calm", "wild")
 SLIDES = {f"{label}_{n}": label for n in range(10) for label in LABELS}
 QUICK = ("--epochs", "2", "--dim", "8", "--k-sample", "1")

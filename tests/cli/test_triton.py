@@ -12,6 +12,8 @@ import pytest
 
 from cmamil_sdk.files import sha256_of_file
 
+pytestmark = pytest.mark.usefixtures("small_parity_bags")
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "bundle.md").read_text("utf-8")
 TRITON = ("--targets", "onnx,triton", "--model-repository", "models")
 

@@ -16,6 +16,8 @@ from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
 from cmamil_sdk.tiling.recipe import TilingRecipe, parse_scales
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 RECIPE = TilingRecipe(scales=parse_scales("20x"))
 ENCODER = EncoderInfo(

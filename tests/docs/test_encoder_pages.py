@@ -19,6 +19,8 @@ from cmamil_sdk.cli.app import main  # noqa: E402
 from cmamil_sdk.encoders.torchvision_ops import import_torchvision  # noqa: E402
 from cmamil_sdk.synthetic import write_svs  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 

@@ -27,6 +27,8 @@ from cmamil_sdk.training.run import train
 
 from .conftest import Cohort, make_bag
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CLAM, DSMIL = "torchmil:CLAM_SB", "torchmil:DSMIL"
 ALL = set(MODELS)
 HIERARCHY = {"benign": "harmless", "in situ": "tumour", "invasive": "tumour"}

@@ -16,6 +16,8 @@ from cmamil_sdk.training.splits import PARTS, SplitRow, check_splits, fold_numbe
 
 from .tables import LABELS, table_of
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @settings(max_examples=40, deadline=None)
 @given(

@@ -22,6 +22,8 @@ from cmamil_sdk.training.run import train
 
 from .conftest import Cohort, make_bag
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 HIERARCHY = {"benign": "harmless", "in situ": "tumour", "invasive": "tumour"}
 PARENTS = (0, 1, 1)
 COARSE_METRICS = {

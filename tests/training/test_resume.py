@@ -28,6 +28,8 @@ from cmamil_sdk.training.run_lock import LOCK_FILE, sole_writer
 from .conftest import Cohort
 from .test_fit import bags, weights
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CMA = {"model": "cma-mil", "lr": 5e-3, "dim": 8}
 HMIL = {
     "model": "hmil",

@@ -27,6 +27,8 @@ from cmamil_sdk.training.run import train
 
 from .conftest import Cohort, make_bag, provenance, write_cohort, write_labels
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 CONFIG = make_config(epochs=5, lr=5e-3, schedule="onecycle", folds=3, dim=16, inst_loss="none")
 QUICK = make_config(epochs=1, folds=2, dim=16)
 

@@ -17,6 +17,8 @@ from cmamil_sdk.training.store import FeatureStore, resolve_cross_attention
 
 from .trees import CLASSES, FOLDS, TILES, features_of, write_tree
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 @pytest.fixture
 def roots(tmp_path: Path) -> dict[str, Path]:
