@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode is made of what is imported: of everything it takes a minute.
+# Bytecode is made of what is imported, when it is: of everything that is installed it takes a minute.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # cuCIM decodes on CPUs without the CUDA packages that it asks for; there are wheels for these systems only.
 CUCIM_HERE := $(filter Linux-x86_64 Linux-aarch64,$(shell uname -sm | tr ' ' -))
