@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Bytecode is made of what is imported, when it is: of everything that is installed it takes a minute.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # cuCIM decodes on CPUs without the CUDA packages that it asks for; there are wheels for these systems only.
 CUCIM_HERE := $(filter Linux-x86_64 Linux-aarch64,$(shell uname -sm | tr ' ' -))
 PROTOC_VENV := .venv-protoc
@@ -22,9 +24,10 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/cmamil demo --out demo
 
-# A process per core; what a file shares is made once.
+# A process per core, and a thread in each: two would wait for each other. What a file shares is made
+# once, and slow files begin first (tests/conftest.py).
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-long: setup
 	$(BIN)/python -m pytest -m long

@@ -13,6 +13,7 @@ import tifffile
 from hypothesis import settings
 from PIL import Image
 
+from cmamil_sdk.locks import Locks
 from cmamil_sdk.synthetic.svs import write_svs
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -22,6 +23,12 @@ LABELS = ("benign", "in_situ", "invasive")
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the last one that is begun leaves the other cores idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -160,15 +167,34 @@ def make_bundle(make_run: Callable[..., Path]) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(make_bundle: Callable[..., Path]) -> Path:
-    """A bundle of a CMA-MIL over 5x, 10x, 20x."""
-    return make_bundle("tiny", "cma-mil", "5x,10x,20x")
+def bundle_for_all(
+    make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Make such a bundle in the first process of a test run that asks, for all of them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def make(name: str, kind: str, scales: str) -> Path:
+        where = folder / f"{name}.path"
+        with Locks().wait(where.with_suffix(".lock")):
+            if not where.exists():
+                where.write_text(str(make_bundle(name, kind, scales)))
+        return Path(where.read_text())
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def silent_bundle(make_bundle: Callable[..., Path]) -> Path:
+def tiny_bundle(bundle_for_all: Callable[..., Path]) -> Path:
+    """A bundle of a CMA-MIL over 5x, 10x, 20x."""
+    return bundle_for_all("tiny", "cma-mil", "5x,10x,20x")
+
+
+@pytest.fixture(scope="session")
+def silent_bundle(bundle_for_all: Callable[..., Path]) -> Path:
     """A bundle of a model that says nothing of its tiles."""
-    return make_bundle("silent", "torchmil:TransMIL", "20x")
+    return bundle_for_all("silent", "torchmil:TransMIL", "20x")
 
 
 @pytest.fixture(scope="session")

@@ -66,16 +66,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def pip_of(binaries: Path) -> tuple[object, ...]:
+    """This environment's pip at work in another, which needs none of its own."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    return (*pip, "--python", binaries / "python")
+
+
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of a fresh environment with the wheel and what serving needs."""
     home = tmp_path_factory.mktemp("away")
-    venv.create(home / "env", with_pip=True)
+    venv.create(home / "env")
     binaries = home / "env" / "bin"
     constraints = home / "constraints.txt"
     shutil.copy(ROOT / "constraints.txt", constraints)
-    pip = (binaries / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*pip, "--constraint", constraints, f"{wheel}[cpu,serve]", cwd=home)
+    install = (*pip_of(binaries), "install", "--quiet", "--no-compile")
+    run(*install, "--constraint", constraints, f"{wheel}[cpu,serve]", cwd=home)
     return binaries
 
 
@@ -123,7 +129,7 @@ def test_the_environment_is_whole_and_without_torch(environment: Path) -> None:
     assert found == dict.fromkeys(absent, False) | dict.fromkeys(present, True)
     assert Path(where).is_relative_to(environment.parent)
     assert version == __version__
-    run(environment / "python", "-m", "pip", "check", cwd=environment.parent)
+    run(*pip_of(environment), "check", cwd=environment.parent)
 
 
 def test_help_and_what_needs_torch(environment: Path, tmp_path: Path) -> None:

@@ -258,6 +258,7 @@ def test_unusable_configuration_files(
     assert str(config) in answer.err
 
 
+@pytest.mark.slow
 def test_train_evaluate_export_verify_predict(
     cmamil: Callable[..., Any], cohort: Path, small_slide: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def write_places(folder: Path) -> None:
     (folder / "run.yaml").write_text(blocks("yaml")[0])
 
 
+@pytest.mark.slow
 def test_the_commands_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_places(tmp_path)

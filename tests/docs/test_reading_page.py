@@ -39,6 +39,7 @@ def run(command: str) -> None:
     assert end.value.code in (None, 0), command
 
 
+@pytest.mark.slow
 def test_the_commands_work_as_they_stand(
     tmp_path: Path,
     synthetic_slide: Path,

@@ -25,6 +25,7 @@ def run(line: str) -> None:
     assert end.value.code in (None, 0), line
 
 
+@pytest.mark.slow
 def test_the_commands_work_as_they_stand(
     tmp_path: Path, synthetic_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,11 +133,11 @@ def test_another_encoder_than_the_features_were_made_with(run, tmp_path):
 
 
 def test_a_model_that_misses_its_gate_is_marked_with_force_and_then_refused(
-    run, tmp_path, monkeypatch
+    small_run, tmp_path, monkeypatch
 ):
     strict = {**AGGREGATOR_GATES["fp32"], "aggregator_logits": 0.0}
     monkeypatch.setitem(AGGREGATOR_GATES, "fp32", strict)
-    path = export_bundle(run, tmp_path / "out", name="x", fold=0, force=True)
+    path = export_bundle(small_run, tmp_path / "out", name="x", fold=0, force=True)
     manifest, _ = read_manifest(path)
     assert manifest.parity_failed.startswith("the aggregator logits ")
     with pytest.raises(ParityFailed, match="--allow-failed-parity"):

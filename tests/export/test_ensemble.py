@@ -35,9 +35,9 @@ FORMS = {
 
 
 def members(kind: str, scales: str, options: dict[str, object]) -> list[MILModel]:
-    """Three models, each with weights and standardisation of its own."""
+    """Two models, each with weights and standardisation of its own."""
     made = []
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         names = scales.split(",")
         settings = {"scales": names, "feature_dim": DIM, "n_classes": 3, "dim": 8}

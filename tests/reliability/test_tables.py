@@ -27,6 +27,7 @@ OURS = {"UNEXPECTED_ERROR", "DECODER_CRASHED"}
 """Reasons that would mean that a bad file was not foreseen."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)  # some fifteen seconds of work, on a machine that may have other
 def test_generated_files(tmp_path: Path) -> None:
     folder = tmp_path / "slides"

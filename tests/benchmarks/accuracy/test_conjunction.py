@@ -19,6 +19,7 @@ def held_out_auc(row: str) -> float:
     return scores["auc"]
 
 
+@pytest.mark.slow
 def test_nested_attention_solves_what_only_the_nested_grid_tells() -> None:
     assert held_out_auc("nested") >= 0.97
 

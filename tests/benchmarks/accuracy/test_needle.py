@@ -8,6 +8,7 @@ from cmamil_sdk.benchmarks.accuracy.needle import TABLE, needle_scores
 from cmamil_sdk.benchmarks.accuracy.table import run_table
 
 
+@pytest.mark.slow
 def test_softmax_pooling_finds_needles_that_the_published_pooling_averages_away() -> None:
     """6 epochs with a step every 4 bags instead of 30 with one every 16."""
     auc = {}
