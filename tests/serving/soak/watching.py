@@ -59,6 +59,11 @@ class Watch:
         before, later = ([n for s, n in seen if (s >= after_s) is late] for late in (False, True))
         return max(before), max(later)
 
+    def grown_mib(self) -> float:
+        """The least memory of the server in the last third, over that in the first."""
+        memory, third = [server.memory_mib for _, server, _ in self.samples], len(self.samples) // 3
+        return min(memory[-third:]) - min(memory[:third])
+
     def slopes(self, after_s: float) -> tuple[float, float]:
         """MiB a minute by which the memory that server and workers keep grows after a moment."""
         seen = [(s, *both) for s, *both in self.samples if s >= after_s]
