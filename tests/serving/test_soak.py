@@ -184,9 +184,10 @@ def test_soak(server: Server, soak: Soak) -> None:
     assert [one.shared for one in after] == [one.shared for one in held]
     grown = [later.files - before.files for before, later in zip(held, after, strict=True)]
     threads = watch.threads(soak.warm_s)
-    slopes, grown_mib = watch.slopes(soak.warm_s), watch.grown_mib()
+    grown_mib, slopes = watch.grown_mib(), (0.0, 0.0)
     memory = f"the server {grown_mib:+.0f} MiB from the first third to the last"
-    if not soak.kills:
+    if not soak.kills:  # else the workers are others all the time
+        slopes = watch.slopes(soak.warm_s)
         memory = f"the server {slopes[0]:+.1f}, its workers {slopes[1]:+.1f} MiB a minute"
     lag_s = lag.percentile_s(99)
     outcomes = traffic.outcomes
