@@ -70,7 +70,7 @@ class Soak:
 
 # Other tests may run beside the short one.
 SHORT = Soak("soak with kills", 30.0, 50, 10, warm_s=10.0, swaps_s=30.0, grace_s=5.0)
-STEADY_S = float(os.environ.get("CMAMIL_SOAK_S", "120"))
+STEADY_S = float(os.environ.get("CMAMIL_SOAK_S", "160"))
 STEADY = Soak("soak", 60.0 + STEADY_S, 500, 0, warm_s=60.0, swaps_s=40.0)
 KILLS = Soak("`kill -9` of a worker every 2 s", 40.0, 50, 20, warm_s=10.0, swaps_s=40.0)
 
@@ -134,7 +134,7 @@ def server(
 
     async def learn() -> None:
         async with made.traffic().connect() as client:
-            await made.known.ask(client, slides[:4])
+            await made.known.ask(client, slides[:3])
 
     asyncio.run(learn())
     yield made

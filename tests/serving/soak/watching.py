@@ -15,7 +15,7 @@ from cmamil_sdk.client import AsyncClient
 
 from ..programs import Held, children, held_by
 
-_WINDOW_S = 30.0
+_WINDOW_S = 40.0
 
 
 @dataclass
@@ -73,9 +73,9 @@ class Watch:
 def _slope(samples: list[tuple[float, float]]) -> float:
     """MiB a minute, from ``(seconds, MiB)``.
 
-    What is kept is the least that was seen in each window of 30 s: the rest is work in
-    hand, and garbage that waits for its collection. The slope is
-    the median of those between any two windows (Theil and Sen), which a single step does not move.
+    What is kept is the least that was seen in each window of 40 s: the rest is work in hand, and garbage
+    that waits for its collection. The slope is the median of those between any two windows (Theil and
+    Sen), which a single step does not move.
     """
     windows: dict[int, tuple[float, float]] = {}
     for second, mib in samples:
