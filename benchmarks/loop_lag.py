@@ -15,10 +15,10 @@ _TIMEOUT_S = 10.0
 
 
 class LagProbe:
-    """Reads the server's histogram of lags at both ends of a block.
+    """Reads the server's histogram of lags at both ends of a block, or at :meth:`start` and :meth:`stop`.
 
     Attributes:
-        n: how often the server looked at its loop within the block.
+        n: how often the server looked at its loop meanwhile.
     """
 
     def __init__(self, metrics_port: int, token: str | None = None) -> None:
@@ -30,8 +30,8 @@ class LagProbe:
         self._counts: dict[float, int] = {}
 
     def __enter__(self) -> Self:
-        """The probe; what was counted before does not count."""
-        self._counts = _cumulative(self._page)
+        """The probe, started."""
+        self.start()
         return self
 
     def __exit__(
@@ -40,11 +40,19 @@ class LagProbe:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Read again, unless the block failed."""
+        """Stop, unless the block failed."""
         if kind is None:
-            after = _cumulative(self._page)
-            self._counts = {bound: after[bound] - self._counts[bound] for bound in after}
-            self.n = self._counts[math.inf]
+            self.stop()
+
+    def start(self) -> None:
+        """What was counted before does not count."""
+        self._counts = _cumulative(self._page)
+
+    def stop(self) -> None:
+        """Read again."""
+        after = _cumulative(self._page)
+        self._counts = {bound: after[bound] - self._counts[bound] for bound in after}
+        self.n = self._counts[math.inf]
 
     def percentile_s(self, percent: float) -> float:
         """The lag that ``percent`` % of the samples did not exceed, interpolated within its bucket.

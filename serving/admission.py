@@ -56,9 +56,10 @@ class Ticket:
         """
         until_s = None if self._timeout_s is None else self._entered_s + self._timeout_s
         timer = asyncio.timeout_at(until_s)
+        beginning = Beginning(timer)
         try:
             async with timer:
-                yield Beginning(timer)
+                yield beginning
         except TimeoutError as problem:
             if not timer.expired():
                 raise
@@ -66,6 +67,8 @@ class Ticket:
                 f"The request did not begin within its timeout of {self._timeout_s:g} s; "
                 "allow more time, or try again later."
             ) from problem
+        finally:
+            beginning.over()
 
     def __enter__(self) -> Self:
         """The ticket."""
@@ -102,16 +105,21 @@ class Beginning:
     """When the work of a request began; seconds of :func:`time.perf_counter`, None until it did."""
 
     def __init__(self, timer: asyncio.Timeout) -> None:
-        self._timer = timer
+        self._timer: asyncio.Timeout | None = timer
         self.at_s: float | None = None
 
     def now(self) -> float:
         """Note that it begins, unless it has; returns when that was."""
         if self.at_s is None:
             self.at_s = time.perf_counter()
-            if not self._timer.expired():  # else the request ends, and not who shares its work
+            # Where it has expired the request ends, and not who shares its work.
+            if self._timer is not None and not self._timer.expired():
                 self._timer.reschedule(None)
         return self.at_s
+
+    def over(self) -> None:
+        """Let go of the timer: it holds the task, whose error holds the frames, which hold this."""
+        self._timer = None
 
 
 class Admission:

@@ -366,8 +366,8 @@ def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
-        # Near this limit gRPC refuses streams as if nobody answered (UNAVAILABLE): the limit on calls, which
-        # answers RESOURCE_EXHAUSTED, has to be met long before.
+        # Near this limit gRPC refuses streams as if nobody answered (UNAVAILABLE): the limit on calls,
+        # which answers RESOURCE_EXHAUSTED, has to be met long before.
         ("grpc.max_concurrent_streams", 4 * _max_calls(config)),
         ("grpc.max_metadata_size", _METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_BYTES),

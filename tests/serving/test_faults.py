@@ -77,6 +77,11 @@ def test_workers_leave_signals_to_the_server(server: Server) -> None:
     assert pids(server) == before
 
 
+def test_workers_go_behind_the_server(server: Server) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids(server)} == {min(own + 5, 19)}
+
+
 def test_a_slide_that_ends_its_workers_fails_alone(odd_server: Server) -> None:
     with (
         ThreadPoolExecutor(4) as threads,

@@ -252,8 +252,8 @@ def test_a_watch_is_kept_alive_and_numbered(client: Client) -> None:
     name = client.create_job("a.svs").name  # waits
     request = prediction_pb2.WatchPredictionJobRequest(name=name).SerializeToString()
     with grpc.insecure_channel(client.server) as channel:
-        call = channel.unary_stream(f"{SERVICE}/WatchPredictionJob")(request, timeout=30)
         begun_s = time.monotonic()
+        call = channel.unary_stream(f"{SERVICE}/WatchPredictionJob")(request, timeout=30)
         events = [
             prediction_pb2.WatchPredictionJobResponse.FromString(next(call)) for _ in range(4)
         ]

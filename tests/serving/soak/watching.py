@@ -15,7 +15,7 @@ from cmamil_sdk.client import AsyncClient
 
 from ..programs import Held, children, held_by
 
-_WINDOW_S = 30.0
+_WINDOW_S = 40.0
 
 
 @dataclass
@@ -59,6 +59,11 @@ class Watch:
         before, later = ([n for s, n in seen if (s >= after_s) is late] for late in (False, True))
         return max(before), max(later)
 
+    def grown_mib(self) -> float:
+        """The least memory of the server in the last third, over that in the first."""
+        memory, third = [server.memory_mib for _, server, _ in self.samples], len(self.samples) // 3
+        return min(memory[-third:]) - min(memory[:third])
+
     def slopes(self, after_s: float) -> tuple[float, float]:
         """MiB a minute by which the memory that server and workers keep grows after a moment."""
         seen = [(s, *both) for s, *both in self.samples if s >= after_s]
@@ -68,9 +73,9 @@ class Watch:
 def _slope(samples: list[tuple[float, float]]) -> float:
     """MiB a minute, from ``(seconds, MiB)``.
 
-    What is kept is the least that was seen in each window of 30 s: the rest is work in
-    hand, and garbage that waits for its collection. The slope is
-    the median of those between any two windows (Theil and Sen), which a single step does not move.
+    What is kept is the least that was seen in each window of 40 s: the rest is work in hand, and garbage
+    that waits for its collection. The slope is the median of those between any two windows (Theil and
+    Sen), which a single step does not move.
     """
     windows: dict[int, tuple[float, float]] = {}
     for second, mib in samples:
