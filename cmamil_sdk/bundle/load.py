@@ -239,6 +239,10 @@ class Bundle:
         self.release_encoder()
         self._aggregator.close()
 
+    def warm_up(self, golden: Golden) -> None:
+        """Run the aggregator once, so that no request pays for what engines make at first."""
+        self._aggregator.infer(golden.inputs)
+
     def aggregate_file(self, path: Path) -> Aggregated:
         """Run the aggregator on a feature file.
 
