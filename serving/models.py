@@ -310,8 +310,7 @@ def resource_of(manifest: Manifest) -> str:
 
 
 def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried) -> LoadedModel:
-    """Verify a bundle that passed its trial, and load and warm up its aggregator; the encoder is the
-    workers'.
+    """Verify a bundle that passed its trial, and load its aggregator; the workers load the encoder.
 
     Raises:
         BundleUnsupported: it takes tissue from mask files, which a server is not given.
@@ -327,7 +326,7 @@ def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried
             f"The bundle {path} takes tissue from mask files, which a server is not given; "
             "use `cmamil predict --tissue-masks`."
         )
-    golden = read_golden(path, manifest)
+    signature = aggregator_signature(manifest, read_golden(path, manifest))
     bundle = Bundle.of_graphs(
         path,
         manifest,
@@ -337,8 +336,7 @@ def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried
         max_attention_mib=config.max_attention_mib,
     )
     bundle.release_encoder()
-    bundle.warm_up(golden)
-    return LoadedModel(number, bundle, aggregator_signature(manifest, golden))
+    return LoadedModel(number, bundle, signature)
 
 
 def load_models(config: ServerConfig, tried: Sequence[BundleTried]) -> list[LoadedModel]:
