@@ -33,6 +33,7 @@ from cmamil_sdk._client_calls import (
 from cmamil_sdk._client_errors import Refusal
 from cmamil_sdk._client_features import (
     FeatureDtype,
+    OnWarning,
     SlideFeatures,
     ask_features,
     feature_request,
@@ -154,6 +155,7 @@ class AsyncClient(BaseClient):
         request_id: str = "",
         bypass_cache: bool = False,
         on_progress: OnProgress | None = None,
+        on_warning: OnWarning | None = None,
         timeout_s: float | None = None,
     ) -> SlideFeatures:
         """As :meth:`Client.extract_features`; ``out`` is written in a thread."""
@@ -168,7 +170,10 @@ class AsyncClient(BaseClient):
         )
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
         found = await _retried(
-            lambda left_s: self._stream(ask_features(request, dtype, on_progress), left_s), retries
+            lambda left_s: self._stream(
+                ask_features(request, dtype, on_progress, on_warning), left_s
+            ),
+            retries,
         )
         return await asyncio.to_thread(keep_features, found, out)
 

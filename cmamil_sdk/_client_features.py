@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
 FeatureDtype = Literal["float32", "float16"]
+OnWarning = Callable[[str], None]
 SlideFeatures = tuple[Bag, FeatureProvenance]
 
 _TYPES = {
@@ -60,26 +62,33 @@ def ask_features(
     request: prediction_pb2.ExtractFeaturesRequest,
     dtype: FeatureDtype,
     on_progress: OnProgress | None,
+    on_warning: OnWarning | None,
 ) -> Stream[SlideFeatures]:
     """The features of a slide, put together; each attempt needs a stream of its own."""
     return Stream(
         "/cmamil.v1.SlidePredictionService/ExtractFeatures",
         request,
         prediction_pb2.ExtractFeaturesResponse,
-        FeatureCollector(dtype, on_progress).take,
+        FeatureCollector(dtype, on_progress, on_warning).take,
     )
 
 
 class FeatureCollector:
     """Puts the events of one stream together."""
 
-    def __init__(self, dtype: FeatureDtype, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        dtype: FeatureDtype,
+        on_progress: OnProgress | None = None,
+        on_warning: OnWarning | None = None,
+    ) -> None:
         self._kinds = {**_KINDS, "features": "<f4" if dtype == "float32" else "<f2"}
         self._report = on_progress or (lambda _event: None)
+        self._warn = on_warning or (lambda _warning: None)
         self._parts: dict[str, list[prediction_pb2.FeatureChunk]] = defaultdict(list)
 
     def take(self, event: prediction_pb2.ExtractFeaturesResponse) -> SlideFeatures | None:
-        """The features, if ``event`` is the last one; tells progress on the way.
+        """The features, if ``event`` is the last one; tells progress and warnings.
 
         Raises:
             UnexpectedError: the server did not send all rows, in their order.
@@ -90,6 +99,8 @@ class FeatureCollector:
             case "chunk":
                 self._parts[event.chunk.scale].append(event.chunk)
             case "summary":
+                for warning in event.summary.warnings:
+                    self._warn(warning)
                 return self._joined(event.summary)
         return None
 
@@ -154,6 +165,7 @@ def _provenance(summary: prediction_pb2.FeatureSummary) -> FeatureProvenance:
 __all__ = [
     "FeatureCollector",
     "FeatureDtype",
+    "OnWarning",
     "SlideFeatures",
     "ask_features",
     "feature_request",

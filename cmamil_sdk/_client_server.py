@@ -87,6 +87,7 @@ class ServerFacts:
         packages: versions of what it runs on.
         engines: per model, ``(encoder, aggregator)`` as they run, for example
             ``("onnxruntime-cpu-fp32", "onnxruntime-cpu-fp32")``.
+        reasons: per model, why its encoder runs on this engine and device.
         defaults: the models that their names alone mean.
         workers: its worker processes.
         active_slides, queued_slides: requests at work and waiting.
@@ -100,6 +101,7 @@ class ServerFacts:
     version: str
     packages: dict[str, str]
     engines: dict[str, tuple[str, str]]
+    reasons: dict[str, str]
     defaults: tuple[str, ...]
     workers: tuple[WorkerFacts, ...]
     active_slides: int
@@ -207,6 +209,7 @@ def server_from(message: server_pb2.GetServerInfoResponse) -> ServerFacts:
             model.model: (_engine_label(model.encoder), model.aggregator)
             for model in message.models
         },
+        reasons={model.model: model.encoder.reason for model in message.models},
         defaults=tuple(model.model for model in message.models if model.is_default),
         workers=tuple(
             WorkerFacts(

@@ -27,6 +27,7 @@ try:
     )
     from cmamil_sdk._client_features import (
         FeatureDtype,
+        OnWarning,
         SlideFeatures,
         ask_features,
         feature_request,
@@ -206,6 +207,7 @@ class Client(SyncCalls):
         request_id: str = "",
         bypass_cache: bool = False,
         on_progress: OnProgress | None = None,
+        on_warning: OnWarning | None = None,
         timeout_s: float | None = None,
     ) -> SlideFeatures:
         """The features of one slide, as ``cmamil features`` makes them by a model's encoder and recipe.
@@ -220,6 +222,7 @@ class Client(SyncCalls):
             request_id: a UUID that the server's log will show.
             bypass_cache: have the slide read and encoded for this request alone.
             on_progress: called in this thread, at most about twice a second.
+            on_warning: called with each warning about the slide or the bundle.
             timeout_s: for this call, in place of the client's.
 
         Returns:
@@ -242,7 +245,10 @@ class Client(SyncCalls):
         )
         retries = Retries(self.timeout_s if timeout_s is None else timeout_s)
         found = self._retried(
-            lambda left_s: self._stream(ask_features(request, dtype, on_progress), left_s), retries
+            lambda left_s: self._stream(
+                ask_features(request, dtype, on_progress, on_warning), left_s
+            ),
+            retries,
         )
         return keep_features(found, out)
 

@@ -15,7 +15,10 @@ from .feature_cache import FeatureCache
 from .metrics import Metrics
 from .uploads.uploads import Uploads
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openslide-python", "openslide-bin", "grpcio")
+_PACKAGES = (
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt-rtx-cu13"),
+    *("openslide-python", "openslide-bin", "cucim-cu13", "imagecodecs", "grpcio", "protobuf"),
+)
 
 
 @dataclass(frozen=True)

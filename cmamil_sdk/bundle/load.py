@@ -44,7 +44,7 @@ class Bundle:
         root: its directory.
         manifest: what it says of itself.
         sha256: of the manifest, its identity.
-        encoder_info: the engine that :meth:`open_encoder` opens.
+        encoder_info, encoder_parity: the engine of :meth:`open_encoder`, its distance from the model.
         aggregator_info: the engine of the aggregator: in fp16 with such an encoder, else in fp32; on
             TensorRT where that was asked for, else on onnxruntime, because OpenVINO would compile anew
             for every number of tiles, and not refuse an index that points nowhere.
@@ -71,7 +71,7 @@ class Bundle:
         self.encoder_info = encoder.engine.info
         self.aggregator_info = aggregator.info
         self.warnings = tuple(_warnings(manifest, encoder.parity))
-        self._encoder_parity = encoder.parity
+        self.encoder_parity = encoder.parity
         self._tested_encoder: Engine | None = encoder.engine
         self._callers = callers
         self._aggregator = aggregator
@@ -201,11 +201,6 @@ class Bundle:
         """The encoder's engine, device and precision in use."""
         return self.encoder_info.label
 
-    @property
-    def encoder_parity(self) -> EncoderParity:
-        """How close the encoder came to its model in the golden test."""
-        return self._encoder_parity
-
     def open_encoder(self, threads: int = 1, callers: int | None = None) -> Engine:
         """An encoder engine of one's own: ``tiles [B, px, px, 3]`` uint8 -> ``features [B, D]``.
 
@@ -306,7 +301,7 @@ class Bundle:
         """
         golden = read_golden(self.root, self.manifest)
         encoder = self.open_encoder()
-        self._encoder_parity = _measure(encoder, self.root, golden)
+        self.encoder_parity = _measure(encoder, self.root, golden)
         encoder.close()
         return self._check_parity(golden, allow_failed=bool(self.warnings))
 
@@ -342,7 +337,7 @@ class Bundle:
         )
 
     def _check_parity(self, golden: Golden, *, allow_failed: bool) -> dict[str, float]:
-        parity = self._encoder_parity
+        parity = self.encoder_parity
         try:
             outputs = self._aggregator.infer(golden.inputs)
         except FieldInvalid as problem:

@@ -124,6 +124,7 @@ def info(options: ServerOptions, json: Json = False) -> None:
     for name, (encoder, aggregator) in facts.engines.items():
         mark = "*" if name in facts.defaults else ""
         say(f"{name}{mark}: encoder on {encoder}, aggregator on {aggregator}")
+        say(f"  {facts.reasons[name]}")
     rows = [[n, w.state, w.restarts, w.tiles] for n, w in enumerate(facts.workers)]
     say(table(["worker", "state", "restarts", "tiles"], rows))
     say(
@@ -244,6 +245,7 @@ def features(
 
     check_mpp(mpp)
     output_folder(out)
+    warnings: list[str] = []
     with (
         options.client(timeout_s=timeout_s) as client,
         Progress(Path(uri).name) as progress,
@@ -253,7 +255,10 @@ def features(
             mpp=mpp,
             model=model,
             on_progress=lambda event: progress.update(event.done, event.total, event.stage),
+            on_warning=warnings.append,
         )
+    for warning in warnings:
+        note(f"{printable(bag.slide_id)}: warning: {warning}")
     file = out / feature_file_name(provenance.slide_id)
     replaced = file.exists()
     write_feature_file(file, bag, provenance)

@@ -87,6 +87,8 @@ def test_models_and_info(cmamil: Callable[..., Any], address: str) -> None:
     assert len(facts["workers"]) == 1
     shown = cmamil("client", "info", "--server", address).out
     ((encoder, aggregator),) = facts["engines"].values()
+    assert facts["reasons"]["models/tiny/versions/1"] in shown
+    assert {"grpcio", "protobuf"} <= facts["packages"].keys()
     assert f"models/tiny/versions/1*: encoder on {encoder}, aggregator on {aggregator}" in shown
     assert "0 slides at work, 0 waiting" in shown
     limits = facts["limits"]

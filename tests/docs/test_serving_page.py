@@ -144,6 +144,9 @@ def test_the_examples_work(site: Site) -> None:
     (features,) = said_by(of_features, site)
     bag, provenance = read_feature_file(site.folder / "features" / "case-17.h5")
     assert features == f"{bag.counts()} {provenance.slide_sha256}"
+    (command,) = blocks("bash", FEATURES)
+    written = site.type(f"{command.strip()} --ca authority.crt --token-file clinic.token")
+    assert written.returncode == 0 and "case-17.h5: in place of an older file" in written.stderr
 
 
 def test_the_jobs_are_those_of_the_page(site: Site) -> None:

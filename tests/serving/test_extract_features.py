@@ -194,6 +194,15 @@ def test_a_client_notices_what_is_missing() -> None:
         _check_order(parts["20x"], slide_pb2.ScaleTiles(scale="20x", tiles=28))
 
 
+def test_warnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    collector = FeatureCollector("float32", on_warning=told.append)
+    monkeypatch.setattr(collector, "_joined", lambda _summary: None)
+    summary = prediction_pb2.FeatureSummary(warnings=["the encoder misses its gate"])
+    collector.take(prediction_pb2.ExtractFeaturesResponse(summary=summary))
+    assert told == ["the encoder misses its gate"]
+
+
 class StuckContext:
     """Takes no chunk."""
 
