@@ -10,7 +10,7 @@ import pytest
 
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.engines.openvino import precisions
-from cmamil_sdk.engines.openvino_form import form_of, has_form
+from cmamil_sdk.engines.openvino_form import forms_of, has_form
 
 from .graphs import save_graph
 
@@ -64,7 +64,7 @@ def read(path: Path):
 
 
 def operators(path: Path) -> list[str]:
-    return [node.get_type_name() for node in form_of(read(path), 2).get_ordered_ops()]
+    return [node.get_type_name() for node in forms_of(read(path), 2)[0].get_ordered_ops()]
 
 
 def test_large_maps_are_computed_tile_by_tile_and_nothing_is_moved(tmp_path):
