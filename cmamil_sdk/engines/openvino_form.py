@@ -43,7 +43,8 @@ _BEHIND_LAYERS = ("Clamp", "Maximum", "Minimum", "Relu", *_BY_VALUE)
 def has_form(model: ov.Model) -> bool:
     """Whether a model takes any number of tiles ``[n, px, px, 3]`` uint8, and gains from forms.
 
-    One with attention does not: most of it gains nothing, and the runtime rounds at other places.
+    One with attention does not: most of it gains nothing, and the runtime rounds at other places. Nor
+    does one whose shapes depend on what is in the tiles.
     """
     if len(model.inputs) != 1 or model.input().element_type != ov.Type.u8:
         return False
@@ -54,7 +55,17 @@ def has_form(model: ov.Model) -> bool:
     rows = [output.partial_shape[0].is_dynamic for output in model.outputs]
     has_attention = any(node.get_type_name() in _ATTENTION for node in model.get_ops())
     is_tiles = batch.is_dynamic and len(tile) == 3 and all(axis.is_static for axis in tile)
-    return is_tiles and all(rows) and not has_attention
+    return is_tiles and all(rows) and not has_attention and _shapes_follow(model)
+
+
+def _shapes_follow(model: ov.Model) -> bool:
+    """Whether all shapes are known once the number of tiles is."""
+    one = model.clone()
+    _, *tile = one.input().partial_shape
+    one.reshape([1, *tile])
+    return all(
+        output.get_partial_shape().is_static for node in one.get_ops() for output in node.outputs()
+    )
 
 
 def forms_of(model: ov.Model, bytes_per_number: int) -> list[ov.Model]:
