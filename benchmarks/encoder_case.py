@@ -11,9 +11,21 @@ import numpy.typing as npt
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.golden import read_golden
 from cmamil_sdk.bundle.verify import read_manifest
-from cmamil_sdk.export.encoder import loaded_encoder_of
+from cmamil_sdk.encoders.info import EncoderInfo
+from cmamil_sdk.export.encoder import Encoder, loaded_encoder_of
 
 from .cases import EAGER, OpenCase, main_of
+
+PLAIN = "torch-plain"
+"""The network as its authors publish it, in PyTorch: where this package gives it another form, which is
+what the model itself means elsewhere, for both have the same features."""
+
+_CHANGED = "shufflenet_v2_x1_0"
+
+
+def has_plain(encoder: EncoderInfo) -> bool:
+    """Whether :data:`PLAIN` is another network than the model itself."""
+    return encoder.id == _CHANGED and encoder.projection is None
 
 
 @dataclass(frozen=True)
@@ -22,9 +34,9 @@ class EncoderCase:
 
     Attributes:
         bundle: its directory.
-        weights: of the encoder, if they came from a file; the eager model needs them.
-        engine: an engine's name, or :data:`~cmamil_sdk.benchmarks.cases.EAGER`.
-        device, precision: as :func:`~cmamil_sdk.engines.load_engine`; eager is on the CPU in fp32.
+        weights: of the encoder, if they came from a file; torch needs them.
+        engine: an engine's name, :data:`~cmamil_sdk.benchmarks.cases.EAGER` or :data:`PLAIN`.
+        device, precision: as :func:`~cmamil_sdk.engines.load_engine`; torch is on the CPU in fp32.
         tiles: of one call.
         callers: threads that call at a time.
         threads: within a call.
@@ -41,7 +53,7 @@ class EncoderCase:
 
     def open(self) -> OpenCase:
         """Load it."""
-        return self._eager() if self.engine == EAGER else self._engine()
+        return self._torch() if self.engine in (EAGER, PLAIN) else self._engine()
 
     def _engine(self) -> OpenCase:
         bundle = Bundle.load(
@@ -64,22 +76,34 @@ class EncoderCase:
             memory_bytes=encoder.memory_bytes,
         )
 
-    def _eager(self) -> OpenCase:
+    def _torch(self) -> OpenCase:
         import torch  # noqa: PLC0415 - it would be in the memory of every engine
 
-        manifest, _ = read_manifest(Path(self.bundle))
-        encoder = loaded_encoder_of(
-            manifest.encoder, None if self.weights is None else Path(self.weights)
-        )
-        torch.set_num_threads(self.threads)
-        tiles = self._tiles()
+        encoder, tiles = self._encoder(), self._tiles()
+
+        def call() -> object:
+            torch.set_num_threads(
+                self.threads
+            )  # of the process: others in turns have set their own
+            return encoder.features(tiles)
+
         return OpenCase(
-            call=lambda: encoder.features(tiles),
-            label=f"{EAGER}-cpu-fp32",
+            call=call,
+            label=f"{self.engine}-cpu-fp32",
             version=torch.__version__,
             missed="",
             close=lambda: None,
         )
+
+    def _encoder(self) -> Encoder:
+        info = read_manifest(Path(self.bundle))[0].encoder
+        weights = None if self.weights is None else Path(self.weights)
+        if self.engine == EAGER:
+            return loaded_encoder_of(info, weights)
+        from cmamil_sdk.encoders.shufflenet import build_as_published  # noqa: PLC0415 - as above
+        from cmamil_sdk.export.tile_network import TorchEncoder  # noqa: PLC0415
+
+        return TorchEncoder(build_as_published(weights).network, info)
 
     def _tiles(self) -> npt.NDArray[np.uint8]:
         """Tiles of the bundle's golden test, over and over."""
@@ -92,4 +116,4 @@ if __name__ == "__main__":
     main_of(EncoderCase)
 
 
-__all__ = ["EncoderCase"]
+__all__ = ["PLAIN", "EncoderCase", "has_plain"]

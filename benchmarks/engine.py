@@ -7,6 +7,7 @@ counts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ from .case_rows import Row, add_ratios, case_csv
 from .cases import EAGER, Case, engine_precision_pairs, measure_apart
 from .closed_loop import Loop
 from .contest import Contest
-from .encoder_case import EncoderCase
+from .encoder_case import PLAIN, EncoderCase, has_plain
 from .environment import describe_machine, load_average
 from .figures import draw_engine
 from .loading import measure_loading
@@ -99,7 +100,7 @@ def measure_engines(bench: EngineBench, *, on_step: OnStep | None = None) -> dic
     loaded = Bundle.load(path, device=bench.device, callers=1)
     loaded.release_encoder()
     _refuse_graphs(loaded.manifest.encoder, weights)
-    cases, absent = _cases(bench, path, weights)
+    cases, absent = _cases(bench, path, weights, loaded.manifest.encoder)
     measured: list[tuple[Case, Row]] = []
     refused: dict[tuple[str, str], str] = {}
     for number, case in enumerate(cases):
@@ -178,11 +179,12 @@ def _refuse_graphs(encoder: EncoderInfo, weights: Path | None) -> None:
 
 
 def _cases(
-    bench: EngineBench, bundle: Path, weights: Path | None
+    bench: EngineBench, bundle: Path, weights: Path | None, encoder: EncoderInfo
 ) -> tuple[list[EncoderCase], dict[str, str]]:
     """Every way to run the encoder, and why some engines are not here."""
     engines, absent = engine_precision_pairs(bench.engines)
-    ways = [*_eager_ways(), *_engine_ways(engines, bench)]
+    eager = [EAGER, PLAIN] if has_plain(encoder) else [EAGER]
+    ways = [*itertools.chain(*map(_torch_ways, eager)), *_engine_ways(engines, bench)]
     made = partial(EncoderCase, str(bundle), None if weights is None else str(weights))
     cases = [
         made(engine, device, precision, tiles, callers, threads)
@@ -192,12 +194,12 @@ def _cases(
     return cases, absent
 
 
-def _eager_ways() -> Iterator[tuple[str, str, str, int, int]]:
+def _torch_ways(network: str) -> Iterator[tuple[str, str, str, int, int]]:
     """One caller of many threads, as torch does by itself, and a caller per core."""
     cores = available_cores()
-    yield EAGER, "cpu", "fp32", 1, cores
+    yield network, "cpu", "fp32", 1, cores
     if cores > 1:
-        yield EAGER, "cpu", "fp32", cores, 1
+        yield network, "cpu", "fp32", cores, 1
 
 
 def _engine_ways(

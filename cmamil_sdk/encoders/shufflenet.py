@@ -32,13 +32,19 @@ def build(weights: Path | None = None) -> LoadedNetwork:
         FieldInvalid: ``weights`` is missing, or not a state dict of this network.
         WeightsMissing: there is no network to download them through.
     """
+    loaded = build_as_published(weights)
+    fold_shuffles(loaded.network)
+    return loaded
+
+
+def build_as_published(weights: Path | None = None) -> LoadedNetwork:
+    """The same as torchvision has it, shuffles and all, to compare with; raises as :func:`build`."""
     path = weights or _published()
     network = shufflenet_v2_x1_0(weights=None)
     network.fc = nn.Identity()
     state, digest = read_weights(path, _NAME)
     features = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     load_into(network, features, path, _NAME)
-    fold_shuffles(network)
     return LoadedNetwork(network.eval(), path, digest)
 
 
@@ -50,4 +56,4 @@ def _published() -> Path:
     return fetch_weights(url, name, _NAME, sha256_prefix=prefix)
 
 
-__all__ = ["build"]
+__all__ = ["build", "build_as_published"]

@@ -27,7 +27,7 @@ try:
 except ImportError as problem:
     raise EngineMissing("openvino is not installed; install cmamil-sdk[cpu].") from problem
 
-from cmamil_sdk.engines.openvino_form import form_of, has_form  # noqa: E402
+from cmamil_sdk.engines.openvino_form import forms_of, has_form  # noqa: E402
 
 _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
@@ -44,9 +44,10 @@ _INT8_TYPES = ("i8", "u8")
 
 
 class OpenVinoEngine:
-    """One ONNX graph, compiled for this processor; an encoder's also in a faster form, for so many tiles.
+    """One ONNX graph, compiled for this processor; that of an encoder in forms for so many tiles each.
 
-    The form gives the same bits. Tiles of a call that do not fill it go through the graph as it is.
+    A call is cut by them, the largest first. Each gives the same bits, which is looked at when they are
+    loaded: where a processor's kernels do not, every tile is computed by itself.
 
     Args:
         graph: the ``.onnx`` file.
@@ -89,12 +90,15 @@ class OpenVinoEngine:
             port.any_name: input_spec(str(graph), port.any_name, kind, shape, _NUMPY_TYPES)
         }
         settings = _settings(precision, callers or available_cores(), threads)
-        form = model.clone() if has_form(model) else None
-        self._any_number: _Requests | None = _Requests(_compile(model, graph, settings))
-        self._form: _Requests | None = None
-        if form is not None:
-            self._form = _Requests(_compile(_formed(form, graph, precision), graph, settings))
-        in_use = _precision_in_use((self._form or self._any_number).compiled)
+        try:
+            self._ways = _compiled(model, precision, settings)
+            agreed = _agreeing(self._ways)
+        except RuntimeError as problem:
+            raise _unusable(graph, problem) from problem
+        if agreed != self._ways:
+            self._ways = agreed
+            reason = f"{reason}; tile by tile, as tiles beside it change a tile's bits here"
+        in_use = _precision_in_use(self._ways[0].compiled)
         self.info = EngineInfo("openvino", "cpu", in_use, version(), reason)
         if self.info.precision != precision:
             raise EngineMissing(
@@ -125,15 +129,15 @@ class OpenVinoEngine:
 
     def _shares(self, array: npt.NDArray[Any]) -> Iterator[tuple[_Requests, npt.NDArray[Any]]]:
         """Which rows go where."""
-        assert self._any_number is not None
-        whole = 0
-        if self._form is not None:
-            tiles = self._form.tiles
-            whole = len(array) - len(array) % tiles
-            for start in range(0, whole, tiles):
-                yield self._form, array[start : start + tiles]
-        if whole < len(array):
-            yield self._any_number, array[whole:]
+        start = 0
+        for requests in self._ways:
+            tiles = requests.tiles
+            if tiles is None:
+                yield requests, array
+                return
+            while start + tiles <= len(array):
+                yield requests, array[start : start + tiles]
+                start += tiles
 
     def _check_rows(self, outputs: dict[str, npt.NDArray[np.float32]], rows: int) -> None:
         """With one thread, OpenVINO answers memory that ran out with what it found in its outputs."""
@@ -154,20 +158,16 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Release the graph."""
-        self._any_number = self._form = None
+        self._ways = []
 
 
 class _Requests:
-    """A compiled graph, and requests to it that are idle."""
+    """A compiled graph, and its idle requests; ``tiles`` is how many it takes, None any number."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
+    def __init__(self, compiled: ov.CompiledModel, tiles: int | None) -> None:
         self.compiled = compiled
+        self.tiles = tiles
         self._idle: list[ov.InferRequest] = []
-
-    @property
-    def tiles(self) -> int:
-        """Of the form: how many it takes."""
-        return int(self.compiled.input().get_shape()[0])
 
     def infer(self, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph on contiguous arrays."""
@@ -222,13 +222,6 @@ def _read(graph: Path, sha256: str | None) -> ov.Model:
         raise _unusable(graph, problem) from problem
 
 
-def _formed(model: ov.Model, graph: Path, precision: Precision) -> ov.Model:
-    try:
-        return form_of(model, _BYTES[precision])
-    except RuntimeError as problem:
-        raise _unusable(graph, problem) from problem
-
-
 def _settings(precision: Precision, streams: int, threads: int) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
@@ -239,11 +232,31 @@ def _settings(precision: Precision, streams: int, threads: int) -> dict[str, Any
     }
 
 
-def _compile(model: ov.Model, graph: Path, settings: dict[str, Any]) -> ov.CompiledModel:
-    try:
-        return _core().compile_model(model, "CPU", settings)
-    except RuntimeError as problem:
-        raise _unusable(graph, problem) from problem
+def _compiled(model: ov.Model, precision: Precision, settings: dict[str, Any]) -> list[_Requests]:
+    """The forms of a model, or where it has none the model itself."""
+
+    def compile_model(each: ov.Model) -> ov.CompiledModel:
+        return _core().compile_model(each, "CPU", settings)
+
+    if not has_form(model):
+        return [_Requests(compile_model(model), None)]
+    forms = forms_of(model, _BYTES[precision])
+    return [_Requests(compile_model(form), int(form.input().get_shape()[0])) for form in forms]
+
+
+def _agreeing(ways: list[_Requests]) -> list[_Requests]:
+    """The same if a tile comes out the same, to the bit, of each; else only the last, of one tile."""
+    if len(ways) == 1:
+        return ways
+    port = ways[0].compiled.input()
+    drawn = np.random.default_rng(0).integers(0, 256, tuple(port.get_shape()), dtype=np.uint8)
+    expected, *others = (way.infer({port.any_name: drawn[: way.tiles]}) for way in ways)
+    agree = all(
+        np.array_equal(values, expected[name][: len(values)], equal_nan=True)
+        for found in others
+        for name, values in found.items()
+    )
+    return ways if agree else ways[-1:]
 
 
 def _precision_in_use(compiled: ov.CompiledModel) -> str:

@@ -1,7 +1,7 @@
-"""The form in which OpenVINO runs an encoder fastest: of so many tiles, large maps one tile at a time.
+"""The forms in which OpenVINO runs an encoder fastest: of so many tiles, large maps one tile at a time.
 
-It computes what the graph says, in the same order, so features have the same bits; what changes is how
-numbers lie and move. The graph itself is for every engine, and others are slower with this form.
+They compute what the graph says, in the same order, so features have the same bits; what changes is how
+numbers lie and move. The graph itself is for every engine, and others are slower with such forms.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from openvino.passes import ConstantFolding, Manager
 
 _MOST_TILES = 16
 """Of a form; as many as a call has on a CPU."""
+
+_FEWER_TILES = (4, 1)
+"""Of the forms for what is left of a call. A tile by itself takes 1.4 times as long as one of four, and
+half as long as in a graph for any number, which spends time on the shapes of every layer."""
 
 _FORM_BYTES = 6 << 20
 """Most that the maps of one layer take in a form, so that they stay in the cache of all cores."""
@@ -37,9 +41,10 @@ _BEHIND_LAYERS = ("Clamp", "Maximum", "Minimum", "Relu", *_BY_VALUE)
 
 
 def has_form(model: ov.Model) -> bool:
-    """Whether a model takes any number of tiles ``[n, px, px, 3]`` uint8, and gains from a form.
+    """Whether a model takes any number of tiles ``[n, px, px, 3]`` uint8, and gains from forms.
 
-    One with attention does not: most of it gains nothing, and the runtime rounds at other places.
+    One with attention does not: most of it gains nothing, and the runtime rounds at other places. Nor
+    does one whose shapes depend on what is in the tiles.
     """
     if len(model.inputs) != 1 or model.input().element_type != ov.Type.u8:
         return False
@@ -50,23 +55,39 @@ def has_form(model: ov.Model) -> bool:
     rows = [output.partial_shape[0].is_dynamic for output in model.outputs]
     has_attention = any(node.get_type_name() in _ATTENTION for node in model.get_ops())
     is_tiles = batch.is_dynamic and len(tile) == 3 and all(axis.is_static for axis in tile)
-    return is_tiles and all(rows) and not has_attention
+    return is_tiles and all(rows) and not has_attention and _shapes_follow(model)
 
 
-def form_of(model: ov.Model, bytes_per_number: int) -> ov.Model:
-    """``model``, which :func:`has_form`, for so many tiles at a time as suit it; changed in place.
+def _shapes_follow(model: ov.Model) -> bool:
+    """Whether all shapes are known once the number of tiles is."""
+    one = model.clone()
+    _, *tile = one.input().partial_shape
+    one.reshape([1, *tile])
+    return all(
+        output.get_partial_shape().is_static for node in one.get_ops() for output in node.outputs()
+    )
+
+
+def forms_of(model: ov.Model, bytes_per_number: int) -> list[ov.Model]:
+    """``model``, which :func:`has_form`, for as many tiles at a time as suit it, and for fewer.
 
     Args:
         model: of any number of tiles.
         bytes_per_number: of a map, as it is going to be computed.
     """
     one = model.clone()
-    front = _prepare(one, 1)
+    largest = _largest_map(one, _prepare(one, 1))
     tiles = _MOST_TILES
-    while tiles > 1 and tiles * bytes_per_number * _largest_map(one, front) > _FORM_BYTES:
+    while tiles > 1 and tiles * bytes_per_number * largest > _FORM_BYTES:
         tiles //= 2
+    fewer = [count for count in _FEWER_TILES if count < tiles]
+    return [_form(model.clone(), count) for count in (tiles, *fewer)]
+
+
+def _form(model: ov.Model, tiles: int) -> ov.Model:
+    """``model`` for a number of tiles; changed in place."""
     front = _prepare(model, tiles)
-    if front is not None:
+    if front is not None and tiles > 1:
         _tile_by_tile(model, front)
     model.validate_nodes_and_infer_types()
     return model
@@ -201,4 +222,4 @@ def _replace(old: ov.Output, new: ov.Output) -> None:
         target.replace_source_output(new)
 
 
-__all__ = ["form_of", "has_form"]
+__all__ = ["forms_of", "has_form"]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from cmamil_sdk.benchmarks import encoder_case
+from cmamil_sdk.benchmarks.cases import EAGER
+from cmamil_sdk.benchmarks.encoder_case import PLAIN, EncoderCase, has_plain
 from cmamil_sdk.benchmarks.engine import seeded_bundle
 from cmamil_sdk.benchmarks.workshop import Workshop
 from cmamil_sdk.errors import ParityFailed
@@ -23,6 +28,35 @@ def test_without_precisions_that_fail_it_says_why(
     path, failed = seeded_bundle(Workshop(tmp_path))
     assert path == tmp_path / "5x,10x,20x"
     assert failed == {"fp16, int8": "In int8 the bundle is not close enough."}
+
+
+def test_the_network_as_published_has_the_same_features(
+    tmp_path: Path, shufflenet_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from cmamil_sdk.export.encoder import load_encoder
+    from cmamil_sdk.export.reference import probe_tiles
+
+    encoder = load_encoder("shufflenet_v2_x1_0", shufflenet_weights).info
+    monkeypatch.setattr(
+        encoder_case, "read_manifest", lambda _root: (SimpleNamespace(encoder=encoder), b"")
+    )
+    monkeypatch.setattr(EncoderCase, "_tiles", lambda _case: probe_tiles(224, count=2))
+    threads = torch.get_num_threads()
+    found = []
+    for network in (EAGER, PLAIN):
+        case = EncoderCase(
+            str(tmp_path), str(shufflenet_weights), network, "cpu", "fp32", 2, 1, threads
+        )
+        opened = case.open()
+        assert opened.label == f"{network}-cpu-fp32"
+        found.append(opened.call())
+    eager, plain = found
+    assert isinstance(eager, np.ndarray) and isinstance(plain, np.ndarray)
+    np.testing.assert_allclose(plain, eager, atol=1e-4 * np.abs(eager).max())
+    assert (plain != eager).any(), "they are two networks"
+    assert has_plain(encoder)
+    assert not has_plain(encoder.model_copy(update={"id": "efficientnet_lite0"}))
 
 
 @pytest.mark.long

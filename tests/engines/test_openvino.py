@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 
 from cmamil_sdk.engines import available_engines, available_precisions, load_engine
 from cmamil_sdk.engines import openvino as module
+from cmamil_sdk.engines.gated import open_encoder
 from cmamil_sdk.engines.openvino import OpenVinoEngine, precisions
+from cmamil_sdk.engines.parity import EncoderReference, measure_encoder
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
 from .graphs import save_graph
@@ -79,6 +82,54 @@ def test_auto_goes_on_with_onnxruntime_where_openvino_cannot_and_says_so(tmp_pat
     )
     with pytest.raises(BundleUnsupported, match="--engine onnxruntime"):
         load(two)
+
+
+def encoder(path: Path, *nodes: tuple) -> Path:
+    """``nodes`` make ``c [n, 8, 8, 3]`` of tiles ``f`` in float32; features are its means."""
+    return save_graph(
+        path,
+        [
+            ("Cast", ["tiles"], ["f"], {"to": 1}),
+            *nodes,
+            ("Constant", [], ["axes"], {"value_ints": [1, 2]}),
+            ("ReduceMean", ["c", "axes"], ["features"], {"keepdims": 0}),
+        ],
+        {"tiles": ("UINT8", ["n", 8, 8, 3])},
+        {"features": ("FLOAT", ["n", 3])},
+    )
+
+
+def test_an_encoder_that_openvino_cannot_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("cmamil_sdk.engines.choose._why_no_openvino", lambda: None)
+    monkeypatch.setattr("cmamil_sdk.engines.choose._cuda", lambda: False)
+    graph = encoder(
+        tmp_path / "cut.onnx",
+        ("SplitToSequence", ["f"], ["parts"], {"axis": 0}),
+        ("ConcatFromSequence", ["parts"], ["c"], {"axis": 0}),
+    )
+
+    reference = EncoderReference(tiles(), tiles().mean(axis=(1, 2), dtype=np.float32))
+    measure = partial(measure_encoder, reference=reference)
+    found = open_encoder(graph, measure).engine.info
+    assert found.label == "onnxruntime-cpu-fp32"
+    assert "openvino is installed, x86 processor, but cut.onnx cannot be run by" in found.reason
+    for precision in ("auto", "fp32"):
+        with pytest.raises(BundleUnsupported, match=r"SplitToSequence.*use --engine onnxruntime"):
+            open_encoder(graph, measure, engine="openvino", precision=precision)
+
+
+def test_shapes_that_depend_on_what_is_in_the_tiles(tmp_path):
+    graph = encoder(
+        tmp_path / "graph.onnx",
+        ("NonZero", ["f"], ["places"], {}),
+        ("Cast", ["places"], ["numbers"], {"to": 1}),
+        ("ReduceMean", ["numbers"], ["mean"], {"keepdims": 0}),
+        ("Add", ["f", "mean"], ["c"], {}),
+    )
+    engine, other = load(graph), load_engine(graph, engine="onnxruntime", device="cpu")
+    for n in (1, 5, 21):
+        got, expected = (each.infer({"tiles": tiles(n)})["features"] for each in (engine, other))
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
