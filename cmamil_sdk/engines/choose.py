@@ -14,7 +14,9 @@ from typing import get_args
 from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
 from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.graphs import stored_graph
+from cmamil_sdk.engines.onnx_parts import OnnxParts
 from cmamil_sdk.engines.plans import PLAN_PRECISIONS
+from cmamil_sdk.engines.wide_products import takes_bags
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
@@ -89,7 +91,10 @@ def load_engine(
     def load(name: str, why: str) -> Engine:
         if name == "openvino":
             from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
+            from cmamil_sdk.engines.split import SplitEngine  # noqa: PLC0415
 
+            if kind == "bf16" and takes_bags(parts := OnnxParts(graph)):
+                return SplitEngine(graph, parts, precision=kind, threads=threads, reason=why)
             return OpenVinoEngine(
                 graph, precision=kind, threads=threads, callers=callers, reason=why
             )

@@ -49,6 +49,7 @@ class OnnxRuntimeEngine:
         precision: the graph's own.
         threads: threads within one ``infer``.
         reason: why this engine was chosen.
+        part: of the graph, in ONNX; it is run instead.
 
     Raises:
         EngineMissing: the device is not there, or does not compute in the precision.
@@ -63,11 +64,12 @@ class OnnxRuntimeEngine:
         precision: Precision = "fp32",
         threads: int,
         reason: str,
+        part: bytes | None = None,
     ) -> None:
         _check_precision(precision, device)
         self._graph = graph
         self._index = int(device.partition(":")[2] or 0)
-        self._session = _session(graph, device, threads)
+        self._session = _session(graph, device, threads, part)
         held = self._session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "fp32")
         if held != precision:
             raise BundleUnsupported(
@@ -86,6 +88,11 @@ class OnnxRuntimeEngine:
             reason,
             takes_device_arrays=device.startswith("cuda"),
         )
+
+    @property
+    def input_names(self) -> list[str]:
+        """Of the graph, or of the part of it."""
+        return list(self._inputs)
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`.
@@ -169,7 +176,9 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
+def _session(
+    graph: Path, device: str, threads: int, part: bytes | None
+) -> ort.InferenceSession:
     options = session_options(threads)
     provider = "CPUExecutionProvider"
     settings: dict[str, str] = {}
@@ -189,7 +198,9 @@ def _session(graph: Path, device: str, threads: int) -> ort.InferenceSession:
         }
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
+        session = ort.InferenceSession(
+            str(graph) if part is None else part, options, providers=[(provider, settings)]
+        )
     except (_STATE.NoSuchFile, OSError) as problem:
         raise BundleUnsupported(
             f"There is no graph at {graph}; export the model again."

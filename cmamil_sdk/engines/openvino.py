@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
+Prepare = Callable[[ov.Model], None]
+
 _LAYERS = ("Convolution", "FullyConnected", "MatMul")
 _INT8_TYPES = ("i8", "u8")
 
@@ -89,13 +92,8 @@ class OpenVinoEngine:
         self._form: _Requests | None = None
         if form is not None:
             self._form = _Requests(_compile(_formed(form, graph, precision), graph, settings))
-        in_use = _precision_in_use((self._form or self._any_number).compiled)
-        self.info = EngineInfo("openvino", "cpu", in_use, version(), reason)
-        if self.info.precision != precision:
-            raise EngineMissing(
-                f"openvino runs {graph.name} in {self.info.precision} here and not in {precision}; "
-                f"use --precision {self.info.precision}."
-            )
+        _check_in_use((self._form or self._any_number).compiled, graph, precision)
+        self.info = EngineInfo("openvino", "cpu", precision, version(), reason)
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
@@ -183,6 +181,28 @@ def check_precision(precision: Precision) -> None:
         )
 
 
+def compile_part(
+    part: bytes, graph: Path, precision: Precision, *, streams: int, prepare: Prepare
+) -> ov.CompiledModel:
+    """Compile a part of ``graph``, in ONNX, for so many calls of one thread each at a time.
+
+    ``prepare`` may change the model before.
+
+    Raises:
+        BundleUnsupported: this runtime cannot run it.
+        EngineMissing: this processor does not have the precision.
+    """
+    check_precision(precision)
+    try:
+        model = _core().read_model(io.BytesIO(part))
+        prepare(model)
+    except RuntimeError as problem:
+        raise _unusable(graph, problem) from problem
+    compiled = _compile(model, graph, _settings(precision, streams, threads=1))
+    _check_in_use(compiled, graph, precision)
+    return compiled
+
+
 @cache
 def _core() -> ov.Core:
     return ov.Core()
@@ -221,6 +241,15 @@ def _compile(model: ov.Model, graph: Path, settings: dict[str, Any]) -> ov.Compi
         raise _unusable(graph, problem) from problem
 
 
+def _check_in_use(compiled: ov.CompiledModel, graph: Path, precision: Precision) -> None:
+    in_use = _precision_in_use(compiled)
+    if in_use != precision:
+        raise EngineMissing(
+            f"openvino runs {graph.name} in {in_use} here and not in {precision}; "
+            f"use --precision {in_use}."
+        )
+
+
 def _precision_in_use(compiled: ov.CompiledModel) -> str:
     """int8 where a layer of the compiled graph is computed in it, else as the plugin says."""
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -245,4 +274,4 @@ def _last_line(problem: Exception) -> str:
     return lines[-1] if lines else type(problem).__name__
 
 
-__all__ = ["OpenVinoEngine", "check_precision", "precisions", "version"]
+__all__ = ["OpenVinoEngine", "check_precision", "compile_part", "precisions", "version"]

@@ -1,0 +1,153 @@
+"""Products of features with weights on OpenVINO, in blocks of fixed numbers of rows.
+
+OpenVINO compiles anew for every number of rows, and every slide has another number of tiles. Here it is
+compiled for two numbers, once. A block also stays in a core's cache on its way to the product.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as ops
+
+from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.engines.openvino import compile_part
+
+Float32 = npt.NDArray[np.float32]
+
+_BLOCK_ROWS = (512, 64)
+"""As many of the first as there are rows for, then some of the second, the last of which is padded."""
+
+
+class RowProducts:
+    """What the rows of one input are multiplied by, each by itself.
+
+    Args:
+        part: of ``graph``, in ONNX: features ``[n, D]`` to products ``[n, E]``, one or several.
+        graph: the file that it was cut from.
+        precision: of the products; what is done to features before is computed in float32.
+        streams: blocks at a time, each on one thread.
+
+    Raises:
+        BundleUnsupported: this runtime cannot run it.
+        EngineMissing: this runtime does not compute it in ``precision``.
+    """
+
+    def __init__(self, part: bytes, graph: Path, precision: Precision, *, streams: int) -> None:
+        self._ways = [
+            _Requests(
+                compile_part(
+                    part, graph, precision, streams=streams, prepare=partial(_prepare, rows)
+                )
+            )
+            for rows in _BLOCK_ROWS
+        ]
+
+    def room(self, rows: int) -> list[Float32]:
+        """Arrays for the products of so many rows."""
+        outputs = self._ways[0].compiled.outputs
+        return [np.empty((rows, output.get_shape()[1]), np.float32) for output in outputs]
+
+    def blocks(self, features: Float32, products: Sequence[Float32]) -> Iterator[_Block]:
+        """What has to be done to fill ``products``; features are contiguous."""
+        start, n = 0, len(features)
+        for way, rows in zip(self._ways, _BLOCK_ROWS, strict=True):
+            while n - start >= rows or (rows == _BLOCK_ROWS[-1] and start < n):
+                taken = slice(start, start + rows)
+                parts = [product[taken] for product in products]
+                yield _Block(way, features[taken], parts, rows)
+                start += rows
+
+
+def multiply(jobs: Sequence[tuple[RowProducts, Float32]], streams: int) -> list[list[Float32]]:
+    """The products of each job's features, with so many blocks at a time."""
+    answers = [products.room(len(features)) for products, features in jobs]
+    blocks = chain.from_iterable(
+        products.blocks(features, answer)
+        for (products, features), answer in zip(jobs, answers, strict=True)
+    )
+    running: deque[_Block] = deque()
+    with ExitStack() as started:  # whatever happens, no array may go while it is read or written
+        for block in blocks:
+            if len(running) == 2 * streams:  # so that none waits for this thread
+                running.popleft().finish()
+            block.start()
+            started.callback(block.finish)
+            running.append(block)
+    return answers
+
+
+class _Block:
+    """Some rows of features, and where their products go."""
+
+    def __init__(
+        self, way: _Requests, features: Float32, products: Sequence[Float32], rows: int
+    ) -> None:
+        self._way, self._features, self._products = way, features, products
+        self._read, self._written = features, products
+        # a request reads and writes where arrays lie, if these are whole and may be written to
+        if len(features) < rows or not features.flags.writeable:
+            self._read = np.zeros((rows, features.shape[1]), np.float32)
+            self._read[: len(features)] = features
+            self._written = [np.empty((rows, product.shape[1]), np.float32) for product in products]
+        self._request: ov.InferRequest | None = None
+
+    def start(self) -> None:
+        request = self._request = self._way.take()
+        request.set_input_tensor(ov.Tensor(self._read, shared_memory=True))
+        for number, product in enumerate(self._written):
+            request.set_output_tensor(number, ov.Tensor(product, shared_memory=True))
+        request.start_async()
+
+    def finish(self) -> None:
+        """Wait for it, once."""
+        request, self._request = self._request, None
+        if request is not None:
+            request.wait()
+            self._way.give_back(request)
+        if self._written is not self._products:
+            for product, written in zip(self._products, self._written, strict=True):
+                product[:] = written[: len(product)]
+
+
+class _Requests:
+    """A compiled part, and requests to it that are idle."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self.compiled = compiled
+        self._idle: list[ov.InferRequest] = []
+
+    def take(self) -> ov.InferRequest:
+        """One that nobody else has; list.pop and append are atomic."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.compiled.create_infer_request()
+
+    def give_back(self, request: ov.InferRequest) -> None:
+        """Let others have it; it still names arrays that may go, and is told of new ones before use."""
+        self._idle.append(request)
+
+
+def _prepare(rows: int, model: ov.Model) -> None:
+    """Fix the number of rows, and let NaN through, of which OpenVINO's clipping makes a number."""
+    features = model.input().get_node().output(0)
+    model.reshape([rows, features.get_partial_shape()[1]])
+    for node in model.get_ops():
+        if node.get_type_name() == "MatMul":
+            taken = node.input_value(0)
+            if taken.get_shape() == features.get_shape():
+                whole = ops.select(ops.equal(features, features), taken, features)
+                node.input(0).replace_source_output(whole.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+__all__ = ["RowProducts", "multiply"]

@@ -1,0 +1,86 @@
+"""Aggregators in bf16 on a CPU: products of features by OpenVINO, all else by onnxruntime in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
+from cmamil_sdk.engines.device_array import on_host
+from cmamil_sdk.engines.inputs import check_inputs, input_spec
+from cmamil_sdk.engines.onnx_parts import OnnxParts
+from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine
+from cmamil_sdk.engines.openvino import version
+from cmamil_sdk.engines.openvino_rows import RowProducts, multiply
+from cmamil_sdk.engines.wide_products import LEAST_WIDTH, wide_products
+from cmamil_sdk.errors import BundleUnsupported
+
+_NUMPY_TYPES = {name: np.dtype(name) for name in ("float32", "int64")}
+
+
+class SplitEngine:
+    """One graph of an aggregator, cut behind the products of its features with weights.
+
+    These are most of the arithmetic, and lose little by rounding. Softmax, pooling and what weighs tiles
+    stay in float32 on onnxruntime, which also refuses an index that points nowhere.
+
+    Args:
+        graph: the ``.onnx`` file.
+        parts: what was read of it.
+        precision: of the products.
+        threads: threads within one ``infer``.
+        reason: why this engine was chosen.
+
+    Raises:
+        EngineMissing: this processor does not have the precision, or a runtime is not installed.
+        BundleUnsupported: the graph has no such products, or a runtime cannot run a part of it.
+    """
+
+    def __init__(
+        self, graph: Path, parts: OnnxParts, *, precision: Precision, threads: int, reason: str
+    ) -> None:
+        self._graph = graph
+        self._threads = threads
+        self._specs = {
+            name: input_spec(str(graph), name, port.kind, port.shape, _NUMPY_TYPES)
+            for name, port in parts.inputs.items()
+        }
+        self._names = wide_products(parts)
+        if not self._names:
+            raise BundleUnsupported(
+                f"{graph.name} multiplies no features of {LEAST_WIDTH} numbers or more, which is what "
+                f"would gain by {precision}; use --precision fp32."
+            )
+        self._products = {
+            name: RowProducts(parts.part([name], names), graph, precision, streams=threads)
+            for name, names in self._names.items()
+        }
+        cut = [name for names in self._names.values() for name in names]
+        self._rest = OnnxRuntimeEngine(
+            graph, device="cpu", threads=threads, reason=reason, part=parts.part(cut, parts.outputs)
+        )
+        rest = f"but for the products of features onnxruntime {self._rest.info.version} in fp32"
+        self.info = EngineInfo("openvino", "cpu", precision, version(), f"{reason}; {rest}")
+
+    def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
+        """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        arrays = on_host(self._graph.name, inputs)
+        check_inputs(self._graph.name, self._specs, arrays)
+        jobs = [
+            (products, np.ascontiguousarray(arrays[name]))
+            for name, products in self._products.items()
+        ]
+        answers = multiply(jobs, self._threads)
+        for names, products in zip(self._names.values(), answers, strict=True):
+            arrays.update(zip(names, products, strict=True))
+        return self._rest.infer({name: arrays[name] for name in self._rest.input_names})
+
+    def close(self) -> None:
+        """Release both parts."""
+        self._products = {}
+        self._rest.close()
+
+
+__all__ = ["SplitEngine"]
