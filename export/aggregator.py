@@ -15,13 +15,14 @@ from cmamil_sdk.bundle.bags import MAX_TILES
 from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.engines.parity import missed_gates
 from cmamil_sdk.errors import ParityFailed
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
 from cmamil_sdk.tiling.recipe import Scale
 
 from .graph import export_graph
-from .parity import aggregator_parity, missed_gates
+from .parity import aggregator_parity
 from .probe_bags import Arrays, probe_bag
 
 EXAMPLE_FINEST_TILES = 37
@@ -134,8 +135,16 @@ def export_aggregator(
 def compare_aggregator(
     path: Path, module: AggregatorGraph, scales: Sequence[Scale], precision: Precision = "fp32"
 ) -> dict[str, float]:
-    """The worst differences of a graph, or of the one beside it in ``precision``, over all bag sizes."""
-    engine = load_engine(path, engine="onnxruntime", device="cpu", precision=precision)
+    """The worst differences of a graph, or of the one beside it in ``precision``, over all bag sizes.
+
+    On onnxruntime, in bf16 on OpenVINO.
+
+    Raises:
+        EngineMissing: this machine does not compute in ``precision``.
+        BundleUnsupported: nothing of the graph would gain by it.
+    """
+    name = "openvino" if precision == "bf16" else "onnxruntime"
+    engine = load_engine(path, engine=name, device="cpu", precision=precision)
     report: dict[str, float] = {}
     for finest_tiles in PARITY_FINEST_TILES:
         inputs = probe_inputs(module, scales, finest_tiles=finest_tiles, seed=finest_tiles)

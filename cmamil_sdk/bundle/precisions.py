@@ -55,7 +55,8 @@ class PrecisionReport(BaseModel):
     calibration_slides: int = Field(0, ge=0, description="that set the scales of int8")
     calibration_tiles: int = Field(0, ge=0)
     aggregator: Mapping[str, float] = Field(
-        {}, description="largest differences of its aggregator; empty where that stays in fp32"
+        {},
+        description="largest differences of its aggregator; empty where that can only be in fp32",
     )
     end_to_end: EndToEnd | None = Field(None, description="None: there were no slides")
     missed: str = Field("", description="which gates it misses, of a bundle exported with --force")

@@ -55,6 +55,7 @@ def run(
         "not_here": absent,
         "encoder_parity_at_export": parity_document(manifest.encoder_parity),
         "aggregator_parity_at_export": manifest.parity,
+        "aggregator": engine_document(loaded.aggregator_info),
         "aggregator_differences": loaded.aggregator_differences(),
         "precisions_at_export": [r.model_dump(mode="json") for r in manifest.precisions],
         "parity_failed": manifest.parity_failed,
@@ -75,7 +76,8 @@ def run(
             say(f"\n{plan_table(plans)}")
         say(
             f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
-            f"{loaded.aggregator_info.label}, largest difference {golden['aggregator_difference']:.2e}"
+            f"{loaded.aggregator_info.label} ({loaded.aggregator_info.reason}), "
+            f"largest difference {golden['aggregator_difference']:.2e}"
             f"{_others(document['aggregator_differences'], loaded.aggregator_info.label)}"
         )
         if manifest.parity_failed:

@@ -176,9 +176,7 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _session(
-    graph: Path, device: str, threads: int, part: bytes | None
-) -> ort.InferenceSession:
+def _session(graph: Path, device: str, threads: int, part: bytes | None) -> ort.InferenceSession:
     options = session_options(threads)
     provider = "CPUExecutionProvider"
     settings: dict[str, str] = {}

@@ -61,8 +61,8 @@ class SplitEngine:
         self._rest = OnnxRuntimeEngine(
             graph, device="cpu", threads=threads, reason=reason, part=parts.part(cut, parts.outputs)
         )
-        rest = f"but for the products of features onnxruntime {self._rest.info.version} in fp32"
-        self.info = EngineInfo("openvino", "cpu", precision, version(), f"{reason}; {rest}")
+        versions = f"{version()}, onnxruntime {self._rest.info.version}"
+        self.info = EngineInfo("openvino", "cpu", precision, versions, reason)
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""

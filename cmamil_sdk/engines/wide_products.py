@@ -24,12 +24,9 @@ def wide_products(graph: OnnxParts) -> dict[str, list[str]]:
     Between features and product each number is standardised by itself. Features narrower than
     :data:`LEAST_WIDTH` are left out.
     """
-    found = {}
-    for name in graph.inputs:
-        products = list(_products_of(graph, name)) if (_width(graph, name) or 0) >= LEAST_WIDTH else []
-        if products:
-            found[name] = products
-    return found
+    wide = [name for name in graph.inputs if (_width(graph, name) or 0) >= LEAST_WIDTH]
+    found = {name: list(_products_of(graph, name)) for name in wide}
+    return {name: products for name, products in found.items() if products}
 
 
 def _width(graph: OnnxParts, name: str) -> int | None:

@@ -102,7 +102,8 @@ def test_a_bundle_without_explanations(silent_bundle):
     found = silent.aggregate(make_bag())
     assert found.attention is found.contribution is found.bias is None
     assert found.probabilities.sum() == pytest.approx(1, abs=1e-5)
-    assert silent.self_test()["aggregator_difference"] < 1e-4
+    most = 1e-4 if silent.aggregator_info.precision == "fp32" else 1e-2
+    assert silent.self_test()["aggregator_difference"] < most
 
 
 def test_a_manifest_of_version_1_still_loads(copy_of_bundle):
@@ -457,7 +458,11 @@ def test_the_encoder_that_was_tested_is_handed_out_once(tiny_bundle, monkeypatch
         loaded.append(graph.name.partition(".")[0])
         return load_engine(graph, **options)
 
-    for place in ("cmamil_sdk.engines.gated", "cmamil_sdk.bundle.load"):
+    for place in (
+        "cmamil_sdk.engines.gated",
+        "cmamil_sdk.bundle.aggregator",
+        "cmamil_sdk.bundle.load",
+    ):
         monkeypatch.setattr(f"{place}.load_engine", counted)
 
     def load():

@@ -1,0 +1,103 @@
+"""The aggregator of a bundle, in the precision of its encoder where that reproduces its answers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden
+from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, Manifest
+from cmamil_sdk.engines import Engine, load_engine
+from cmamil_sdk.engines.base import TENSORRT, EngineInfo
+from cmamil_sdk.engines.choose import choose_engine
+from cmamil_sdk.engines.graphs import graph_in
+from cmamil_sdk.engines.parity import missed_gates
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, ParityFailed
+from cmamil_sdk.machine import available_cores
+
+_IN_BF16 = (
+    "bf16 as the encoder: products of features by openvino, all else by onnxruntime in fp32; "
+    "its golden values are reproduced"
+)
+
+
+def open_aggregator(
+    root: Path,
+    manifest: Manifest,
+    encoder: EngineInfo,
+    golden: Golden,
+    *,
+    engine_cache: Path | None = None,
+) -> Engine:
+    """The aggregator that goes with an encoder; ``info.reason`` says why it is in fp32 beside bf16.
+
+    Raises:
+        BundleUnsupported, EngineMissing: it cannot be run.
+    """
+    precision = "fp16" if encoder.precision == "fp16" else "fp32"
+    reason = f"{precision}, with an encoder in {encoder.precision}"
+    if encoder.precision == "bf16" and encoder.device == "cpu":
+        try:
+            return _in_bf16(root, manifest, golden)
+        except (BundleUnsupported, EngineMissing, FieldInvalid, ParityFailed) as problem:
+            reason = f"fp32, in bf16 {str(problem).partition(';')[0]}"
+    has_plan = encoder.name in TENSORRT  # and says which
+    return load_engine(
+        root / AGGREGATOR_GRAPH,
+        engine=encoder.name if has_plan else "onnxruntime",
+        device=_device(encoder),
+        threads=available_cores(),  # it runs when the encoder has done its work
+        engine_cache=engine_cache,
+        precision=precision,
+        reason=None if has_plan else reason,
+    )
+
+
+def aggregator_differences(root: Path, manifest: Manifest, golden: Golden) -> dict[str, float]:
+    """Of the aggregator on each CPU engine of this machine, the largest from the golden outputs."""
+    found = {}
+    for engine, precision in (("onnxruntime", "fp32"), ("onnxruntime", "fp16")):
+        if graph_in(root / AGGREGATOR_GRAPH, precision).name in manifest.files:
+            found |= _difference(root, golden, engine, precision)
+    with suppress(EngineMissing, BundleUnsupported):  # :func:`open_aggregator` gives the reason
+        found |= _difference(root, golden, "openvino", "bf16")
+    return found
+
+
+def _in_bf16(root: Path, manifest: Manifest, golden: Golden) -> Engine:
+    """Raises ParityFailed where it missed its gate at export, or does not reproduce ``golden``."""
+    at_export = next((r.aggregator for r in manifest.precisions if r.precision == "bf16"), {})
+    if missed_gates(at_export, "bf16"):
+        raise ParityFailed(f"it missed its gate at export: {missed_gates(at_export, 'bf16')}")
+    engine = load_engine(
+        root / AGGREGATOR_GRAPH,
+        engine="openvino",
+        precision="bf16",
+        threads=available_cores(),
+        reason=_IN_BF16,
+    )
+    difference = golden.aggregator_difference(engine.infer(golden.inputs))
+    most = GOLDEN_MAX_DIFFERENCE["bf16"]
+    if not difference <= most:
+        engine.close()
+        raise ParityFailed(
+            f"it differs from its golden values by {difference:.2e} (at most {most})"
+        )
+    return engine
+
+
+def _difference(root: Path, golden: Golden, engine: str, precision: str) -> dict[str, float]:
+    loaded = load_engine(root / AGGREGATOR_GRAPH, engine=engine, device="cpu", precision=precision)
+    difference = golden.aggregator_difference(loaded.infer(golden.inputs))
+    loaded.close()
+    return {loaded.info.label: difference}
+
+
+def _device(encoder: EngineInfo) -> str:
+    """The encoder's; the CPU where that is a GPU of torch's, which runs no aggregators, alone."""
+    if encoder.name == "torch" and choose_engine("onnxruntime", "auto").device == "cpu":
+        return "cpu"
+    return encoder.device
+
+
+__all__ = ["aggregator_differences", "open_aggregator"]
