@@ -60,7 +60,9 @@ def aggregator_differences(root: Path, manifest: Manifest, golden: Golden) -> di
         if graph_in(root / AGGREGATOR_GRAPH, precision).name in manifest.files:
             found |= _difference(root, golden, engine, precision)
     with suppress(EngineMissing, BundleUnsupported):  # :func:`open_aggregator` gives the reason
-        found |= _difference(root, golden, "openvino", "bf16")
+        engine, difference = _measured_in_bf16(root, golden)
+        engine.close()
+        found[engine.info.label] = difference
     return found
 
 
@@ -69,14 +71,7 @@ def _in_bf16(root: Path, manifest: Manifest, golden: Golden) -> Engine:
     at_export = next((r.aggregator for r in manifest.precisions if r.precision == "bf16"), {})
     if missed_gates(at_export, "bf16"):
         raise ParityFailed(f"it missed its gate at export: {missed_gates(at_export, 'bf16')}")
-    engine = load_engine(
-        root / AGGREGATOR_GRAPH,
-        engine="openvino",
-        precision="bf16",
-        threads=available_cores(),
-        reason=_IN_BF16,
-    )
-    difference = golden.aggregator_difference(engine.infer(golden.inputs))
+    engine, difference = _measured_in_bf16(root, golden)
     most = GOLDEN_MAX_DIFFERENCE["bf16"]
     if not difference <= most:
         engine.close()
@@ -84,6 +79,15 @@ def _in_bf16(root: Path, manifest: Manifest, golden: Golden) -> Engine:
             f"it differs from its golden values by {difference:.2e} (at most {most})"
         )
     return engine
+
+
+def _measured_in_bf16(root: Path, golden: Golden) -> tuple[Engine, float]:
+    """Golden bags are small, so they are rounded as large ones are."""
+    from cmamil_sdk.engines.split import SplitEngine  # noqa: PLC0415 - needs openvino
+
+    graph, threads = root / AGGREGATOR_GRAPH, available_cores()
+    engine = SplitEngine(graph, precision="bf16", threads=threads, reason=_IN_BF16)
+    return engine, golden.aggregator_difference(engine.infer_rounded(golden.inputs))
 
 
 def _difference(root: Path, golden: Golden, engine: str, precision: str) -> dict[str, float]:

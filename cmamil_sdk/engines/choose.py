@@ -91,10 +91,11 @@ def load_engine(
     def load(name: str, why: str) -> Engine:
         if name == "openvino":
             from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
-            from cmamil_sdk.engines.split import SplitEngine  # noqa: PLC0415
 
-            if kind == "bf16" and takes_bags(parts := OnnxParts(graph)):
-                return SplitEngine(graph, parts, precision=kind, threads=threads, reason=why)
+            if kind == "bf16" and takes_bags(OnnxParts(graph)):
+                from cmamil_sdk.engines.split import SplitEngine  # noqa: PLC0415
+
+                return SplitEngine(graph, precision=kind, threads=threads, reason=why)
             return OpenVinoEngine(
                 graph, precision=kind, threads=threads, callers=callers, reason=why
             )

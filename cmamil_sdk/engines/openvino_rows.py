@@ -26,6 +26,9 @@ Float32 = npt.NDArray[np.float32]
 _BLOCK_ROWS = (512, 64)
 """As many of the first as there are rows for, then some of the second, the last of which is padded."""
 
+EXACT_BELOW_ROWS = 512
+"""Fewer rows are multiplied in float32: where tiles are few each weighs much, and rounding shows."""
+
 
 class RowProducts:
     """What the rows of one input are multiplied by, each by itself.
@@ -42,42 +45,43 @@ class RowProducts:
     """
 
     def __init__(self, part: bytes, graph: Path, precision: Precision, *, streams: int) -> None:
-        self._ways = [
-            _Requests(
-                compile_part(
-                    part, graph, precision, streams=streams, prepare=partial(_prepare, rows)
-                )
-            )
-            for rows in _BLOCK_ROWS
-        ]
+        def compiled(kind: Precision, rows: int) -> _Requests:
+            prepare = partial(_prepare, rows)
+            return _Requests(compile_part(part, graph, kind, streams=streams, prepare=prepare))
+
+        self._ways = [compiled(precision, rows) for rows in _BLOCK_ROWS]
+        self._exact = compiled("fp32", _BLOCK_ROWS[-1])
 
     def room(self, rows: int) -> list[Float32]:
         """Arrays for the products of so many rows."""
-        outputs = self._ways[0].compiled.outputs
-        return [np.empty((rows, output.get_shape()[1]), np.float32) for output in outputs]
+        return [np.empty((rows, width), np.float32) for width in self._exact.widths]
 
-    def blocks(self, features: Float32, products: Sequence[Float32]) -> Iterator[_Block]:
+    def blocks(
+        self, features: Float32, products: Sequence[Float32], exact_below_rows: int
+    ) -> Iterator[_Block]:
         """What has to be done to fill ``products``; features are contiguous."""
         start, n = 0, len(features)
-        for way, rows in zip(self._ways, _BLOCK_ROWS, strict=True):
-            while n - start >= rows or (rows == _BLOCK_ROWS[-1] and start < n):
-                taken = slice(start, start + rows)
-                parts = [product[taken] for product in products]
-                yield _Block(way, features[taken], parts, rows)
-                start += rows
+        ways = [self._exact] if n < exact_below_rows else self._ways
+        for way in ways:
+            while n - start >= way.rows or (way is ways[-1] and start < n):
+                taken = slice(start, start + way.rows)
+                yield _Block(way, features[taken], [product[taken] for product in products])
+                start += way.rows
 
 
-def multiply(jobs: Sequence[tuple[RowProducts, Float32]], streams: int) -> list[list[Float32]]:
+def multiply(
+    jobs: Sequence[tuple[RowProducts, Float32]], streams: int, exact_below_rows: int
+) -> list[list[Float32]]:
     """The products of each job's features, with so many blocks at a time."""
     answers = [products.room(len(features)) for products, features in jobs]
     blocks = chain.from_iterable(
-        products.blocks(features, answer)
+        products.blocks(features, answer, exact_below_rows)
         for (products, features), answer in zip(jobs, answers, strict=True)
     )
     running: deque[_Block] = deque()
     with ExitStack() as started:  # whatever happens, no array may go while it is read or written
         for block in blocks:
-            if len(running) == 2 * streams:  # so that none waits for this thread
+            if len(running) == 2 * streams:  # so that no stream waits for this thread
                 running.popleft().finish()
             block.start()
             started.callback(block.finish)
@@ -88,16 +92,14 @@ def multiply(jobs: Sequence[tuple[RowProducts, Float32]], streams: int) -> list[
 class _Block:
     """Some rows of features, and where their products go."""
 
-    def __init__(
-        self, way: _Requests, features: Float32, products: Sequence[Float32], rows: int
-    ) -> None:
+    def __init__(self, way: _Requests, features: Float32, products: Sequence[Float32]) -> None:
         self._way, self._features, self._products = way, features, products
         self._read, self._written = features, products
         # a request reads and writes where arrays lie, if these are whole and may be written to
-        if len(features) < rows or not features.flags.writeable:
-            self._read = np.zeros((rows, features.shape[1]), np.float32)
+        if len(features) < way.rows or not features.flags.writeable:
+            self._read = np.zeros((way.rows, features.shape[1]), np.float32)
             self._read[: len(features)] = features
-            self._written = [np.empty((rows, product.shape[1]), np.float32) for product in products]
+            self._written = [np.empty((way.rows, width), np.float32) for width in way.widths]
         self._request: ov.InferRequest | None = None
 
     def start(self) -> None:
@@ -122,7 +124,9 @@ class _Requests:
     """A compiled part, and requests to it that are idle."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
-        self.compiled = compiled
+        self.rows = int(compiled.input().get_shape()[0])
+        self.widths = [int(output.get_shape()[1]) for output in compiled.outputs]
+        self._compiled = compiled
         self._idle: list[ov.InferRequest] = []
 
     def take(self) -> ov.InferRequest:
@@ -130,7 +134,7 @@ class _Requests:
         try:
             return self._idle.pop()
         except IndexError:
-            return self.compiled.create_infer_request()
+            return self._compiled.create_infer_request()
 
     def give_back(self, request: ov.InferRequest) -> None:
         """Let others have it; it still names arrays that may go, and is told of new ones before use."""
@@ -150,4 +154,4 @@ def _prepare(rows: int, model: ov.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-__all__ = ["RowProducts", "multiply"]
+__all__ = ["EXACT_BELOW_ROWS", "RowProducts", "multiply"]

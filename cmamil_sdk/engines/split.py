@@ -13,7 +13,7 @@ from cmamil_sdk.engines.inputs import check_inputs, input_spec
 from cmamil_sdk.engines.onnx_parts import OnnxParts
 from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine
 from cmamil_sdk.engines.openvino import version
-from cmamil_sdk.engines.openvino_rows import RowProducts, multiply
+from cmamil_sdk.engines.openvino_rows import EXACT_BELOW_ROWS, RowProducts, multiply
 from cmamil_sdk.engines.wide_products import LEAST_WIDTH, wide_products
 from cmamil_sdk.errors import BundleUnsupported
 
@@ -23,12 +23,12 @@ _NUMPY_TYPES = {name: np.dtype(name) for name in ("float32", "int64")}
 class SplitEngine:
     """One graph of an aggregator, cut behind the products of its features with weights.
 
-    These are most of the arithmetic, and lose little by rounding. Softmax, pooling and what weighs tiles
-    stay in float32 on onnxruntime, which also refuses an index that points nowhere.
+    These are most of the arithmetic, and lose little by rounding. Those of a scale of few tiles
+    (:data:`~cmamil_sdk.engines.openvino_rows.EXACT_BELOW_ROWS`), softmax, pooling and what weighs tiles
+    stay in float32; the rest is onnxruntime's, which also refuses an index that points nowhere.
 
     Args:
         graph: the ``.onnx`` file.
-        parts: what was read of it.
         precision: of the products.
         threads: threads within one ``infer``.
         reason: why this engine was chosen.
@@ -38,9 +38,8 @@ class SplitEngine:
         BundleUnsupported: the graph has no such products, or a runtime cannot run a part of it.
     """
 
-    def __init__(
-        self, graph: Path, parts: OnnxParts, *, precision: Precision, threads: int, reason: str
-    ) -> None:
+    def __init__(self, graph: Path, *, precision: Precision, threads: int, reason: str) -> None:
+        parts = OnnxParts(graph)
         self._graph = graph
         self._threads = threads
         self._specs = {
@@ -66,13 +65,20 @@ class SplitEngine:
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`."""
+        return self._infer(inputs, EXACT_BELOW_ROWS)
+
+    def infer_rounded(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
+        """The same without the exception for few tiles: what a test on few tiles has to look at."""
+        return self._infer(inputs, 0)
+
+    def _infer(self, inputs: Inputs, exact_below_rows: int) -> dict[str, npt.NDArray[np.float32]]:
         arrays = on_host(self._graph.name, inputs)
         check_inputs(self._graph.name, self._specs, arrays)
         jobs = [
             (products, np.ascontiguousarray(arrays[name]))
             for name, products in self._products.items()
         ]
-        answers = multiply(jobs, self._threads)
+        answers = multiply(jobs, self._threads, exact_below_rows)
         for names, products in zip(self._names.values(), answers, strict=True):
             arrays.update(zip(names, products, strict=True))
         return self._rest.infer({name: arrays[name] for name in self._rest.input_names})
