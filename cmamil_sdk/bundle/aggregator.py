@@ -8,7 +8,7 @@ from pathlib import Path
 from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, Manifest
 from cmamil_sdk.engines import Engine, load_engine
-from cmamil_sdk.engines.base import TENSORRT, EngineInfo
+from cmamil_sdk.engines.base import TENSORRT, EngineInfo, Precision
 from cmamil_sdk.engines.choose import choose_engine
 from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.parity import missed_gates
@@ -55,10 +55,11 @@ def open_aggregator(
 
 def aggregator_differences(root: Path, manifest: Manifest, golden: Golden) -> dict[str, float]:
     """Of the aggregator on each CPU engine of this machine, the largest from the golden outputs."""
-    found = {}
-    for engine, precision in (("onnxruntime", "fp32"), ("onnxruntime", "fp16")):
+    found: dict[str, float] = {}
+    stored: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in stored:
         if graph_in(root / AGGREGATOR_GRAPH, precision).name in manifest.files:
-            found |= _difference(root, golden, engine, precision)
+            found |= _difference(root, golden, precision)
     with suppress(EngineMissing, BundleUnsupported):  # :func:`open_aggregator` gives the reason
         engine, difference = _measured_in_bf16(root, golden)
         engine.close()
@@ -90,11 +91,12 @@ def _measured_in_bf16(root: Path, golden: Golden) -> tuple[Engine, float]:
     return engine, golden.aggregator_difference(engine.infer_rounded(golden.inputs))
 
 
-def _difference(root: Path, golden: Golden, engine: str, precision: str) -> dict[str, float]:
-    loaded = load_engine(root / AGGREGATOR_GRAPH, engine=engine, device="cpu", precision=precision)
-    difference = golden.aggregator_difference(loaded.infer(golden.inputs))
-    loaded.close()
-    return {loaded.info.label: difference}
+def _difference(root: Path, golden: Golden, precision: Precision) -> dict[str, float]:
+    graph = root / AGGREGATOR_GRAPH
+    engine = load_engine(graph, engine="onnxruntime", device="cpu", precision=precision)
+    difference = golden.aggregator_difference(engine.infer(golden.inputs))
+    engine.close()
+    return {engine.info.label: difference}
 
 
 def _device(encoder: EngineInfo) -> str:

@@ -74,11 +74,12 @@ def run(
             say(f"\nat export:\n\n{precisions_text(manifest.precisions)}")
         if plans:
             say(f"\n{plan_table(plans)}")
+        differences, in_use = document["aggregator_differences"], loaded.aggregator_info.label
+        found = differences.get(in_use, golden["aggregator_difference"])
         say(
             f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
-            f"{loaded.aggregator_info.label} ({loaded.aggregator_info.reason}), "
-            f"largest difference {golden['aggregator_difference']:.2e}"
-            f"{_others(document['aggregator_differences'], loaded.aggregator_info.label)}"
+            f"{in_use} ({loaded.aggregator_info.reason}), largest difference {found:.2e}"
+            f"{_others(differences, in_use)}"
         )
         if manifest.parity_failed:
             say(f"FAILED at export: {manifest.parity_failed}")

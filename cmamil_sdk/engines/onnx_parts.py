@@ -72,7 +72,8 @@ class OnnxParts:
         self._weights: dict[str, memoryview] = {}
         self._ports: dict[str, memoryview] = {}
         self._around: list[memoryview] = []
-        inputs, outputs = [], []
+        inputs: list[str] = []
+        outputs: list[str] = []
         try:
             for field in _fields(_graph_of(path, self._around)):
                 if field.number == _NODE:
@@ -122,7 +123,7 @@ class OnnxParts:
                 f"{self._path} keeps weights in another file; export the model again."
             )
         taken = [name for name in dict.fromkeys((*self.inputs, *inputs)) if name in needed]
-        graph = [*reversed(kept), _tagged(_NAME, b"part"), *weights]
+        graph: list[bytes | memoryview] = [*reversed(kept), _tagged(_NAME, b"part"), *weights]
         graph += [_tagged(_INPUT, self._ports[name]) for name in taken]
         graph += [_tagged(_OUTPUT, self._ports[name]) for name in outputs]
         return b"".join((*self._around, _tagged(_MODEL_GRAPH, b"".join(graph))))
@@ -220,7 +221,10 @@ def _parts(message: memoryview, *path: int) -> Iterator[memoryview]:
 
 
 def _step(node: memoryview) -> Step:
-    operator, inputs, outputs, inner = "", [], [], set()
+    operator = ""
+    inputs: list[str] = []
+    outputs: list[str] = []
+    inner: set[str] = set()
     for field in _fields(node):
         if field.number == _NODE_INPUT:
             inputs.append(str(field.content, "utf-8"))

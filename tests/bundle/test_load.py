@@ -72,7 +72,9 @@ def test_a_bundle_says_what_it_is(bundle, tiny_bundle):
     assert bundle.manifest.recipe.names == ("5x", "10x", "20x")
     assert bundle.manifest.index_inputs == ("children_5x", "children_10x", "ancestor_20x")
     assert bundle.engine_label in {row.label for row in bundle.manifest.encoder_parity}
-    assert bundle.aggregator_info.label == "onnxruntime-cpu-fp32"
+    in_bf16 = bundle.encoder_info.precision == "bf16"
+    expected = "openvino-cpu-bf16" if in_bf16 else "onnxruntime-cpu-fp32"
+    assert bundle.aggregator_info.label == expected
     assert bundle.warnings == ()
     data = (tiny_bundle / "manifest.json").read_bytes()
     assert bundle.sha256 == hashlib.sha256(data).hexdigest()
