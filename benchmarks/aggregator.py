@@ -37,8 +37,11 @@ OnStep = Callable[[str, int, int], None]
 
 MakeCase = Callable[..., AggregatorCase]
 
-DEFAULT_LABEL = "onnxruntime-cpu-fp32"
-"""What runs an aggregator unless TensorRT is named (docs/engines.md)."""
+DEFAULT_LABELS = ("openvino-cpu-bf16", "onnxruntime-cpu-fp32")
+"""What runs an aggregator unless TensorRT is named (docs/engines.md): the first that passes its gate."""
+
+_FP32 = "onnxruntime-cpu-fp32"
+"""Whose profile says how much of a run is matrix products."""
 
 _PRODUCTS_COLUMNS = ("products_share", "ratio_limit")
 
@@ -135,11 +138,18 @@ def measure_aggregators(bench: AggregatorBench, *, on_step: OnStep | None = None
 
 def judged(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets this measurement speaks of: nested attention on what runs aggregators."""
-    return [
-        _TARGETS[row["tiles"]].judge(row["ratio"])
+    compared = [
+        row
         for row in document["rows"]
-        if row["label"] == DEFAULT_LABEL and row["form"] == "nested" and row["tiles"] in _TARGETS
-        if "ratio" in row
+        if row["form"] == "nested" and "ratio" in row and not row["missed"]
+    ]
+    rows = {(row["label"], row["tiles"]): row for row in compared}
+    labels = {label for label, _ in rows}
+    default = next((label for label in DEFAULT_LABELS if label in labels), "")
+    return [
+        target.judge(rows[default, tiles]["ratio"]) | {"label": default}
+        for tiles, target in _TARGETS.items()
+        if (default, tiles) in rows
     ]
 
 
@@ -172,11 +182,11 @@ def _measure_size(
             refused[what] = row["why"]
             continue
         settings = {"form": form, "tiles": case.tiles, "callers": 1, "threads": threads}
-        measured.append((case, {**settings, **row}))
+        measured.append((case, {**settings, **row, "missed": case.missed()}))
     report(len(ways), len(ways))
     add_ratios(measured, bench.pairs)
     for case, row in measured:
-        if row["label"] == DEFAULT_LABEL and "ratio" in row:
+        if row["label"] == _FP32 and "ratio" in row:
             row.update(_limit(case, row))
     return [row for _, row in measured], refused
 

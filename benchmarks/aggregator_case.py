@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmamil_sdk.engines import load_engine
+from cmamil_sdk.engines import Engine, load_engine
 from cmamil_sdk.export.probe_bags import Arrays, probe_bag
 from cmamil_sdk.tiling.recipe import Scale
 
@@ -53,15 +54,34 @@ class AggregatorCase:
 
         return products_share(Path(self.graph), self._bag(), self.threads)
 
-    def _engine(self) -> OpenCase:
-        engine = load_engine(
+    def missed(self) -> str:
+        """Which gates its answers miss, in words, compared with onnxruntime's in fp32.
+
+        That is no measure of the model, which export has compared with its graph, but of the precision.
+        """
+        if self.precision == "fp32":
+            return ""
+        from cmamil_sdk.engines.parity import missed_gates  # noqa: PLC0415
+        from cmamil_sdk.export.parity import aggregator_parity  # noqa: PLC0415
+
+        exact = replace(self, engine="onnxruntime", device="cpu", precision="fp32")
+        bag = self._bag()
+        with closing(self._load()) as engine, closing(exact._load()) as reference:
+            found = aggregator_parity(reference.infer(bag), engine.infer(bag))
+            missed = missed_gates(found, self.precision)
+            return f"{engine.info.label}: {missed}" if missed else ""
+
+    def _load(self) -> Engine:
+        return load_engine(
             Path(self.graph),
             engine=self.engine,
             device=self.device,
             precision=self.precision,
             threads=self.threads,
         )
-        bag = self._bag()
+
+    def _engine(self) -> OpenCase:
+        engine, bag = self._load(), self._bag()
         return OpenCase(
             call=lambda: engine.infer(bag),
             label=engine.info.label,

@@ -17,14 +17,16 @@ from cmamil_sdk.bundle.bags import MAX_TILES
 from cmamil_sdk.bundle.manifest import Explanation, aggregator_outputs
 from cmamil_sdk.engines import load_engine
 from cmamil_sdk.engines.base import Precision
+from cmamil_sdk.engines.parity import missed_gates
 from cmamil_sdk.errors import ParityFailed
 from cmamil_sdk.models.base import MILModel
 from cmamil_sdk.models.output import CoarseOutput, MILOutput
 from cmamil_sdk.tiling.recipe import Scale
 
 from .graph import export_graph
-from .parity import aggregator_parity, missed_gates
+from .parity import aggregator_parity
 from .probe_bags import Arrays, probe_bag
+from .split import write_split
 
 EXAMPLE_FINEST_TILES = 37
 PARITY_FINEST_TILES = (1, 2, 7, 513, 4_096, 16_384)
@@ -104,6 +106,9 @@ def export_aggregator(
 ) -> dict[str, float]:
     """Write the graph and compare it with the model; returns the worst differences.
 
+    Its two parts for bf16 are written beside it, if it multiplies wide features
+    (:func:`~cmamil_sdk.export.split.write_split`), whatever this machine computes in.
+
     Bags of :data:`PARITY_FINEST_TILES` are compared, on onnxruntime in float32, which is what runs
     aggregators. Several models become one graph, as :class:`AggregatorGraph` says.
 
@@ -126,6 +131,7 @@ def export_aggregator(
         outputs=module.output_names,
         argument="tensors",
     )
+    write_split(path)
     report = compare_aggregator(path, module, scales)
     missed = missed_gates(report)
     if missed and not (force and all(map(isfinite, report.values()))):
@@ -163,8 +169,15 @@ def check_in_double(module: AggregatorGraph, scales: Sequence[Scale]) -> None:
 def compare_aggregator(
     path: Path, module: AggregatorGraph, scales: Sequence[Scale], precision: Precision = "fp32"
 ) -> dict[str, float]:
-    """The worst differences of a graph, or of the one beside it in ``precision``, over all bag sizes."""
-    engine = load_engine(path, engine="onnxruntime", device="cpu", precision=precision)
+    """The worst differences of a graph, or of the one beside it in ``precision``, over all bag sizes.
+
+    On onnxruntime, in bf16 on OpenVINO as well.
+
+    Raises:
+        EngineMissing: this machine does not compute in ``precision``.
+    """
+    name = "openvino" if precision == "bf16" else "onnxruntime"
+    engine = load_engine(path, engine=name, device="cpu", precision=precision)
     report: dict[str, float] = {}
     for finest_tiles in PARITY_FINEST_TILES:
         inputs = probe_inputs(module, scales, finest_tiles=finest_tiles, seed=finest_tiles)

@@ -28,6 +28,7 @@ from cmamil_sdk.engines.parity import (
     EncoderParity,
     EncoderReference,
     measure_encoder,
+    missed_gates,
     refuse_encoder,
 )
 from cmamil_sdk.errors import FieldInvalid
@@ -45,7 +46,6 @@ from .check_slides import Slide
 from .encoder import ExportedEncoder, encoder_of, loaded_encoder_of
 from .folds import FoldChoice, Trained, load_folds
 from .graph_form import OPSET
-from .parity import missed_gates
 from .plans import PlanTarget, write_bundle_plans
 from .precisions import (
     LowerGraphs,

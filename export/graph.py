@@ -91,6 +91,15 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(attribute.g)
 
 
+def inputs_of(node: NodeProto) -> Iterator[str]:
+    """Names that a node takes, and those that its subgraphs take, from outside or within."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from inputs_of(inner)
+
+
 def preprocessing_of(graph: GraphProto) -> list[NodeProto]:
     """The nodes from an encoder's ``tiles`` to its normalised images; none of another graph."""
     found: list[NodeProto] = []
@@ -128,4 +137,11 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["all_nodes", "export_graph", "preprocessing_of", "quiet", "with_precision"]
+__all__ = [
+    "all_nodes",
+    "export_graph",
+    "inputs_of",
+    "preprocessing_of",
+    "quiet",
+    "with_precision",
+]

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from cmamil_sdk.files import write_atomic
 
-from .graph import preprocessing_of, with_precision
+from .graph import inputs_of, preprocessing_of, with_precision
 
 LEAST_WIDTH = 32
 """Layers with fewer outputs stay in float32."""
@@ -76,7 +76,7 @@ class _Mixed:
             self._want_whole(port.name)
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self._nodes)
-        used = {name for node in graph.node for name in _inputs_of(node)}
+        used = {name for node in graph.node for name in inputs_of(node)}
         used |= {port.name for port in graph.output}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
@@ -117,7 +117,7 @@ class _Mixed:
         self._nodes.append(halved)
 
     def _add_in_float(self, node: NodeProto) -> None:
-        for name in _inputs_of(node):
+        for name in inputs_of(node):
             self._want_whole(name)
         self._nodes.append(node)
         self._whole.update(node.output)
@@ -172,15 +172,6 @@ def _width(node: NodeProto, constants: dict[str, npt.NDArray[np.float32]]) -> in
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
     is_last = node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not transposed)
     return int(shape[1 if is_last else 0])
-
-
-def _inputs_of(node: NodeProto) -> Iterator[str]:
-    """Names that a node takes, and those that its subgraphs take from outside."""
-    yield from node.input
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                yield from _inputs_of(inner)
 
 
 __all__ = ["LEAST_WIDTH", "write_half"]

@@ -8,7 +8,6 @@ from math import inf, isnan
 import numpy as np
 import numpy.typing as npt
 
-from cmamil_sdk.engines.parity import AGGREGATOR_GATES
 from cmamil_sdk.errors import ParityFailed
 
 Float32 = npt.NDArray[np.float32]
@@ -39,14 +38,4 @@ def aggregator_parity(
     return report
 
 
-def missed_gates(report: Mapping[str, float], precision: str = "fp32") -> str:
-    """The differences of an aggregator that exceed their gates, in words; empty if none does."""
-    gates = AGGREGATOR_GATES[precision]
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value:.3g} (gate {gates[name]:g})"
-        for name, value in report.items()
-        if value > gates[name]
-    )
-
-
-__all__ = ["aggregator_parity", "missed_gates"]
+__all__ = ["aggregator_parity"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -12,9 +13,9 @@ from cmamil_sdk.bundle.precisions import PrecisionReport
 from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.engines.choose import choose_engine, engine_precisions, known_precision
 from cmamil_sdk.engines.gated import ParityRow
-from cmamil_sdk.engines.graphs import graph_in
-from cmamil_sdk.engines.parity import EncoderReference
-from cmamil_sdk.errors import EngineMissing, FieldInvalid, ParityFailed
+from cmamil_sdk.engines.graphs import graph_in, is_split
+from cmamil_sdk.engines.parity import EncoderReference, missed_gates
+from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, ParityFailed
 from cmamil_sdk.tiling.recipe import Scale, TilingRecipe
 
 from .aggregator import AggregatorGraph, compare_aggregator
@@ -28,7 +29,6 @@ from .check_slides import (
 )
 from .end_to_end import OnSlide, SlideJudge
 from .half import write_half
-from .parity import missed_gates
 from .reference import ReferenceModel, features_of
 
 
@@ -101,12 +101,19 @@ def write_encoder_graphs(folder: Path, lower: LowerPrecisions, recipe: TilingRec
 def write_aggregator_graphs(
     folder: Path, lower: LowerPrecisions, module: AggregatorGraph, scales: Sequence[Scale]
 ) -> dict[Precision, dict[str, float]]:
-    """Write the aggregator in fp16, if that is asked for; returns how far it is from its model."""
-    if "fp16" not in lower.asked:
-        return {}
+    """Write the aggregator in fp16, if that is asked for; returns how far it is from its model.
+
+    In bf16 as well, where this machine computes it and the aggregator has parts for it.
+    """
     graph = folder / AGGREGATOR_GRAPH
-    write_half(graph, graph_in(graph, "fp16"))
-    return {"fp16": compare_aggregator(graph, module, scales, precision="fp16")}
+    found: dict[Precision, dict[str, float]] = {}
+    if is_split(graph):
+        with suppress(EngineMissing, BundleUnsupported):  # it stays in fp32, as every load says
+            found["bf16"] = compare_aggregator(graph, module, scales, precision="bf16")
+    if "fp16" in lower.asked:
+        write_half(graph, graph_in(graph, "fp16"))
+        found["fp16"] = compare_aggregator(graph, module, scales, precision="fp16")
+    return found
 
 
 def judge_precisions(
@@ -119,7 +126,7 @@ def judge_precisions(
     force: bool,
     on_slide: OnSlide | None = None,
 ) -> tuple[PrecisionReport, ...]:
-    """A report for each precision asked for, and for bf16 if there are slides and this machine has it.
+    """A report for each precision asked for, and for bf16 if this machine has it: it is taken unasked.
 
     Args:
         folder: of the bundle's graphs.
@@ -140,9 +147,10 @@ def judge_precisions(
             force and all(map(isfinite, graphs.aggregator.get(precision, {}).values()))
         ):
             raise _refused(precision, why)
-    judge = _slide_judge(folder, manifest, lower, encoder, on_slide)
+    in_use = manifest.model_copy(update={"precisions": _aggregator_reports(graphs)})
+    judge = _slide_judge(folder, in_use, lower, encoder, on_slide)
     reports = []
-    for precision in _judged(lower):
+    for precision in _reported(lower, graphs):
         found = None if judge is None else judge.judge(precision)
         if found is not None and precision in lower.asked and found.missed(precision):
             missed[precision] = ", ".join(
@@ -173,17 +181,27 @@ def _missed_by_graphs(precision: Precision, graphs: LowerGraphs) -> str:
         raise EngineMissing(f"{precision} cannot be judged on this machine: {rows[0].why}")
     missed = [f"the encoder on {row.label}: {row.missed}" for row in measured if row.missed]
     differences = graphs.aggregator.get(precision)
-    if differences is not None and missed_gates(differences, precision):
+    # in bf16 an aggregator that misses stays in fp32, whatever its encoder does
+    if precision != "bf16" and differences and missed_gates(differences, precision):
         missed.append(f"the {missed_gates(differences, precision)}")
     return ", ".join(missed)
 
 
-def _judged(lower: LowerPrecisions) -> tuple[Precision, ...]:
-    """With slides also bf16, which this machine takes by itself where it has it."""
-    taken = engine_precisions(choose_engine("auto", "auto").engine)
-    if lower.dealt is None or "bf16" in lower.asked or "bf16" not in taken:
+def _reported(lower: LowerPrecisions, graphs: LowerGraphs) -> tuple[Precision, ...]:
+    """Also bf16, which this machine takes by itself where it has it, if anything is known of it."""
+    is_taken = "bf16" in engine_precisions(choose_engine("auto", "auto").engine)
+    is_known = lower.dealt is not None or "bf16" in graphs.aggregator
+    if "bf16" in lower.asked or not (is_taken and is_known):
         return lower.asked
     return ("bf16", *lower.asked)
+
+
+def _aggregator_reports(graphs: LowerGraphs) -> tuple[PrecisionReport, ...]:
+    """What a bundle must know of its aggregators to run them as it will."""
+    return tuple(
+        PrecisionReport(precision=precision, graphs=(), aggregator=differences)
+        for precision, differences in graphs.aggregator.items()
+    )
 
 
 def _slide_judge(

@@ -10,16 +10,14 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from cmamil_sdk.bundle.aggregator import aggregator_differences, open_aggregator
 from cmamil_sdk.bundle.answer import Aggregated, answer_of, is_finite
 from cmamil_sdk.bundle.bags import MAX_ATTENTION_MIB, check_finite, check_size
 from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
 from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.engines import Engine, load_engine
-from cmamil_sdk.engines.base import TENSORRT, EngineInfo, Precision
-from cmamil_sdk.engines.choose import choose_engine
 from cmamil_sdk.engines.gated import GatedEncoder, Loader, ParityRow, open_encoder, parity_table
-from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.engines.parity import EncoderParity, measure_encoder, refuse_encoder
 from cmamil_sdk.errors import (
     BundleUnsupported,
@@ -44,10 +42,10 @@ class Bundle:
         root: its directory.
         manifest: what it says of itself.
         sha256: of the manifest, its identity.
-        encoder_info, encoder_parity: the engine of :meth:`open_encoder`, its distance from the model.
-        aggregator_info: the engine of the aggregator: in fp16 with such an encoder, else in fp32; on
-            TensorRT where that was asked for, else on onnxruntime, because OpenVINO would compile anew
-            for every number of tiles, and not refuse an index that points nowhere.
+        encoder_info: the engine that :meth:`open_encoder` opens.
+        aggregator_info: the engine of the aggregator: in fp16 with such an encoder, in bf16 with one on
+            a CPU where that gains and reproduces the golden values, else in fp32; on TensorRT where that
+            was asked for, else on onnxruntime, in bf16 with OpenVINO for the products of features.
         warnings: what every answer of this bundle must say.
     """
 
@@ -135,6 +133,7 @@ class Bundle:
             path,
             manifest,
             encoder,
+            golden=golden,
             sha256=sha256,
             callers=callers,
             engine_cache=engine_cache,
@@ -152,6 +151,7 @@ class Bundle:
         manifest: Manifest,
         encoder: GatedEncoder,
         *,
+        golden: Golden | None = None,
         sha256: str = "",
         callers: int | None = None,
         engine_cache: Path | None = None,
@@ -161,22 +161,19 @@ class Bundle:
     ) -> Self:
         """A bundle around an encoder that was opened for so many callers.
 
-        ``loader`` opens further ones, in place of :func:`~cmamil_sdk.engines.load_engine`. What is loaded
-        is compared with ``hashes``, as there; without them nothing is verified.
+        ``golden`` are its golden values, if they were read. ``loader`` opens further encoders, in place
+        of :func:`~cmamil_sdk.engines.load_engine`. What is loaded is compared with ``hashes``, as there;
+        without them nothing is verified.
 
         Raises:
+            BundleCorrupt: the golden values cannot be read.
             BundleUnsupported, EngineMissing: the aggregator cannot be run.
             BundleCorrupt: it is not the one of ``hashes``.
         """
+        golden = golden or read_golden(root, manifest)
         info = encoder.engine.info
-        aggregator = load_engine(
-            root / AGGREGATOR_GRAPH,
-            engine=info.name if info.name in TENSORRT else "onnxruntime",
-            device=_aggregator_device(info),
-            threads=available_cores(),  # it runs when the encoder has done its work
-            engine_cache=engine_cache,
-            precision="fp16" if info.precision == "fp16" else "fp32",
-            hashes=hashes,
+        aggregator = open_aggregator(
+            root, manifest, info, golden, engine_cache=engine_cache, hashes=hashes
         )
         return cls(
             root,
@@ -306,24 +303,9 @@ class Bundle:
         return self._check_parity(golden, allow_failed=bool(self.warnings))
 
     def aggregator_differences(self) -> dict[str, float]:
-        """Of each aggregator graph of the bundle on onnxruntime, the largest from the golden outputs."""
+        """See :func:`~cmamil_sdk.bundle.aggregator.aggregator_differences`."""
         golden = read_golden(self.root, self.manifest)
-        found = {}
-        graph = self.root / AGGREGATOR_GRAPH
-        precisions: tuple[Precision, ...] = ("fp32", "fp16")
-        for precision in precisions:
-            if graph_in(graph, precision).name in self.manifest.files:
-                engine = load_engine(
-                    graph,
-                    engine="onnxruntime",
-                    device="cpu",
-                    precision=precision,
-                    hashes=self._hashes,
-                )
-                difference = golden.aggregator_difference(engine.infer(golden.inputs))
-                found[engine.info.label] = difference
-                engine.close()
-        return found
+        return aggregator_differences(self.root, self.manifest, golden, self._hashes)
 
     def parity_table(self) -> list[ParityRow]:
         """The encoder on every engine and precision of this machine."""
@@ -402,13 +384,6 @@ def _foreign(graph: Path, why: str) -> BundleUnsupported:
     return BundleUnsupported(
         f"{graph} is no graph of this bundle ({why.partition(';')[0]}); export the model again."
     )
-
-
-def _aggregator_device(encoder: EngineInfo) -> str:
-    """The encoder's; the CPU where that is a GPU of torch's, which runs no aggregators, alone."""
-    if encoder.name == "torch" and choose_engine("onnxruntime", "auto").device == "cpu":
-        return "cpu"
-    return encoder.device
 
 
 def _warnings(manifest: Manifest, parity: EncoderParity) -> list[str]:

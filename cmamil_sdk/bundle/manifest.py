@@ -14,13 +14,13 @@ from cmamil_sdk.bundle.plans import check_plan_files
 from cmamil_sdk.bundle.precisions import PrecisionReport
 from cmamil_sdk.encoders.info import EncoderInfo
 from cmamil_sdk.engines.base import Precision
-from cmamil_sdk.engines.graphs import STORED_PRECISIONS, graph_in
+from cmamil_sdk.engines.graphs import STORED_PRECISIONS, graph_in, split_graphs
 from cmamil_sdk.engines.parity import EncoderParity
 from cmamil_sdk.files import FileEntry
 from cmamil_sdk.hierarchy import Hierarchy
 from cmamil_sdk.tiling.recipe import TilingRecipe
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 ENCODER_GRAPH = "encoder.onnx"
 AGGREGATOR_GRAPH = "aggregator.onnx"
@@ -28,8 +28,11 @@ GOLDEN = "golden.npz"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
-_LOWER_GRAPHS = ("encoder.fp16.onnx", "aggregator.fp16.onnx", "encoder.int8.onnx")
-"""An aggregator is never in int8."""
+_LOWER_GRAPHS = (
+    *("encoder.fp16.onnx", "aggregator.fp16.onnx", "encoder.int8.onnx"),
+    *(path.name for path in split_graphs(Path(AGGREGATOR_GRAPH))),
+)
+"""An aggregator is never in int8, and in bf16 it is in two parts."""
 
 Explanation = Literal["attention", "contribution"]
 
@@ -123,10 +126,14 @@ class Manifest(BaseModel):
 
 
 def own_graphs(root: Path, precision: Precision) -> tuple[str, ...]:
-    """Names of the graphs in ``precision`` under a bundle's directory; bf16 has none of its own."""
-    if precision not in STORED_PRECISIONS:
-        return ()
-    paths = (graph_in(root / name, precision) for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH))
+    """Names of the graphs of ``precision`` alone in a bundle's directory; of bf16, the aggregator's."""
+    paths: tuple[Path, ...] = ()
+    if precision == "bf16":
+        paths = split_graphs(root / AGGREGATOR_GRAPH)
+    elif precision in STORED_PRECISIONS:
+        paths = tuple(
+            graph_in(root / name, precision) for name in (ENCODER_GRAPH, AGGREGATOR_GRAPH)
+        )
     return tuple(path.name for path in paths if path.is_file())
 
 

@@ -51,11 +51,14 @@ class PrecisionReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Precision
-    graphs: tuple[str, ...] = Field(description="files of its own; bf16 computes those in fp32")
+    graphs: tuple[str, ...] = Field(
+        description="files of its own; of bf16, those of its aggregator"
+    )
     calibration_slides: int = Field(0, ge=0, description="that set the scales of int8")
     calibration_tiles: int = Field(0, ge=0)
     aggregator: Mapping[str, float] = Field(
-        {}, description="largest differences of its aggregator; empty where that stays in fp32"
+        {},
+        description="largest differences of its aggregator; empty where that can only be in fp32",
     )
     end_to_end: EndToEnd | None = Field(None, description="None: there were no slides")
     missed: str = Field("", description="which gates it misses, of a bundle exported with --force")

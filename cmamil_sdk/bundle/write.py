@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 from cmamil_sdk.bundle.manifest import (
     AGGREGATOR_GRAPH,
@@ -17,7 +18,7 @@ from cmamil_sdk.bundle.manifest import (
     own_graphs,
 )
 from cmamil_sdk.bundle.plans import plan_files
-from cmamil_sdk.engines.graphs import STORED_PRECISIONS
+from cmamil_sdk.engines.base import Precision
 from cmamil_sdk.errors import OutputExists
 from cmamil_sdk.files import FileEntry, write_json
 
@@ -56,7 +57,7 @@ def write_bundle(
 
 def hashed_files(root: Path) -> dict[str, FileEntry]:
     """Every file under a bundle's directory but the manifest, which lists them."""
-    own = (name for precision in STORED_PRECISIONS for name in own_graphs(root, precision))
+    own = (name for precision in get_args(Precision) for name in own_graphs(root, precision))
     names = (ENCODER_GRAPH, AGGREGATOR_GRAPH, *own, GOLDEN, *plan_files(root))
     return {name: FileEntry.of(root / name) for name in names}
 

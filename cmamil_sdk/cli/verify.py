@@ -55,6 +55,7 @@ def run(
         "not_here": absent,
         "encoder_parity_at_export": parity_document(manifest.encoder_parity),
         "aggregator_parity_at_export": manifest.parity,
+        "aggregator": engine_document(loaded.aggregator_info),
         "aggregator_differences": loaded.aggregator_differences(),
         "precisions_at_export": [r.model_dump(mode="json") for r in manifest.precisions],
         "parity_failed": manifest.parity_failed,
@@ -73,10 +74,12 @@ def run(
             say(f"\nat export:\n\n{precisions_text(manifest.precisions)}")
         if plans:
             say(f"\n{plan_table(plans)}")
+        differences, in_use = document["aggregator_differences"], loaded.aggregator_info.label
+        found = differences.get(in_use, golden["aggregator_difference"])
         say(
             f"\nin use: {loaded.engine_label} ({loaded.encoder_info.reason}); aggregator "
-            f"{loaded.aggregator_info.label}, largest difference {golden['aggregator_difference']:.2e}"
-            f"{_others(document['aggregator_differences'], loaded.aggregator_info.label)}"
+            f"{in_use} ({loaded.aggregator_info.reason}), largest difference {found:.2e}"
+            f"{_others(differences, in_use)}"
         )
         if manifest.parity_failed:
             say(f"FAILED at export: {manifest.parity_failed}")

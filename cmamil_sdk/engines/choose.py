@@ -13,7 +13,7 @@ from typing import get_args
 
 from cmamil_sdk.engines.base import TENSORRT, Engine, EngineName, Precision
 from cmamil_sdk.engines.cuda import driver_devices
-from cmamil_sdk.engines.graphs import stored_graph
+from cmamil_sdk.engines.graphs import is_split, stored_graph
 from cmamil_sdk.engines.plans import PLAN_PRECISIONS
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid
 
@@ -53,7 +53,8 @@ def load_engine(
 
     Args:
         graph: the ``.onnx`` file in fp32; those in fp16 and int8 lie beside it
-            (:func:`~cmamil_sdk.engines.graphs.graph_in`).
+            (:func:`~cmamil_sdk.engines.graphs.graph_in`), and an aggregator's parts for bf16
+            (:func:`~cmamil_sdk.engines.graphs.split_graphs`).
         engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT, and torch only
             for a CUDA device that onnxruntime has no provider for.
         device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
@@ -95,6 +96,10 @@ def load_engine(
         if name == "openvino":
             from cmamil_sdk.engines.openvino import OpenVinoEngine  # noqa: PLC0415
 
+            if kind == "bf16" and is_split(graph, hashes):
+                from cmamil_sdk.engines.split import SplitEngine  # noqa: PLC0415
+
+                return SplitEngine(graph, threads=threads, reason=why, hashes=hashes)
             return OpenVinoEngine(
                 graph, precision=kind, threads=threads, callers=callers, reason=why, sha256=sha256
             )
@@ -109,8 +114,12 @@ def load_engine(
                 reason=why,
                 sha256=sha256,
             )
-        from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine  # noqa: PLC0415
+        from cmamil_sdk.engines.onnxruntime import (  # noqa: PLC0415
+            OnnxRuntimeEngine,
+            check_precision,
+        )
 
+        check_precision(kind, choice.device)
         return OnnxRuntimeEngine(
             graph, device=choice.device, precision=kind, threads=threads, reason=why, sha256=sha256
         )

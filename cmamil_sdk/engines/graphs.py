@@ -10,7 +10,7 @@ from cmamil_sdk.errors import EngineMissing
 from cmamil_sdk.files import read_listed
 
 STORED_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
-"""Those with a graph of their own; bf16 is a way to compute the graph in fp32."""
+"""Those with a graph of their own; bf16 is a way to compute the graph in fp32, or its two parts."""
 
 PRECISION_KEY = "cmamil_precision"
 """Under this name the metadata of a graph of its own says its precision."""
@@ -32,13 +32,31 @@ def stored_graph(
         EngineMissing: there is none.
     """
     found = graph_in(graph, precision)
-    is_there = found.is_file() if hashes is None else found.name in hashes
-    if found != graph and not is_there:
+    if found != graph and not _is_there(found, hashes):
         raise EngineMissing(
             f"There is no graph in {precision} beside {graph} ({found.name}); export the run with "
             f"--precision {precision}, or use --precision auto."
         )
     return found
+
+
+def split_graphs(graph: Path) -> tuple[Path, Path]:
+    """The files beside an aggregator's graph that hold it in bf16: what takes products, and these.
+
+    ``aggregator.bf16.products.onnx`` multiplies features with weights in one product or several, called
+    ``<features>.<number>``, and ``aggregator.bf16.onnx`` takes them in place of features.
+    """
+    names = (f"{graph.stem}.bf16{graph.suffix}", f"{graph.stem}.bf16.products{graph.suffix}")
+    return graph.with_name(names[0]), graph.with_name(names[1])
+
+
+def is_split(graph: Path, hashes: Mapping[str, str] | None = None) -> bool:
+    """Whether a graph lies there in these parts; in such as ``hashes`` list, if given."""
+    return all(_is_there(part, hashes) for part in split_graphs(graph))
+
+
+def _is_there(file: Path, hashes: Mapping[str, str] | None) -> bool:
+    return file.is_file() if hashes is None else file.name in hashes
 
 
 def graph_source(graph: Path, sha256: str | None) -> Path | bytes:
@@ -50,4 +68,12 @@ def graph_source(graph: Path, sha256: str | None) -> Path | bytes:
     return graph if sha256 is None else read_listed(graph, sha256)
 
 
-__all__ = ["PRECISION_KEY", "STORED_PRECISIONS", "graph_in", "graph_source", "stored_graph"]
+__all__ = [
+    "PRECISION_KEY",
+    "STORED_PRECISIONS",
+    "graph_in",
+    "graph_source",
+    "is_split",
+    "split_graphs",
+    "stored_graph",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cmamil_sdk.engines.cuda import driver_devices
 from cmamil_sdk.engines.device_array import ArrayView, is_on_device, on_host
 from cmamil_sdk.engines.failures import no_memory, run_failed
 from cmamil_sdk.engines.graphs import PRECISION_KEY, graph_source
-from cmamil_sdk.engines.inputs import check_inputs, input_spec, zeros
+from cmamil_sdk.engines.inputs import InputSpec, check_inputs, input_spec, zeros
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing, FieldInvalid, MemoryTooSmall
 
 try:
@@ -50,7 +51,7 @@ class OnnxRuntimeEngine:
         sha256: of the file, which is compared as it is read; None: whatever is in it.
 
     Raises:
-        EngineMissing: the device is not there, or does not compute in the precision.
+        EngineMissing: the device is not there.
         BundleUnsupported: the file is no graph this runtime can run, or in another precision.
         BundleCorrupt: it is not that of ``sha256``.
         MemoryTooSmall, GpuOutOfMemory: there is too little memory for it.
@@ -66,7 +67,6 @@ class OnnxRuntimeEngine:
         reason: str,
         sha256: str | None = None,
     ) -> None:
-        _check_precision(precision, device)
         self._graph = graph
         self._index = int(device.partition(":")[2] or 0)
         self._open = partial(_session, graph, sha256, device, threads)
@@ -89,6 +89,11 @@ class OnnxRuntimeEngine:
             reason,
             takes_device_arrays=device.startswith("cuda"),
         )
+
+    @property
+    def inputs(self) -> Mapping[str, InputSpec]:
+        """What the graph takes."""
+        return self._inputs
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`.
@@ -154,7 +159,8 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def _check_precision(precision: Precision, device: str) -> None:
+def check_precision(precision: Precision, device: str) -> None:
+    """Refuse a precision in which this runtime computes no graph on a device (EngineMissing)."""
     if precision == "bf16":
         raise EngineMissing(
             "onnxruntime has no bf16 here; use --engine openvino --device cpu, or --precision fp32."
@@ -225,4 +231,10 @@ def _first_line(problem: Exception) -> str:
     return (str(problem).splitlines() or [type(problem).__name__])[0]
 
 
-__all__ = ["OnnxRuntimeEngine", "cuda_available", "session_options", "version"]
+__all__ = [
+    "OnnxRuntimeEngine",
+    "check_precision",
+    "cuda_available",
+    "session_options",
+    "version",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cmamil_sdk.engines.base import EngineInfo, Inputs, Precision
 from cmamil_sdk.engines.device_array import on_host
 from cmamil_sdk.engines.failures import run_failed
 from cmamil_sdk.engines.graphs import graph_source
-from cmamil_sdk.engines.inputs import check_inputs, input_spec, zeros
+from cmamil_sdk.engines.inputs import InputSpec, check_inputs, input_spec, zeros
 from cmamil_sdk.errors import BundleUnsupported, EngineMissing
 from cmamil_sdk.machine import available_cores
 
@@ -39,6 +39,8 @@ _NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 _BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "int8": 1}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
+Prepare = Callable[[ov.Model], ov.Model]
+
 _LAYERS = ("Convolution", "FullyConnected", "MatMul")
 _INT8_TYPES = ("i8", "u8")
 
@@ -76,19 +78,14 @@ class OpenVinoEngine:
     ) -> None:
         check_precision(precision)
         self._graph = graph
-        model = _read(graph, sha256)
+        model = read_model(graph, sha256)
         # Index arrays that point nowhere would be read as zeros, and axes have no names to compare.
         if len(model.inputs) != 1:
             raise BundleUnsupported(
                 f"{graph} has {len(model.inputs)} inputs, openvino runs graphs of one, which encoders "
                 "are; use --engine onnxruntime."
             )
-        port = model.inputs[0]
-        shape = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
-        kind = port.element_type.get_type_name()
-        self._inputs = {
-            port.any_name: input_spec(str(graph), port.any_name, kind, shape, _NUMPY_TYPES)
-        }
+        self._inputs = input_specs(model, graph)
         settings = _settings(precision, callers or available_cores(), threads)
         try:
             self._ways = _compiled(model, precision, settings)
@@ -98,13 +95,8 @@ class OpenVinoEngine:
         if agreed != self._ways:
             self._ways = agreed
             reason = f"{reason}; tile by tile, as tiles beside it change a tile's bits here"
-        in_use = _precision_in_use(self._ways[0].compiled)
-        self.info = EngineInfo("openvino", "cpu", in_use, version(), reason)
-        if self.info.precision != precision:
-            raise EngineMissing(
-                f"openvino runs {graph.name} in {self.info.precision} here and not in {precision}; "
-                f"use --precision {self.info.precision}."
-            )
+        _check_in_use(self._ways[0].compiled, graph, precision)
+        self.info = EngineInfo("openvino", "cpu", precision, version(), reason)
 
     def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[np.float32]]:
         """Run the graph; see :class:`~cmamil_sdk.engines.base.Engine`.
@@ -120,7 +112,7 @@ class OpenVinoEngine:
             shares = self._shares(np.ascontiguousarray(array))
             parts = [requests.infer({name: part}) for requests, part in shares]
         except (MemoryError, RuntimeError) as problem:
-            raise run_failed(self.info, self._graph.name, problem, _last_line(problem)) from problem
+            raise run_failed(self.info, self._graph.name, problem, last_line(problem)) from problem
         found = parts[0]
         if len(parts) > 1:
             found = {output: np.concatenate([part[output] for part in parts]) for output in found}
@@ -207,12 +199,37 @@ def check_precision(precision: Precision) -> None:
         )
 
 
+def compile_part(
+    model: ov.Model, graph: Path, precision: Precision, *, streams: int, part: Prepare
+) -> ov.CompiledModel:
+    """Compile what ``part`` makes of a copy of a graph, for so many calls of one thread each at a time.
+
+    Raises:
+        BundleUnsupported: this runtime cannot run it.
+        EngineMissing: this processor does not have the precision.
+    """
+    check_precision(precision)
+    settings = _settings(precision, streams, threads=1)
+    try:
+        compiled = _core().compile_model(part(model.clone()), "CPU", settings)
+    except RuntimeError as problem:
+        raise _unusable(graph, problem) from problem
+    _check_in_use(compiled, graph, precision)
+    return compiled
+
+
 @cache
 def _core() -> ov.Core:
     return ov.Core()
 
 
-def _read(graph: Path, sha256: str | None) -> ov.Model:
+def read_model(graph: Path, sha256: str | None) -> ov.Model:
+    """A graph, with the bytes of ``sha256`` if that is given.
+
+    Raises:
+        BundleUnsupported: this runtime cannot read it.
+        BundleCorrupt: it has other bytes.
+    """
     source = graph_source(graph, sha256)
     if source == graph and not graph.is_file():
         raise BundleUnsupported(f"There is no graph at {graph}; export the model again.")
@@ -220,6 +237,16 @@ def _read(graph: Path, sha256: str | None) -> ov.Model:
         return _core().read_model(source)
     except RuntimeError as problem:
         raise _unusable(graph, problem) from problem
+
+
+def input_specs(model: ov.Model, graph: Path) -> dict[str, InputSpec]:
+    """What a model of ``graph`` takes; axes have no names."""
+    specs = {}
+    for port in model.inputs:
+        shape = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
+        kind, name = port.element_type.get_type_name(), port.any_name
+        specs[name] = input_spec(str(graph), name, kind, shape, _NUMPY_TYPES)
+    return specs
 
 
 def _settings(precision: Precision, streams: int, threads: int) -> dict[str, Any]:
@@ -259,6 +286,15 @@ def _agreeing(ways: list[_Requests]) -> list[_Requests]:
     return ways if agree else ways[-1:]
 
 
+def _check_in_use(compiled: ov.CompiledModel, graph: Path, precision: Precision) -> None:
+    in_use = _precision_in_use(compiled)
+    if in_use != precision:
+        raise EngineMissing(
+            f"openvino runs {graph.name} in {in_use} here and not in {precision}; "
+            f"use --precision {in_use}."
+        )
+
+
 def _precision_in_use(compiled: ov.CompiledModel) -> str:
     """int8 where a layer of the compiled graph is computed in it, else as the plugin says."""
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -272,15 +308,24 @@ def _precision_in_use(compiled: ov.CompiledModel) -> str:
 
 def _unusable(graph: Path, problem: Exception) -> BundleUnsupported:
     return BundleUnsupported(
-        f"{graph} cannot be run by openvino {version()} ({_last_line(problem)}); "
+        f"{graph} cannot be run by openvino {version()} ({last_line(problem)}); "
         "export the model again, or use --engine onnxruntime."
     )
 
 
-def _last_line(problem: Exception) -> str:
+def last_line(problem: Exception) -> str:
     """The first lines name places in OpenVINO's source."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return lines[-1] if lines else type(problem).__name__
 
 
-__all__ = ["OpenVinoEngine", "check_precision", "precisions", "version"]
+__all__ = [
+    "OpenVinoEngine",
+    "check_precision",
+    "compile_part",
+    "input_specs",
+    "last_line",
+    "precisions",
+    "read_model",
+    "version",
+]

@@ -44,6 +44,11 @@ AGGREGATOR_GATES: Mapping[str, Mapping[str, float]] = {
         "aggregator_attention": 1e-4,
         "aggregator_contribution": 1e-3,
     },
+    "bf16": {
+        "aggregator_logits": 1e-2,
+        "aggregator_attention": 1e-3,
+        "aggregator_contribution": 1e-2,
+    },
     "fp16": {
         "aggregator_logits": 1e-2,
         "aggregator_attention": 1e-3,
@@ -193,6 +198,16 @@ def refuse_encoder(parity: EncoderParity, graph: str) -> None:
         )
 
 
+def missed_gates(report: Mapping[str, float], precision: str = "fp32") -> str:
+    """The differences of an aggregator that exceed their gates, in words; empty if none does."""
+    gates = AGGREGATOR_GATES[precision]
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.3g} (gate {gates[name]:g})"
+        for name, value in report.items()
+        if value > gates[name]
+    )
+
+
 def _cosine(a: Float32, b: Float32) -> npt.NDArray[np.float64]:
     left, right = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -210,6 +225,7 @@ __all__ = [
     "EncoderReference",
     "feature_cosines",
     "measure_encoder",
+    "missed_gates",
     "refuse_encoder",
     "stored_parity",
 ]

@@ -17,6 +17,7 @@ from cmamil_sdk.benchmarks.accuracy import tables
 from cmamil_sdk.benchmarks.accuracy.table import MeanTarget, Row, Table
 from cmamil_sdk.benchmarks.cases import measure_case
 from cmamil_sdk.benchmarks.training_memory import measure_step
+from cmamil_sdk.engines.choose import engine_precisions
 
 SHORT = ("--duration", "0.01", "--min-samples", "1", "--warmup", "1")
 
@@ -202,6 +203,7 @@ def test_aggregator_compares_bags_of_every_size(
     assert "nested  onnxruntime-cpu-fp32" in answer.out
     assert "openvino runs graphs of one" in answer.out
     assert answer.out.count("nested, openvino fp32") == 1
+    assert ("nested  openvino-cpu-bf16" in answer.out) == ("bf16" in engine_precisions("openvino"))
     assert "nested, 8 tiles: matrix products take" in answer.out
     assert "aggregator, 4,000 finest tiles" in answer.out
     with (tmp_path / "aggregator.csv").open(newline="") as file:

@@ -23,6 +23,9 @@ def test_a_whole_bundle(cmamil: Callable[..., Any], tiny_bundle: Path) -> None:
     assert exact["passed"] is True
     assert exact["cosine_worst"] >= exact["gate"]["cosine_worst"] == 0.99999
     assert document["engine"] in document["encoder_parity"]
+    aggregator = document["aggregator"]
+    assert aggregator["engine"] in document["aggregator_differences"]
+    assert aggregator["engine_reason"].startswith(aggregator["engine"].rpartition("-")[2])
     assert document["encoder_parity"].keys() == document["encoder_parity_at_export"].keys()
     assert document["encoder_parity"].keys().isdisjoint(document["not_here"])
     assert "--engine openvino" in document["not_here"]["onnxruntime-cpu-bf16"]

@@ -1,7 +1,7 @@
 """The most memory of a process that runs one aggregator on one bag, in MiB (Linux).
 
-A program of its own (``python aggregator_memory.py GRAPH FEATURE_DIM FINEST_TILES``), so that nothing
-else counts: the bag itself does, whose tiles lie four and sixteen to a coarser one.
+A program of its own (``python aggregator_memory.py GRAPH FEATURE_DIM FINEST_TILES PRECISION INPUTS``),
+so that nothing else counts: the bag itself does, whose tiles lie four and sixteen to a coarser one.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def bag(names: list[str], dim: int, finest_tiles: int) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     graph, dim, tiles = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    engine = load_engine(graph, engine="onnxruntime", device="cpu", threads=2)
-    inputs = list(engine._inputs)  # type: ignore[attr-defined]
-    outputs = engine.infer(bag(inputs, dim, tiles))
+    precision = sys.argv[4]
+    name = "openvino" if precision == "bf16" else "onnxruntime"
+    engine = load_engine(graph, engine=name, device="cpu", precision=precision, threads=2)
+    outputs = engine.infer(bag(sys.argv[5:], dim, tiles))
     assert all(np.isfinite(values).all() for values in outputs.values())
     status = Path("/proc/self/status").read_text("ascii")
     sys.stdout.write(str(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024))

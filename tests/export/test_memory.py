@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
+from cmamil_sdk.engines.choose import engine_precisions  # noqa: E402
 from cmamil_sdk.export import aggregator  # noqa: E402
 from cmamil_sdk.models.build import build_model  # noqa: E402
 from cmamil_sdk.tiling.recipe import parse_scales  # noqa: E402
@@ -48,15 +49,20 @@ def test_graphs_are_their_models_up_to_the_largest_bags(form, tmp_path, monkeypa
 
 @pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_largest_bags_fit(form, tmp_path, monkeypatch):
+def test_the_largest_bags_fit(form, precision, tmp_path, monkeypatch):
+    if precision not in engine_precisions("openvino"):
+        pytest.skip(f"this processor has no {precision} arithmetic")
     kind, text, options, folds, most_mib = FORMS[form]
     monkeypatch.setattr(aggregator, "PARITY_FINEST_TILES", (1, 513))
     settings = {"scales": text.split(","), "feature_dim": FEATURE_DIM, "n_classes": 3}
     models = [build_model(kind, settings | options).eval() for _ in range(folds)]
     graph = tmp_path / "aggregator.onnx"
     aggregator.export_aggregator(models, parse_scales(text), 1.0, graph)
-    command = [sys.executable, str(PROGRAM), str(graph), str(FEATURE_DIM), str(FINEST_TILES)]
+    sizes = (str(FEATURE_DIM), str(FINEST_TILES))
+    inputs = [port.name for port in onnx.load(graph).graph.input]
+    command = [sys.executable, str(PROGRAM), str(graph), *sizes, precision, *inputs]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
-    sys.stdout.write(f"{form}: {told.stdout} MiB\n")
+    sys.stdout.write(f"{form}, {precision}: {told.stdout} MiB\n")
     assert int(told.stdout) < most_mib

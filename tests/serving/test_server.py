@@ -65,7 +65,8 @@ def test_health_is_not_serving_until_the_models_are_there(
             (engines,) = info.engines.values()
             choice = choose_engine("auto", "auto")
             assert engines[0].startswith(f"{choice.engine}-{choice.device}-")
-            assert engines[1] == "onnxruntime-cpu-fp32"
+            in_bf16 = engines[0].endswith("bf16")
+            assert engines[1] == ("openvino-cpu-bf16" if in_bf16 else "onnxruntime-cpu-fp32")
             assert len(info.workers) == 2 and info.packages["onnxruntime"]
         await server.stop()
 
