@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,13 @@ class SplitEngine:
                 f"{graph.name} multiplies no features of {LEAST_WIDTH} numbers or more, which is what "
                 f"would gain by {precision}; use --precision fp32."
             )
-        self._products = {
-            name: RowProducts(parts.part([name], names), graph, precision, streams=threads)
-            for name, names in self._names.items()
-        }
+
+        def products(name: str) -> RowProducts:
+            part = parts.part([name], self._names[name])
+            return RowProducts(part, graph, precision, streams=threads)
+
+        with ThreadPoolExecutor() as pool:  # compiling is most of the time that loading takes
+            self._products = dict(zip(self._names, pool.map(products, self._names), strict=True))
         cut = [name for names in self._names.values() for name in names]
         self._rest = OnnxRuntimeEngine(
             graph, device="cpu", threads=threads, reason=reason, part=parts.part(cut, parts.outputs)
