@@ -58,8 +58,9 @@ def load_engine(
         engine: ``auto`` or the name of an engine; ``auto`` never takes one of TensorRT, and torch only
             for a CUDA device that onnxruntime has no provider for.
         device: ``auto`` (a CUDA device where the engine has one, else the CPU), ``cpu``, ``cuda:N``.
-        precision: a :data:`~cmamil_sdk.engines.base.Precision`; encoders alone have a gate that may
-            choose one (:func:`~cmamil_sdk.engines.gated.open_encoder`).
+        precision: a :data:`~cmamil_sdk.engines.base.Precision`; gates may choose one, of encoders
+            (:func:`~cmamil_sdk.engines.gated.open_encoder`) and aggregators
+            (:func:`~cmamil_sdk.bundle.aggregator.open_aggregator`).
         threads: threads within one call of ``infer``.
         callers: threads that call ``infer`` at a time; default one per core. Changes no result.
         engine_cache: where TensorRT finds plans beside those of the graph's bundle.
