@@ -30,18 +30,18 @@ MAX_REPLY_BYTES = 2**28
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph of a model: the file in fp32, the sha256 of that in the engine's precision from the
-    manifest, and the engine that passed its gate in the server.
+    """One graph of a model: the file in fp32, sha256 by name of what is read of it in the engine's
+    precision, from the manifest, and the engine that passed its gate in the server.
     """
 
     graph: str
-    sha256: str
+    hashes: Mapping[str, str]
     engine: EngineInfo
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[tuple[str, ...], str]:
         """Graphs of one key share an engine."""
-        return self.sha256, self.engine.label
+        return tuple(self.hashes.values()), self.engine.label
 
 
 @dataclass(frozen=True)

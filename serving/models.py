@@ -18,7 +18,7 @@ from cmamil_sdk.bundle.verify import read_manifest, verify_files
 from cmamil_sdk.engines.base import Engine, EngineInfo
 from cmamil_sdk.engines.choose import known_precision
 from cmamil_sdk.engines.gated import GatedEncoder
-from cmamil_sdk.engines.graphs import graph_in
+from cmamil_sdk.engines.graphs import hashes_read
 from cmamil_sdk.engines.parity import EncoderParity
 from cmamil_sdk.errors import (
     BundleCorrupt,
@@ -95,21 +95,20 @@ class LoadedModel:
 
     def _encoder_spec(self) -> EncoderSpec:
         info = self.bundle.encoder_info
-        graph, sha256 = self._graph(ENCODER_GRAPH, info)
+        graph, hashes = self._graph(ENCODER_GRAPH, info)
         return EncoderSpec(
-            graph=graph, sha256=sha256, engine=info, recipe=self.bundle.manifest.recipe
+            graph=graph, hashes=hashes, engine=info, recipe=self.bundle.manifest.recipe
         )
 
     def _aggregator_spec(self) -> GraphSpec:
         info = self.bundle.aggregator_info
-        graph, sha256 = self._graph(AGGREGATOR_GRAPH, info)
-        return GraphSpec(graph=graph, sha256=sha256, engine=info)
+        graph, hashes = self._graph(AGGREGATOR_GRAPH, info)
+        return GraphSpec(graph=graph, hashes=hashes, engine=info)
 
-    def _graph(self, name: str, info: EngineInfo) -> tuple[str, str]:
-        """A graph in fp32, and the sha256 of that in the engine's precision."""
-        graph = self.bundle.root / name
-        used = graph_in(graph, known_precision(info.precision))
-        return str(graph), self.bundle.manifest.files[used.name].sha256
+    def _graph(self, name: str, info: EngineInfo) -> tuple[str, dict[str, str]]:
+        """A graph in fp32, and the hashes of what is read of it in the engine's precision."""
+        graph, precision = self.bundle.root / name, known_precision(info.precision)
+        return str(graph), hashes_read(graph, precision, self.bundle.manifest.hashes)
 
 
 class ModelState(Enum):

@@ -23,8 +23,6 @@ from typing import TypeVar
 import numpy as np
 
 from cmamil_sdk.engines import Engine, EngineInfo, load_engine
-from cmamil_sdk.engines.choose import known_precision
-from cmamil_sdk.engines.graphs import graph_in
 from cmamil_sdk.errors import (
     CmamilError,
     EngineMissing,
@@ -267,16 +265,15 @@ def _checked(task: EncodeTiles, encoded: EncodedBatch) -> EncodedBatch:
 
 
 def _load(spec: GraphSpec) -> Engine:
-    graph, info = Path(spec.graph), spec.engine
-    used = graph_in(graph, known_precision(info.precision))
+    info = spec.engine
     engine = load_engine(
-        graph,
+        Path(spec.graph),
         engine=info.name,
         device=info.device,
         precision=info.precision,
         callers=1,
         reason=info.reason,
-        hashes={used.name: spec.sha256},
+        hashes=spec.hashes,
     )
     if isinstance(spec, EncoderSpec):
         try:

@@ -48,7 +48,8 @@ def open_aggregator(
         try:
             return _in_bf16(root, manifest, golden, hashes)
         except (BundleUnsupported, EngineMissing, FieldInvalid, ParityFailed) as problem:
-            reason = f"fp32, in bf16 {str(problem).partition(';')[0]}"
+            why = str(problem).partition(";")[0].replace(f"{root}/", "")
+            reason = f"fp32, in bf16 {why}"
     has_plan = encoder.name in TENSORRT  # and says which
     return load_engine(
         root / AGGREGATOR_GRAPH,

@@ -55,6 +55,14 @@ def is_split(graph: Path, hashes: Mapping[str, str] | None = None) -> bool:
     return all(_is_there(part, hashes) for part in split_graphs(graph))
 
 
+def hashes_read(graph: Path, precision: Precision, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Of ``hashes``, those that an engine needs to load a graph in ``precision``."""
+    names = [graph_in(graph, precision).name]
+    if precision == "bf16" and is_split(graph, hashes):
+        names += [part.name for part in split_graphs(graph)]
+    return {name: hashes[name] for name in names}
+
+
 def _is_there(file: Path, hashes: Mapping[str, str] | None) -> bool:
     return file.is_file() if hashes is None else file.name in hashes
 
@@ -73,6 +81,7 @@ __all__ = [
     "STORED_PRECISIONS",
     "graph_in",
     "graph_source",
+    "hashes_read",
     "is_split",
     "split_graphs",
     "stored_graph",

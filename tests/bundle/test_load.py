@@ -13,6 +13,7 @@ import pytest
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines import EngineInfo, load_engine
+from cmamil_sdk.engines.choose import engine_precisions
 from cmamil_sdk.engines.parity import ENCODER_GATES
 from cmamil_sdk.errors import (
     BundleCorrupt,
@@ -30,7 +31,11 @@ from cmamil_sdk.features.bag import Bag
 from cmamil_sdk.features.file import FeatureProvenance, write_feature_file
 from cmamil_sdk.tiling.recipe import TissueRecipe, parse_scales
 
-FILES = ("encoder.onnx", "aggregator.onnx", "golden.npz")
+PARTS = ("aggregator.bf16.onnx", "aggregator.bf16.products.onnx")
+FILES = ("encoder.onnx", "aggregator.onnx", *PARTS, "golden.npz")
+needs_bf16 = pytest.mark.skipif(
+    "bf16" not in engine_precisions("openvino"), reason="this processor has no bf16 arithmetic"
+)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +314,16 @@ def test_golden_files_that_hold_none(copy_of_bundle, replace_file, tiny_bundle):
 def test_a_graph_of_garbage_with_the_right_hash(copy_of_bundle, replace_file, name):
     replace_file(name, b"garbage" * 50, fix_hash=True)
     with pytest.raises(BundleUnsupported, match=name):
-        Bundle.load(copy_of_bundle)
+        Bundle.load(copy_of_bundle, engine="onnxruntime", device="cpu")
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_garbage_leave_the_aggregator_in_fp32(copy_of_bundle, replace_file, name):
+    replace_file(name, b"garbage" * 50, fix_hash=True)
+    info = Bundle.load(copy_of_bundle, precision="bf16", allow_failed_parity=True).aggregator_info
+    assert info.label == "onnxruntime-cpu-fp32"
+    assert f"{name} cannot be run" in info.reason
 
 
 def test_graphs_in_each_others_place(copy_of_bundle, replace_file, tiny_bundle):

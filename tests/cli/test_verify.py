@@ -12,12 +12,17 @@ import pytest
 
 from cmamil_sdk.files import sha256_of_file
 
+FILES = {
+    *("encoder.onnx", "aggregator.onnx", "golden.npz"),
+    *("aggregator.bf16.onnx", "aggregator.bf16.products.onnx"),
+}
+
 
 def test_a_whole_bundle(cmamil: Callable[..., Any], tiny_bundle: Path) -> None:
     document = cmamil("verify", tiny_bundle, "--json").document
     assert document["bundle"] == "tiny/1"
     assert document["bundle_sha256"] == sha256_of_file(tiny_bundle / "manifest.json")
-    assert set(document["files"]) == {"encoder.onnx", "aggregator.onnx", "golden.npz"}
+    assert set(document["files"]) == FILES
     assert document["golden"]["aggregator_difference"] < 2e-3
     exact = document["encoder_parity"]["onnxruntime-cpu-fp32"]
     assert exact["passed"] is True
@@ -31,10 +36,10 @@ def test_a_whole_bundle(cmamil: Callable[..., Any], tiny_bundle: Path) -> None:
     assert "--engine openvino" in document["not_here"]["onnxruntime-cpu-bf16"]
     plain = cmamil("verify", tiny_bundle)
     assert plain.code == 0
-    assert "3 files as exported" in plain.out
+    assert "5 files as exported" in plain.out
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "aggregator.onnx", "golden.npz"])
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_one_flipped_bit_is_found(
     cmamil: Callable[..., Any], tiny_bundle: Path, tmp_path: Path, name: str
 ) -> None:

@@ -39,7 +39,7 @@ def worker_with(tiny_bundle: Path, engine: str) -> Worker:
     manifest = read_manifest(tiny_bundle)[0]
     info = EngineInfo(engine, "cpu", "fp32", "", "a test")
     graph = str(tiny_bundle / ENCODER_GRAPH)
-    spec = EncoderSpec(graph, manifest.files[ENCODER_GRAPH].sha256, info, manifest.recipe)
+    spec = EncoderSpec(graph, manifest.hashes, info, manifest.recipe)
     return Worker(WorkerSetup(0, (ModelSpec(0, spec, spec),), "auto", 0, 4, 1000, 2**40, 2**20, 32))
 
 

@@ -34,9 +34,9 @@ RECIPE = TilingRecipe(scales=parse_scales("20x"))
 
 
 def spec(number: int, encoder: str = "encoder", info: EngineInfo = ON_CPU) -> ModelSpec:
-    graph = GraphSpec(f"/secret/{number}/aggregator.onnx", f"aggregator {number}", info)
+    graph = GraphSpec(f"/secret/{number}/aggregator.onnx", {"a": f"aggregator {number}"}, info)
     path = f"/secret/{number}/{encoder}.onnx"
-    return ModelSpec(number, EncoderSpec(path, encoder, info, RECIPE), graph)
+    return ModelSpec(number, EncoderSpec(path, {"e": encoder}, info, RECIPE), graph)
 
 
 def setup_of(*models: ModelSpec) -> WorkerSetup:
@@ -59,7 +59,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Loaded]:
     engines: dict[str, Loaded] = {}
 
     def load(graph: GraphSpec) -> Any:
-        return engines.setdefault(graph.sha256, Loaded(graph))
+        return engines.setdefault(*graph.hashes.values(), Loaded(graph))
 
     monkeypatch.setattr(worker, "_load", load)
     return engines

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from cmamil_sdk.bundle.golden import GOLDEN_MAX_DIFFERENCE, Golden, read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH
 from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines.base import EngineInfo
+from cmamil_sdk.engines.choose import engine_precisions
+from cmamil_sdk.engines.graphs import hashes_read
 from cmamil_sdk.errors import DecoderCrashed, GpuOutOfMemory
 from cmamil_sdk.serving.messages import (
     EncoderSpec,
@@ -34,11 +38,11 @@ SETUP = WorkerSetup(0, (), "auto", 0, 1, 1, 1, 1, 1)
 ENGINE = EngineInfo("onnxruntime", "cpu", "fp32", "", "a test")
 
 
-def worker_with(graph: Path, sha256: str) -> Worker:
+def worker_with(graph: Path, hashes: Mapping[str, str], engine: EngineInfo = ENGINE) -> Worker:
     """One of a model whose encoder is not loaded."""
-    encoder = EncoderSpec(str(graph), "", ENGINE, TilingRecipe(scales=parse_scales("20x")))
+    encoder = EncoderSpec(str(graph), {}, ENGINE, TilingRecipe(scales=parse_scales("20x")))
     worker = Worker(SETUP)
-    worker._models[7] = ModelSpec(7, encoder, GraphSpec(str(graph), sha256, ENGINE))
+    worker._models[7] = ModelSpec(7, encoder, GraphSpec(str(graph), hashes, engine))
     return worker
 
 
@@ -49,8 +53,19 @@ def golden(tiny_bundle: Path) -> Golden:
 
 @pytest.fixture(scope="module")
 def worker(tiny_bundle: Path) -> Worker:
-    sha256 = read_manifest(tiny_bundle)[0].files[AGGREGATOR_GRAPH].sha256
-    return worker_with(tiny_bundle / AGGREGATOR_GRAPH, sha256)
+    return worker_with(tiny_bundle / AGGREGATOR_GRAPH, read_manifest(tiny_bundle)[0].hashes)
+
+
+@pytest.mark.skipif(
+    "bf16" not in engine_precisions("openvino"), reason="this processor has no bf16 arithmetic"
+)
+def test_an_aggregator_in_bf16(tiny_bundle: Path, golden: Golden) -> None:
+    graph, info = tiny_bundle / AGGREGATOR_GRAPH, replace(ENGINE, name="openvino", precision="bf16")
+    hashes = hashes_read(graph, "bf16", read_manifest(tiny_bundle)[0].hashes)
+    assert len(hashes) == 3
+    reply = worker_with(graph, hashes, info).answer(RunGraph(7, "aggregator", golden.inputs))
+    assert isinstance(reply, GraphOutputs)
+    assert golden.aggregator_difference(reply.outputs) < 1e-4
 
 
 def fail(worker: Worker, inputs: Any) -> Failed:
@@ -117,10 +132,10 @@ def test_a_graph_that_changed_since_the_start_is_not_run(
     graph.parent.mkdir()
     spec = worker._models[7].aggregator
     graph.write_bytes(Path(spec.graph).read_bytes() + b"x")
-    failed = fail(worker_with(graph, spec.sha256), golden.inputs)
+    failed = fail(worker_with(graph, spec.hashes), golden.inputs)
     assert failed.reason == "BUNDLE_CORRUPT" and "secret" not in failed.message
     graph.unlink()
-    failed = fail(worker_with(graph, spec.sha256), golden.inputs)
+    failed = fail(worker_with(graph, spec.hashes), golden.inputs)
     assert failed.reason == "BUNDLE_CORRUPT" and "secret" not in failed.message
 
 
