@@ -275,6 +275,18 @@ def _pad(
     return F.pad(x, flat, mode="replicate" if mode == "edge" else mode)
 
 
+def _resize(
+    node: Node, x: Tensor, _roi: Tensor | None, scales: Tensor | None, sizes: Tensor
+) -> Tensor:
+    """Images, as torch's own interpolation with antialiasing is exported."""
+    given = node.attributes
+    mode = {b"linear": "bilinear", b"cubic": "bicubic"}.get(given.get("mode", b"nearest"))
+    is_torchs = given.get("antialias", 0) and given.get("exclude_outside", 0)
+    if scales is not None or mode is None or not is_torchs or x.ndim != 4:
+        raise node.refuse("anything but antialiasing to a size")
+    return F.interpolate(x, sizes.tolist()[2:], mode=mode, align_corners=False, antialias=True)
+
+
 def _depth_to_space(node: Node, x: Tensor) -> Tensor:
     if node.attributes.get("mode", b"DCR") != b"CRD":
         raise node.refuse("mode DCR")
@@ -347,6 +359,7 @@ OPERATORS: Mapping[str, Operator] = {
     "ReduceSum": _reduction(torch.sum),
     "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
+    "Resize": _resize,
     "Shape": _shape,
     "Sigmoid": _elementwise(torch.sigmoid),
     "Sin": _elementwise(torch.sin),
@@ -373,6 +386,7 @@ HOST_INPUTS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(_SECOND_ON_HOST, frozenset((1,))),
     "Clip": frozenset((1, 2)),
     "Pad": frozenset((1, 2, 3)),
+    "Resize": frozenset((1, 2, 3)),
     "Slice": frozenset((1, 2, 3, 4)),
 }
 """Inputs whose values are looked at, which must not lie on a device: it would have to be waited for."""
