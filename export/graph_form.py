@@ -4,7 +4,7 @@ from __future__ import annotations
 
 OPSET = 20
 
-GRAPH_FORM = 3
+GRAPH_FORM = 4
 """Counts up when the graph around a tile network changes."""
 
 __all__ = ["GRAPH_FORM", "OPSET"]

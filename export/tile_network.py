@@ -32,6 +32,9 @@ class EncoderGraph(nn.Module):
     def __init__(self, network: nn.Module, info: EncoderInfo) -> None:
         super().__init__()
         self.network = network
+        for module in network.modules():
+            if isinstance(module, nn.AdaptiveAvgPool2d):
+                module.register_forward_pre_hook(_contiguous)
         self.register_buffer("mean", torch.tensor(info.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(info.std).view(1, 3, 1, 1))
         matrix = None
@@ -46,6 +49,13 @@ class EncoderGraph(nn.Module):
         if self.resize is not None:
             images = (self.resize @ images @ self.resize.T).clamp(0.0, 255.0)
         return (self.network((images - self.mean) / self.std),)
+
+
+def _contiguous(_pool: nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """In a graph, where a pool would gather its answer to keep channels last, as they lie in memory."""
+    if not torch.compiler.is_exporting():
+        return None
+    return tuple(image.contiguous() for image in images)
 
 
 class TorchEncoder:

@@ -14,7 +14,7 @@ from typing import cast
 from cmamil_sdk.bundle import Bundle
 from cmamil_sdk.bundle.golden import read_golden
 from cmamil_sdk.bundle.manifest import AGGREGATOR_GRAPH, ENCODER_GRAPH, Manifest
-from cmamil_sdk.bundle.verify import read_manifest, verify_files
+from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines.base import Engine, EngineInfo
 from cmamil_sdk.engines.choose import known_precision
 from cmamil_sdk.engines.gated import GatedEncoder
@@ -309,7 +309,9 @@ def resource_of(manifest: Manifest) -> str:
 
 
 def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried) -> LoadedModel:
-    """Verify a bundle that passed its trial, and load its aggregator; the workers load the encoder.
+    """Load the aggregator of a bundle that passed its trial; the workers load the encoder.
+
+    What is read here is compared with the manifest, and the manifest with that of the trial.
 
     Raises:
         BundleUnsupported: it takes tissue from mask files, which a server is not given.
@@ -319,7 +321,6 @@ def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried
     manifest, sha256 = read_manifest(path)
     if sha256 != tried.sha256:
         raise BundleCorrupt(f"{path} changed while it was loaded; load it again.")
-    verify_files(path, manifest)
     if manifest.recipe.tissue.method == "mask":
         raise BundleUnsupported(
             f"The bundle {path} takes tissue from mask files, which a server is not given; "
@@ -333,6 +334,7 @@ def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried
         sha256=sha256,
         callers=1,
         max_attention_mib=config.max_attention_mib,
+        hashes=manifest.hashes,
     )
     bundle.release_encoder()
     return LoadedModel(number, bundle, signature)

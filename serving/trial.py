@@ -7,6 +7,7 @@ goes on. It is a program (``python -m cmamil_sdk.serving.trial FD``) with one op
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -23,6 +24,9 @@ from .messages import BundleTried, Failed, Parts, Reply, TryBundle, frame
 from .task_frames import receive_task
 from .worker import confine
 
+LOG = logging.getLogger(__name__)
+
+_LONGEST_S = 1800.0  # a large encoder on a GPU takes minutes
 TRIAL_COMMAND = (sys.executable, "-P", "-m", "cmamil_sdk.serving.trial")
 
 
@@ -32,7 +36,7 @@ async def try_bundle(path: Path, config: ServerConfig) -> BundleTried:
     Cancelled, it ends the process.
 
     Raises:
-        BundleUnsupported: the process died of it, or was not done within ``max_deadline_s``.
+        BundleUnsupported: the process died of it, or was not done within half an hour.
         CmamilError: as :meth:`Bundle.load`.
     """
     answer: asyncio.Future[Reply | Parts | None] = asyncio.get_running_loop().create_future()
@@ -48,11 +52,11 @@ async def try_bundle(path: Path, config: ServerConfig) -> BundleTried:
         raise UnexpectedError(f"A process cannot be started ({problem}).") from problem
     try:
         child.send(_question(path, config))
-        async with asyncio.timeout(config.max_deadline_s):
+        async with asyncio.timeout(_LONGEST_S):
             reply = await answer
     except TimeoutError as problem:
         raise BundleUnsupported(
-            f"{path} was not loaded within {config.max_deadline_s:g} s; export it again, or choose "
+            f"{path} was not loaded within {_LONGEST_S:g} s; export it again, or choose "
             "another engine."
         ) from problem
     finally:
@@ -62,7 +66,7 @@ async def try_bundle(path: Path, config: ServerConfig) -> BundleTried:
         return reply
     if isinstance(reply, Failed):
         if reply.details:
-            sys.stderr.write(reply.details)
+            LOG.error("the trial of %s met an unexpected error:\n%s", path, reply.details)
         raise error_from_reason(reply.reason, reply.message)
     raise BundleUnsupported(
         f"Loading and testing {path} ended the process that tried it, which "

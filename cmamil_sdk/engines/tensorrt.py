@@ -126,12 +126,12 @@ class TensorRTEngine:
     def memory_bytes(self) -> int:
         """Weights, and of the contexts that are not at work their own memory and that of tensors."""
         weights: int = self._engine.get_engine_stat(self._library.EngineStat.TOTAL_WEIGHTS_SIZE)
-        contexts = (
+        contexts: int = sum(
             self._engine.get_device_memory_size_for_profile_v2(position) + session.tensor_bytes
             for position, sessions in self._idle.items()
             for session in tuple(sessions)
         )
-        return weights + sum(contexts)
+        return weights + contexts
 
     def close(self) -> None:
         """Free the memory on the device."""

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from cmamil_sdk.engines.graphs import graph_source
 from cmamil_sdk.engines.inputs import InputSpec, input_spec
+from cmamil_sdk.engines.torch_layers import Node
 from cmamil_sdk.engines.torch_operators import (
     DTYPES,
     FULL_PRECISION,
     HOST_INPUTS,
     LOW_PRECISION,
     OPERATORS,
-    Node,
     Operator,
 )
 from cmamil_sdk.errors import BundleUnsupported

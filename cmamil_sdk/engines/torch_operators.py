@@ -7,39 +7,28 @@ Source: ONNX's operator documentation, https://onnx.ai/onnx/operators/.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import reduce
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmamil_sdk.errors import BundleUnsupported
-
-
-@dataclass(frozen=True)
-class Node:
-    """One step of a graph; ``inputs`` are names, empty where one is left out."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
-
-    def ints(self, name: str, default: Sequence[int]) -> list[int]:
-        """An attribute that is a list of numbers."""
-        return [int(number) for number in self.attributes.get(name, default)]
-
-    def refuse(self, what: str) -> BundleUnsupported:
-        """The error of a form of the operator that is not known here."""
-        return BundleUnsupported(
-            f"torch here runs no {self.operator} with {what}; use --engine onnxruntime."
-        )
-
+from cmamil_sdk.engines.torch_layers import (
+    Node,
+    average_pool,
+    batch_norm,
+    conv,
+    depth_to_space,
+    group_norm,
+    image_axes,
+    instance_norm,
+    layer_norm,
+    max_pool,
+    resize,
+)
 
 Output = Tensor | tuple[Tensor, ...]
 Operator = Callable[..., Output]
@@ -65,85 +54,6 @@ def _elementwise(function: Callable[..., Tensor]) -> Operator:
 def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     """Of any number of inputs."""
     return lambda _node, *inputs: reduce(function, inputs)
-
-
-def _windows(
-    node: Node, x: Tensor, kernel: Sequence[int], outside: float
-) -> tuple[Tensor, dict[str, Any]]:
-    """The image, padded where padding is not the same on both sides, and where windows lie on it."""
-    axes = len(kernel)
-    strides, dilations = node.ints("strides", [1] * axes), node.ints("dilations", [1] * axes)
-    pads = node.ints("pads", [0] * 2 * axes)
-    automatic = node.attributes.get("auto_pad", b"NOTSET").decode()
-    if automatic.startswith("SAME"):
-        missing = [
-            max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
-            for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
-        ]
-        half = [n // 2 if automatic == "SAME_UPPER" else -(-n // 2) for n in missing]
-        pads = [*half, *(n - first for n, first in zip(missing, half, strict=True))]
-    before, after = pads[:axes], pads[axes:]
-    if before != after:
-        last_first = zip(reversed(before), reversed(after), strict=True)
-        x = F.pad(x, list(chain(*last_first)), value=outside)
-        before = [0] * axes
-    return x, {"stride": strides, "padding": before, "dilation": dilations}
-
-
-def _conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    x, windows = _windows(node, x, weight.shape[2:], 0.0)
-    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.ndim - 2]
-    found: Tensor = convolve(x, weight, bias, **windows, groups=node.attributes.get("group", 1))
-    return found
-
-
-def _max_pool(node: Node, x: Tensor) -> Tensor:
-    if len(node.outputs) > 1:
-        raise node.refuse("a second output")
-    kernel = node.ints("kernel_shape", ())
-    x, windows = _windows(node, x, kernel, float("-inf"))
-    ceil = bool(node.attributes.get("ceil_mode", 0))
-    found: Tensor = F.max_pool2d(x, kernel, **windows, ceil_mode=ceil)
-    return found
-
-
-def _average_pool(node: Node, x: Tensor) -> Tensor:
-    kernel, whole = node.ints("kernel_shape", ()), bool(node.attributes.get("count_include_pad", 0))
-    padded, windows = _windows(node, x, kernel, 0.0)
-    if (padded is not x and not whole) or set(windows.pop("dilation")) != {1}:
-        raise node.refuse("such windows")
-    ceil = bool(node.attributes.get("ceil_mode", 0))
-    return F.avg_pool2d(padded, kernel, **windows, ceil_mode=ceil, count_include_pad=whole)
-
-
-def _image_axes(x: Tensor) -> list[int]:
-    return list(range(2, x.ndim))
-
-
-def _batch_norm(
-    node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
-) -> Tensor:
-    return F.batch_norm(x, mean, var, scale, bias, eps=node.attributes.get("epsilon", 1e-5))
-
-
-def _layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    shape = x.shape[node.attributes.get("axis", -1) :]
-    given = None if bias is None else bias.expand(shape)
-    return F.layer_norm(x, shape, scale.expand(shape), given, node.attributes.get("epsilon", 1e-5))
-
-
-def _instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return F.instance_norm(
-        x, weight=scale, bias=bias, eps=node.attributes.get("epsilon", 1e-5), use_input_stats=True
-    )
-
-
-def _group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """``scale`` and ``bias`` are per group up to opset 20, per channel from 21 on."""
-    times = x.shape[1] // len(scale)
-    scale, bias = (values.repeat_interleave(times) for values in (scale, bias))
-    eps = node.attributes.get("epsilon", 1e-5)
-    return F.group_norm(x, node.attributes["num_groups"], scale, bias, eps)
 
 
 def _gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -275,12 +185,6 @@ def _pad(
     return F.pad(x, flat, mode="replicate" if mode == "edge" else mode)
 
 
-def _depth_to_space(node: Node, x: Tensor) -> Tensor:
-    if node.attributes.get("mode", b"DCR") != b"CRD":
-        raise node.refuse("mode DCR")
-    return F.pixel_shuffle(x, node.attributes["blocksize"])
-
-
 def _cast(node: Node, x: Tensor) -> Tensor:
     dtype = DTYPES.get(node.attributes["to"])
     if dtype is None:
@@ -292,14 +196,14 @@ OPERATORS: Mapping[str, Operator] = {
     "Abs": _elementwise(torch.abs),
     "Add": _elementwise(torch.add),
     "And": _elementwise(torch.logical_and),
-    "AveragePool": _average_pool,
-    "BatchNormalization": _batch_norm,
+    "AveragePool": average_pool,
+    "BatchNormalization": batch_norm,
     "Cast": _cast,
     "Clip": _clip,
     "Concat": lambda node, *parts: torch.cat(parts, node.attributes["axis"]),
-    "Conv": _conv,
+    "Conv": conv,
     "Cos": _elementwise(torch.cos),
-    "DepthToSpace": _depth_to_space,
+    "DepthToSpace": depth_to_space,
     "Div": _divide,
     "Dropout": lambda _node, x, *_: x,
     "Einsum": lambda node, *parts: torch.einsum(node.attributes["equation"].decode(), *parts),
@@ -313,23 +217,23 @@ OPERATORS: Mapping[str, Operator] = {
     "Gather": _gather,
     "Gelu": _gelu,
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda _node, x: x.mean(_image_axes(x), keepdim=True),
-    "GlobalMaxPool": lambda _node, x: x.amax(_image_axes(x), keepdim=True),
+    "GlobalAveragePool": lambda _node, x: x.mean(image_axes(x), keepdim=True),
+    "GlobalMaxPool": lambda _node, x: x.amax(image_axes(x), keepdim=True),
     "Greater": _elementwise(torch.gt),
     "GreaterOrEqual": _elementwise(torch.ge),
-    "GroupNormalization": _group_norm,
+    "GroupNormalization": group_norm,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _elementwise(F.hardswish),
     "Identity": lambda _node, x: x,
-    "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm,
+    "InstanceNormalization": instance_norm,
+    "LayerNormalization": layer_norm,
     "LeakyRelu": lambda node, x: F.leaky_relu(x, node.attributes.get("alpha", 0.01)),
     "Less": _elementwise(torch.lt),
     "LessOrEqual": _elementwise(torch.le),
     "Log": _elementwise(torch.log),
     "MatMul": _elementwise(torch.matmul),
     "Max": _folded(torch.maximum),
-    "MaxPool": _max_pool,
+    "MaxPool": max_pool,
     "Min": _folded(torch.minimum),
     "Mish": _elementwise(F.mish),
     "Mul": _elementwise(torch.mul),
@@ -347,6 +251,7 @@ OPERATORS: Mapping[str, Operator] = {
     "ReduceSum": _reduction(torch.sum),
     "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
+    "Resize": resize,
     "Shape": _shape,
     "Sigmoid": _elementwise(torch.sigmoid),
     "Sin": _elementwise(torch.sin),
@@ -373,6 +278,7 @@ HOST_INPUTS: Mapping[str, frozenset[int]] = {
     **dict.fromkeys(_SECOND_ON_HOST, frozenset((1,))),
     "Clip": frozenset((1, 2)),
     "Pad": frozenset((1, 2, 3)),
+    "Resize": frozenset((1, 2, 3)),
     "Slice": frozenset((1, 2, 3, 4)),
 }
 """Inputs whose values are looked at, which must not lie on a device: it would have to be waited for."""
@@ -395,6 +301,5 @@ __all__ = [
     "HOST_INPUTS",
     "LOW_PRECISION",
     "OPERATORS",
-    "Node",
     "Operator",
 ]

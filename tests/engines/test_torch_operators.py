@@ -149,7 +149,20 @@ PLAIN = (
 CASES |= {name: (name, [], {}, X) for name in PLAIN}
 CASES |= {name: (name, [], {}, np.abs(X) + 0.1) for name in ("Log", "Sqrt")}
 # Several outputs, other types, or a shape that is computed: (nodes, constants)
+ANTIALIASED = {"antialias": 1, "exclude_outside": 1}
 LONGER = {
+    "Resize": (
+        [
+            ("Resize", ["x", "", "", "c0"], ["a"], {"mode": "linear", **ANTIALIASED}),
+            (
+                "Resize",
+                ["a", "", "", "c1"],
+                ["y"],
+                {"mode": "cubic", "cubic_coeff_a": -0.5, **ANTIALIASED},
+            ),
+        ],
+        [ints(2, 6, 5, 6), ints(2, 6, 7, 4)],
+    ),
     "Split": (
         [
             ("Split", ["x", "c0"], ["a", "b"], {"axis": 1}),
@@ -244,6 +257,7 @@ def test_operators_that_it_does_not_know(tmp_path: Path) -> None:
         (("Pad", ["x", "c0"], ["y"], {"mode": "wrap"}), [ints(0, 0, 1, 1, 0, 0, 1, 1)]),
         (("AveragePool", ["x"], ["y"], {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}), []),
         (("DepthToSpace", ["x"], ["y"], {"blocksize": 1}), []),
+        (("Resize", ["x", "", "", "c0"], ["y"], {"mode": "linear"}), [ints(2, 6, 5, 6)]),
         (("Cast", ["x"], ["y"], {"to": 8}), []),
         (("Reshape", ["x", "c0"], ["y"], {}), [ints(5, -1)]),
     ],

@@ -186,6 +186,7 @@ def test_any_request_is_read_or_refused(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @settings(max_examples=5000, deadline=None)
 @given(message=requests(), cut=st.integers(0, 400))
 def test_very_many_requests_are_read_or_refused(

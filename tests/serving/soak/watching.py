@@ -53,11 +53,17 @@ class Watch:
         """Server and workers, now."""
         return held_by(self.pid), sum(map(held_by, children(self.pid)), Held())
 
-    def threads(self, after_s: float) -> tuple[int, int]:
-        """The most threads of the server before a moment and after it."""
-        seen = [(second, server.threads) for second, server, _ in self.samples]
-        before, later = ([n for s, n in seen if (s >= after_s) is late] for late in (False, True))
-        return max(before), max(later)
+    def more(self, after_s: float) -> tuple[int, int]:
+        """Threads of the server, files of the workers: the most after a moment over the most before."""
+        counts = [(s, server.threads, workers.files) for s, server, workers in self.samples]
+        most = [
+            [
+                max(each[which] for each in counts if (each[0] >= after_s) is late)
+                for which in (1, 2)
+            ]
+            for late in (False, True)
+        ]
+        return most[1][0] - most[0][0], most[1][1] - most[0][1]
 
     def grown_mib(self) -> float:
         """The least memory of the server in the last third, over that in the first."""
