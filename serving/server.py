@@ -25,6 +25,7 @@ from cmamil_sdk.errors import ConfigInvalid
 from cmamil_sdk.features.encode import decoding_device
 
 from .access import Access
+from .admission import Admission
 from .calls import HEALTH
 from .child import WORKER_COMMAND
 from .config import ServerConfig
@@ -116,7 +117,7 @@ class Server:
                 grace_s = self.config.grace_s
             admission.draining = uploads.draining = True
             await self._services.jobs.stop()
-            idle = asyncio.ensure_future(asyncio.gather(admission.idle(), uploads.idle()))
+            idle = asyncio.create_task(self._idle(admission))
             done = await _first(idle, hurry, grace_s)
             idle.cancel()
             took_s = round(time.monotonic() - draining_s, 2)
@@ -136,6 +137,11 @@ class Server:
         if predictor is not None:
             predictor.close()
         await self._services.jobs.close()
+
+    async def _idle(self, admission: Admission) -> None:
+        """Wait until nothing is at work or on its way; nothing new is taken meanwhile."""
+        await admission.idle()
+        await self._services.uploads.idle()
 
     async def __aenter__(self) -> Self:
         """The started server."""
