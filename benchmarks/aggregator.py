@@ -138,12 +138,9 @@ def measure_aggregators(bench: AggregatorBench, *, on_step: OnStep | None = None
 
 def judged(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The targets this measurement speaks of: nested attention on what runs aggregators."""
-    compared = [
-        row
-        for row in document["rows"]
-        if row["form"] == "nested" and "ratio" in row and not row["missed"]
-    ]
-    rows = {(row["label"], row["tiles"]): row for row in compared}
+    compared = [row for row in document["rows"] if row["form"] == "nested" and "ratio" in row]
+    missing = {row["label"] for row in compared if row["missed"]}  # on bags of any size
+    rows = {(r["label"], r["tiles"]): r for r in compared if r["label"] not in missing}
     labels = {label for label, _ in rows}
     default = next((label for label in DEFAULT_LABELS if label in labels), "")
     return [

@@ -326,11 +326,13 @@ def load_model(path: Path, number: int, config: ServerConfig, tried: BundleTried
             f"The bundle {path} takes tissue from mask files, which a server is not given; "
             "use `cmamil predict --tissue-masks`."
         )
-    signature = aggregator_signature(manifest, read_golden(path, manifest))
+    golden = read_golden(path, manifest)
+    signature = aggregator_signature(manifest, golden)
     bundle = Bundle.of_graphs(
         path,
         manifest,
         GatedEncoder(cast(Engine, _Elsewhere(tried.encoder)), EncoderParity(**tried.parity)),
+        golden=golden,
         sha256=sha256,
         callers=1,
         max_attention_mib=config.max_attention_mib,

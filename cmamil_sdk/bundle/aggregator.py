@@ -72,7 +72,9 @@ def aggregator_differences(
     for precision in stored:
         if graph_in(root / AGGREGATOR_GRAPH, precision).name in manifest.files:
             found |= _difference(root, golden, precision, hashes)
-    with suppress(EngineMissing, BundleUnsupported):  # :func:`open_aggregator` gives the reason
+    with suppress(
+        EngineMissing, BundleUnsupported, FieldInvalid
+    ):  # :func:`open_aggregator` says why
         engine, difference = _measured_in_bf16(root, manifest, golden, hashes)
         engine.close()
         found[engine.info.label] = difference

@@ -121,14 +121,16 @@ class _Block:
         request.start_async()
 
     def finish(self) -> None:
-        """Wait for it, once."""
+        """Wait for it, and let go of what was copied for it; once."""
         request, self._request = self._request, None
-        if request is not None:
-            request.wait()
-            self._way.give_back(request)
+        if request is None:
+            return
+        request.wait()
+        self._way.give_back(request)
         if self._written is not self._products:
             for product, written in zip(self._products, self._written, strict=True):
                 product[:] = written[: len(product)]
+            self._read, self._written = self._features, self._products
 
 
 class _Requests:

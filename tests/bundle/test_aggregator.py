@@ -16,6 +16,7 @@ from cmamil_sdk.bundle.verify import read_manifest
 from cmamil_sdk.engines import Engine, EngineInfo
 from cmamil_sdk.engines.choose import engine_precisions
 from cmamil_sdk.engines.split import SplitEngine
+from cmamil_sdk.errors import FieldInvalid
 
 needs_bf16 = pytest.mark.skipif(
     "bf16" not in engine_precisions("openvino"), reason="this processor has no bf16 arithmetic"
@@ -90,6 +91,19 @@ def test_why_it_stays_in_fp32(
     assert reason(older) == (
         "fp32, in bf16 it has no parts for it, as its bundle is of schema version 4"
     )
+
+
+@needs_bf16
+def test_parts_that_do_not_take_the_golden_bag(
+    tiny_bundle: Path, manifest: Manifest, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_engine: SplitEngine, _inputs: object) -> None:
+        raise FieldInvalid("aggregator.onnx: input features_2x is missing; give all inputs.")
+
+    monkeypatch.setattr(SplitEngine, "infer_rounded", refuse)
+    info = opened(tiny_bundle, manifest, golden).info
+    assert info.reason == "fp32, in bf16 aggregator.onnx: input features_2x is missing"
+    assert aggregator_differences(tiny_bundle, manifest, golden).keys() == {"onnxruntime-cpu-fp32"}
 
 
 @needs_bf16

@@ -54,18 +54,23 @@ def test_large_maps(tmp_path, precision):
     assert_same_in_any_call(path, precision, 224, calls=(3, 16, 21))
 
 
-def test_other_bits_in_a_form_are_found_and_every_tile_is_computed_alone(tmp_path, monkeypatch):
-    """As on a processor whose kernels for one tile and for several differ."""
+@pytest.mark.parametrize("row", [0, 2, -1])
+def test_other_bits_in_a_form_are_found_and_every_tile_is_computed_alone(
+    tmp_path, monkeypatch, row
+):
+    """As on a processor whose kernels for one tile and for several differ, in whichever row."""
     graph = save_network(tmp_path / "graph.onnx", GATED, px=PX)
     expected = load_engine(graph, engine="openvino", callers=1).infer({"tiles": some_tiles(21, PX)})
     forms_of = module.forms_of
 
     def differing(model, bytes_per_number):
-        several, one = forms_of(model, bytes_per_number)[0], forms_of(model, bytes_per_number)[-1]
+        several, *fewer = forms_of(model, bytes_per_number)
         [features] = several.get_results()
-        scaled = module.ov.opset13.multiply(features.input_value(0), np.float32(2))
+        factors = np.ones((several.input().get_shape()[0], 1), np.float32)
+        factors[row] = 2
+        scaled = module.ov.opset13.multiply(features.input_value(0), factors)
         features.input(0).replace_source_output(scaled.output(0))
-        return [several, one]
+        return [several, *fewer]
 
     monkeypatch.setattr(module, "forms_of", differing)
     engine = load_engine(graph, engine="openvino", callers=1)

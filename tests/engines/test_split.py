@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +111,19 @@ def test_arrays_lie_as_they_will(engine: SplitEngine) -> None:
     assert same(engine.infer(fixed), expected)
     assert same(engine.infer({n: np.asfortranarray(a) for n, a in bag.items()}), expected)
     assert all(np.array_equal(bag[name], array) for name, array in fixed.items())
+
+
+@needs_bf16
+def test_copies_are_let_go_of(engine: SplitEngine) -> None:
+    """Features that may not be written to, as in a message, are copied by blocks."""
+    bag = draw_bag(20_000)
+    bag["fine"].flags.writeable = False
+    engine.infer(bag)
+    tracemalloc.start()
+    engine.infer(bag)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.5 * bag["fine"].nbytes
 
 
 def changed(name: str, change: Callable[[np.ndarray], Any]) -> Callable[[Bag], Bag]:
