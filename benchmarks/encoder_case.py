@@ -16,15 +16,15 @@ from cmamil_sdk.export.encoder import Encoder, loaded_encoder_of
 
 from .cases import EAGER, OpenCase, main_of
 
-PLAIN = "torch-plain"
-"""The network as its authors publish it, in PyTorch: where this package gives it another form, which is
-what the model itself means elsewhere, for both have the same features."""
+FOLDED = "torch-folded"
+"""The network in the form that this package gives it, in PyTorch, where eager is the one that its authors
+publish; both have the same features."""
 
 _CHANGED = "shufflenet_v2_x1_0"
 
 
-def has_plain(encoder: EncoderInfo) -> bool:
-    """Whether :data:`PLAIN` is another network than the model itself."""
+def has_folded(encoder: EncoderInfo) -> bool:
+    """Whether this package gives the network another form."""
     return encoder.id == _CHANGED and encoder.projection is None
 
 
@@ -35,7 +35,7 @@ class EncoderCase:
     Attributes:
         bundle: its directory.
         weights: of the encoder, if they came from a file; torch needs them.
-        engine: an engine's name, :data:`~cmamil_sdk.benchmarks.cases.EAGER` or :data:`PLAIN`.
+        engine: an engine's name, :data:`~cmamil_sdk.benchmarks.cases.EAGER` or :data:`FOLDED`.
         device, precision: as :func:`~cmamil_sdk.engines.load_engine`; torch is on the CPU in fp32.
         tiles: of one call.
         callers: threads that call at a time.
@@ -53,7 +53,7 @@ class EncoderCase:
 
     def open(self) -> OpenCase:
         """Load it."""
-        return self._torch() if self.engine in (EAGER, PLAIN) else self._engine()
+        return self._torch() if self.engine in (EAGER, FOLDED) else self._engine()
 
     def _engine(self) -> OpenCase:
         bundle = Bundle.load(
@@ -82,9 +82,7 @@ class EncoderCase:
         encoder, tiles = self._encoder(), self._tiles()
 
         def call() -> object:
-            torch.set_num_threads(
-                self.threads
-            )  # of the process: others in turns have set their own
+            torch.set_num_threads(self.threads)  # of the process: others in turns set their own
             return encoder.features(tiles)
 
         return OpenCase(
@@ -98,7 +96,7 @@ class EncoderCase:
     def _encoder(self) -> Encoder:
         info = read_manifest(Path(self.bundle))[0].encoder
         weights = None if self.weights is None else Path(self.weights)
-        if self.engine == EAGER:
+        if self.engine == FOLDED or not has_folded(info):
             return loaded_encoder_of(info, weights)
         from cmamil_sdk.encoders.shufflenet import build_as_published  # noqa: PLC0415 - as above
         from cmamil_sdk.export.tile_network import TorchEncoder  # noqa: PLC0415
@@ -116,4 +114,4 @@ if __name__ == "__main__":
     main_of(EncoderCase)
 
 
-__all__ = ["PLAIN", "EncoderCase", "has_plain"]
+__all__ = ["FOLDED", "EncoderCase", "has_folded"]

@@ -27,7 +27,7 @@ from .case_rows import Row, add_ratios, case_csv
 from .cases import EAGER, Case, engine_precision_pairs, measure_apart
 from .closed_loop import Loop
 from .contest import Contest
-from .encoder_case import PLAIN, EncoderCase, has_plain
+from .encoder_case import FOLDED, EncoderCase, has_folded
 from .environment import describe_machine, load_average
 from .figures import draw_engine
 from .loading import measure_loading
@@ -183,7 +183,7 @@ def _cases(
 ) -> tuple[list[EncoderCase], dict[str, str]]:
     """Every way to run the encoder, and why some engines are not here."""
     engines, absent = engine_precision_pairs(bench.engines)
-    eager = [EAGER, PLAIN] if has_plain(encoder) else [EAGER]
+    eager = [EAGER, FOLDED] if has_folded(encoder) else [EAGER]
     ways = [*itertools.chain(*map(_torch_ways, eager)), *_engine_ways(engines, bench)]
     made = partial(EncoderCase, str(bundle), None if weights is None else str(weights))
     cases = [

@@ -94,7 +94,7 @@ class Worker:
         """
         self._setup = setup
         self._models: dict[int, ModelSpec] = {}
-        self._engines: dict[tuple[str, str], Engine] = {}
+        self._engines: dict[tuple[tuple[str, ...], str], Engine] = {}
         self._is_limited = False
         for spec in setup.models:
             self._add(spec)

@@ -32,11 +32,12 @@ def reading_key(model: LoadedModel, mpp: float | None, reader: ReaderName) -> st
     """
     encoder = model.spec().encoder
     engine = encoder.engine
+    (graph_sha256,) = encoder.hashes.values()  # an encoder is one file in every precision
     return _digest(
         {
             "recipe": encoder.recipe.model_dump(mode="json"),
             "mpp": mpp,
-            "encoder": encoder.sha256,
+            "encoder": graph_sha256,
             "engine": [engine.name, engine.device, engine.precision, engine.version],
             "reader": [reader, decoding_device(reader, engine)],
             "software": _software(),

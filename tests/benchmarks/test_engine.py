@@ -10,7 +10,7 @@ import pytest
 
 from cmamil_sdk.benchmarks import encoder_case
 from cmamil_sdk.benchmarks.cases import EAGER
-from cmamil_sdk.benchmarks.encoder_case import PLAIN, EncoderCase, has_plain
+from cmamil_sdk.benchmarks.encoder_case import FOLDED, EncoderCase, has_folded
 from cmamil_sdk.benchmarks.engine import seeded_bundle
 from cmamil_sdk.benchmarks.workshop import Workshop
 from cmamil_sdk.errors import ParityFailed
@@ -44,19 +44,19 @@ def test_the_network_as_published_has_the_same_features(
     monkeypatch.setattr(EncoderCase, "_tiles", lambda _case: probe_tiles(224, count=2))
     threads = torch.get_num_threads()
     found = []
-    for network in (EAGER, PLAIN):
+    for network in (EAGER, FOLDED):
         case = EncoderCase(
             str(tmp_path), str(shufflenet_weights), network, "cpu", "fp32", 2, 1, threads
         )
         opened = case.open()
         assert opened.label == f"{network}-cpu-fp32"
         found.append(opened.call())
-    eager, plain = found
-    assert isinstance(eager, np.ndarray) and isinstance(plain, np.ndarray)
-    np.testing.assert_allclose(plain, eager, atol=1e-4 * np.abs(eager).max())
-    assert (plain != eager).any(), "they are two networks"
-    assert has_plain(encoder)
-    assert not has_plain(encoder.model_copy(update={"id": "efficientnet_lite0"}))
+    eager, folded = found
+    assert isinstance(eager, np.ndarray) and isinstance(folded, np.ndarray)
+    np.testing.assert_allclose(folded, eager, atol=1e-4 * np.abs(eager).max())
+    assert (folded != eager).any(), "they are two networks"
+    assert has_folded(encoder)
+    assert not has_folded(encoder.model_copy(update={"id": "efficientnet_lite0"}))
 
 
 @pytest.mark.long

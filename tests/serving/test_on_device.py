@@ -37,7 +37,7 @@ from ..features.conftest import DeviceEngine, MeanEngine
 pytestmark = pytest.mark.skipif(not cucim_installed(), reason="cuCIM is not installed")
 
 RECIPE = TilingRecipe(scales=parse_scales("5x,10x,20x"))
-SPEC = EncoderSpec("encoder.onnx", "0" * 64, DeviceEngine.info, RECIPE)
+SPEC = EncoderSpec("encoder.onnx", {"encoder.onnx": "0" * 64}, DeviceEngine.info, RECIPE)
 SETUP = WorkerSetup(0, (ModelSpec(0, SPEC, SPEC),), "cucim", 0, 1, 1000, 2**40, 2**20, 32)
 
 

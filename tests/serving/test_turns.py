@@ -99,7 +99,7 @@ def test_a_dropped_job_leaves_its_batch_mates() -> None:
 
 
 def setup(info: EngineInfo, *, reader: Any = "auto") -> WorkerSetup:
-    spec = EncoderSpec("encoder.onnx", "0" * 64, info, RECIPE)
+    spec = EncoderSpec("encoder.onnx", {"encoder.onnx": "0" * 64}, info, RECIPE)
     models = tuple(ModelSpec(number, spec, spec) for number in (0, 1))
     return WorkerSetup(0, models, reader, 0, 1, 1, 1, 1, 1)
 
