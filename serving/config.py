@@ -137,6 +137,11 @@ class ServerConfig(BaseModel):
         description="after SIGTERM new work is still taken for so long, health has fallen",
     )
     grace_s: float = Field(30.0, ge=0, description="then, for work in flight")
+    connection_age_s: float | None = Field(
+        None,
+        gt=0,
+        description="a connection takes calls for so long; its client then makes another",
+    )
     heartbeat_s: float = Field(10.0, gt=0, description="longest silence on a progress stream")
 
     uploads: Path | None = Field(

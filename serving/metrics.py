@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cmamil_sdk.features.encode import EncodedBatch
+from cmamil_sdk.tiling.plan import TilePlan
 
 from .calls import Call
 
@@ -81,7 +82,10 @@ class Metrics:
             registry=registry,
         )
         self._tiles = Counter(
-            "cmamil_tiles", "Tiles that workers read.", ("result",), registry=registry
+            "cmamil_tiles",
+            "Tiles that workers read, and those left out of the slides that they read.",
+            ("result",),
+            registry=registry,
         )
         self._batches = Histogram(
             "cmamil_batch_size",
@@ -145,6 +149,11 @@ class Metrics:
         self._batches.observe(tiles)
         self._tiles.labels("ok").inc(ok)
         self._tiles.labels("failed").inc(tiles - ok)
+
+    def count_plan(self, plan: TilePlan) -> None:
+        """Count the tiles that the plan of a slide leaves out."""
+        left_out = plan.geometry.tiles_in_bounds() - plan.total_tiles()
+        self._tiles.labels("background").inc(left_out)
 
     def count_look_up(self, found: bool) -> None:
         """Count a search in the cache of features."""

@@ -168,6 +168,8 @@ class Slot:
         elif not self.ready.done():
             assert isinstance(reply, Failed)
             self.ready.set_exception(error_from_reason(reply.reason, reply.message))
+        elif isinstance(reply, Failed):  # one that follows a worker that died; it is tried again
+            LOG.error(Event("worker_not_started", worker=self.number, problem=reply.message))
 
     def _on_exit(self) -> None:
         self._unwatch()

@@ -84,12 +84,17 @@ class Predictor:
         pool: WorkerPool,
         uploads: Uploads,
         cache: FeatureCache | None = None,
+        on_plan: Callable[[TilePlan], None] = lambda _plan: None,
     ) -> None:
-        """``cache``: where features are kept, None for nowhere."""
+        """``cache``: where features are kept, None for nowhere.
+
+        ``on_plan`` is called in a thread with the plan of each slide that is about to be read.
+        """
         self._roots = config.slides_roots
         self._uploads = uploads
         self._reader = config.reader
         self._pool = pool
+        self._on_plan = on_plan
         self._hasher = SlideHasher()
         self._features = FeatureFinder(config, self._hasher, cache, self._read_slide)
         self._aggregations = SingleFlight[Hashable, Aggregated, None]()
@@ -273,6 +278,7 @@ class Predictor:
             plan = planned.plan
             if request.aggregate:
                 bundle.check_size(plan.counts(), plan.facts.path)
+            await self.in_thread(self._on_plan, plan)
             device = decoding_device(self._reader, bundle.encoder_info)
             batches = await self.in_thread(plan.batches, batch_tiles(device))
             builder = BagBuilder(plan, bundle.manifest.encoder.dim)

@@ -14,24 +14,45 @@ from .requests import fingerprint_of
 
 REMEMBERED_S = 24 * 3600.0
 REMEMBERED_BYTES = 64 * 2**20
+_BESIDE_BYTES = 1024  # the id, the fingerprint, and what Python needs to hold them
 
 Response = prediction_pb2.PredictSlideResponse
 
 
-@dataclass
+@dataclass(slots=True)
 class Remembered:
-    """One request id: what came with it, how many calls with it are at work, and its answer."""
+    """One request id: what came with it, how many calls with it are at work, and its answer.
+
+    The answer is kept as it is sent: as a message it takes several times as much memory.
+    """
 
     fingerprint: str
     calls: int = 0
-    answer: Response | None = None
-    answered_s: float = 0.0
+    made: Response | None = None
+    kept: bytes | None = None
+    kept_s: float = 0.0
+
+    @property
+    def answer(self) -> Response | None:
+        """The first that was made; None as long as there is none."""
+        return self.made if self.kept is None else Response.FromString(self.kept)
+
+    @property
+    def size_bytes(self) -> int:
+        """About the memory that it takes to keep the answer."""
+        return _BESIDE_BYTES + len(self.kept or b"")
 
     def settle(self, answer: Response) -> Response:
         """The answer to give: the first that was made."""
-        if self.answer is None:
-            self.answer = answer
-        return self.answer
+        first = self.answer
+        if first is None:
+            first = self.made = answer
+        return first
+
+    def keep(self, now_s: float) -> None:
+        """Note what was made, and when, as long as it is kept."""
+        assert self.made is not None
+        self.kept, self.kept_s, self.made = self.made.SerializeToString(), now_s, None
 
 
 class RememberedAnswers:
@@ -85,15 +106,13 @@ class RememberedAnswers:
             known.calls -= 1
             if not known.calls:
                 del self._at_work[key]
-            if known.answer is not None:
+            if known.made is not None:
                 self._keep(key, known)
 
     def _keep(self, key: tuple[str, str], known: Remembered) -> None:
-        if key not in self._answers:
-            assert known.answer is not None
-            known.answered_s = self._now()
-            self._answers[key] = known
-            self._bytes += known.answer.ByteSize()
+        known.keep(self._now())
+        self._answers[key] = known
+        self._bytes += known.size_bytes
         self._forget()
 
     def _forget(self) -> None:
@@ -101,11 +120,10 @@ class RememberedAnswers:
         too_old_s = self._now() - REMEMBERED_S
         while self._answers:
             key, oldest = next(iter(self._answers.items()))
-            if oldest.answered_s >= too_old_s and self._bytes <= self._max_bytes:
+            if oldest.kept_s >= too_old_s and self._bytes <= self._max_bytes:
                 return
             del self._answers[key]
-            assert oldest.answer is not None
-            self._bytes -= oldest.answer.ByteSize()
+            self._bytes -= oldest.size_bytes
 
 
 def _key(caller: str, message: prediction_pb2.PredictSlideRequest) -> tuple[str, str]:

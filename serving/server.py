@@ -369,7 +369,15 @@ def _max_calls(config: ServerConfig) -> int:
 
 
 def _channel_options(config: ServerConfig) -> list[tuple[str, int]]:
+    age: list[tuple[str, int]] = []
+    if config.connection_age_s is not None:
+        age = [
+            ("grpc.max_connection_age_ms", round(1000 * config.connection_age_s)),
+            # The calls that are on it then have all the time that calls have.
+            ("grpc.max_connection_age_grace_ms", round(1000 * config.max_deadline_s)),
+        ]
     return [
+        *age,
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         # Near this limit gRPC refuses streams as if nobody answered (UNAVAILABLE): the limit on calls,

@@ -81,7 +81,9 @@ class Services:
     def begin(self, models: Sequence[LoadedModel], pool: WorkerPool) -> None:
         """Take requests for these models, which the workers have."""
         self.pool = pool
-        self.predictor = Predictor(self._config, pool, self.uploads, self.cache)
+        self.predictor = Predictor(
+            self._config, pool, self.uploads, self.cache, self.metrics.count_plan
+        )
         self.models.fill(models)
         self.loader = ModelLoader(self._config, self.models, pool)
         self.jobs.begin()

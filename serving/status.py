@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -21,6 +22,7 @@ from cmamil_sdk.errors import (
 DOMAIN = "cmamil.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_CHARACTERS = 1000  # HTTP/2 trailers are limited to 8 KiB in all
+_FIELDS_BYTES = 2500  # of the wrong fields that are named in them
 _RETRY_AFTER_S: dict[type[CmamilError], float] = {
     JobsUnavailable: 5.0,
     ModelNotReady: 1.0,
@@ -38,11 +40,15 @@ class FieldProblem:
 
 
 class RequestInvalid(Exception):
-    """A request with wrong fields; becomes :class:`FieldInvalid` with each of them named."""
+    """A request with wrong fields; becomes :class:`FieldInvalid` with each of them named.
+
+    Of very many only the first, as far as they go into the trailers of an answer.
+    """
 
     def __init__(self, problems: list[FieldProblem]) -> None:
-        super().__init__("; ".join(f"{p.field}: {p.problem}" for p in problems))
-        self.problems = problems
+        named = _first(problems)
+        super().__init__("; ".join(f"{p.field}: {p.problem}" for p in named))
+        self.problems = named
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,18 @@ def status_of(
         retry = error_details_pb2.RetryInfo(retry_delay=_duration(retry_after_s or usual))
         details.details.add().Pack(retry)
     return GrpcStatus(code, message, ((DETAILS_KEY, details.SerializeToString()),))
+
+
+def _first(problems: Sequence[FieldProblem]) -> list[FieldProblem]:
+    """The first, of a limited length together; one at least."""
+    named: list[FieldProblem] = []
+    room = _FIELDS_BYTES
+    for each in problems:
+        room -= len(f"{each.field}{each.problem}".encode(errors="replace"))
+        if named and room < 0:
+            break
+        named.append(each)
+    return named
 
 
 def _bad_request(problems: list[FieldProblem]) -> error_details_pb2.BadRequest:

@@ -26,6 +26,7 @@ from .tensors import Arrays, read_inputs, wanted_outputs
 
 _OPTIONS = {"mpp": float, "expected_sha256": str}
 """Keys of the options of a slide, and their types; whole numbers are read as float."""
+_OPTIONS_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ def _text(name: str, inputs: Arrays) -> str:
 
 def _options(text: str) -> dict[str, Any]:
     """The options of a slide, a JSON object; empty text has none."""
+    if len(text) > _OPTIONS_CHARACTERS:  # JSON of megabytes would hold the interpreter
+        problem = f"must be at most {_OPTIONS_CHARACTERS} characters long"
+        raise RequestInvalid([FieldProblem("options", problem)])
     try:
         options = json.loads(text or "{}", parse_int=float)
     except (ValueError, RecursionError) as problem:

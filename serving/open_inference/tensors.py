@@ -83,10 +83,11 @@ def wanted_outputs(request: ModelInferRequest, known: Sequence[Tensor]) -> tuple
     """
     by_name = {tensor.name: tensor for tensor in known}
     names = [output.name for output in request.outputs] or list(by_name)
+    first = {name: number for number, name in reversed(list(enumerate(names)))}
     problems = [
         FieldProblem(f"outputs[{number}].name", f"must be one of {', '.join(by_name)}, each once")
         for number, name in enumerate(names)
-        if name not in by_name or name in names[:number]
+        if name not in by_name or first[name] != number
     ]
     if problems:
         raise RequestInvalid(problems)

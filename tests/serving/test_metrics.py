@@ -99,6 +99,8 @@ def test_what_a_server_does_is_counted(measured: Server) -> None:
     tiles = page.value("cmamil_tiles_total", result="ok")
     assert tiles >= TILES and page.value("cmamil_batch_size_sum") == tiles
     assert page.value("cmamil_tiles_total", result="failed") == 0
+    left_out = page.value("cmamil_tiles_total", result="background")
+    assert left_out == 2 * prediction.quality.tiles_background > 0  # two slides, which are alike
     assert page.value("cmamil_cancelled_total", stage="tiles") == 1
     assert page.value("cmamil_inflight_slides") == page.value("cmamil_queue_depth") == 0
     assert {

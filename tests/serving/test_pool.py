@@ -9,7 +9,14 @@ import pytest
 
 from cmamil_sdk.errors import SlideCorrupt
 from cmamil_sdk.features.encode import EncodedBatch
-from cmamil_sdk.serving.messages import Failed, ReadFacts, WorkerSetup, frame, parse_reply
+from cmamil_sdk.serving.messages import (
+    Failed,
+    ReadFacts,
+    Ready,
+    WorkerSetup,
+    frame,
+    parse_reply,
+)
 from cmamil_sdk.serving.paths import SlideRef
 from cmamil_sdk.serving.pool import WorkerPool, WorkerState
 from cmamil_sdk.serving.turns import Item, Job
@@ -107,6 +114,18 @@ def test_an_error_of_a_task_is_raised_as_its_leaf() -> None:
                 await work
 
     asyncio.run(scenario())
+
+
+def test_why_a_worker_does_not_come_back_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        setup = WorkerSetup(0, (), "auto", 0, 1, 1, 1, 1, 1)
+        (slot,) = WorkerPool(setup, workers=1, task_timeout_s=1.0).slots
+        slot._on_reply(Ready({}))
+        slot._on_reply(Failed("BUNDLE_CORRUPT", "encoder.onnx is another file"))
+
+    asyncio.run(scenario())
+    assert "worker_not_started worker=0" in caplog.text
+    assert "encoder.onnx is another file" in caplog.text
 
 
 def test_only_the_classes_of_the_protocol_are_unpickled() -> None:

@@ -21,6 +21,7 @@ from cmamil_sdk.serving.service import SERVICE_NAMES
 
 from .certificates import issue
 from .listening import listening, listening_server
+from .waiting import wait_until
 
 INFO = "/cmamil.v1.ServerService/GetServerInfo"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -31,6 +32,16 @@ def health_of(channel: grpc.Channel, service: str) -> str:
     data = channel.unary_unary("/grpc.health.v1.Health/Check")(request, timeout=10)
     status = health_pb2.HealthCheckResponse.FromString(data).status
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+
+
+def test_a_client_connects_anew_when_its_connection_is_old(config: ServerConfig) -> None:
+    with listening(config.model_copy(update={"connection_age_s": 0.3})) as address:
+        seen: list[grpc.ChannelConnectivity] = []
+        with grpc.insecure_channel(address) as channel:
+            channel.subscribe(seen.append)
+            assert health_of(channel, LIVENESS) == "SERVING"
+            wait_until(lambda: seen[-1:] == [grpc.ChannelConnectivity.IDLE] and len(seen) > 1)
+            assert health_of(channel, LIVENESS) == "SERVING"
 
 
 def test_probes_ask_health_without_certificate_and_nothing_else(

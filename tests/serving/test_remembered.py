@@ -33,6 +33,15 @@ def test_the_same_request_has_the_first_answer() -> None:
         assert known.answer == answered("first")
 
 
+def test_an_answer_is_kept_as_bytes() -> None:
+    """A message of many fields takes several times as much memory as the limit counts."""
+    remembered = RememberedAnswers()
+    with remembered.request("", asked()) as known, remembered.request("", asked()) as twin:
+        twin.settle(answered("first"))
+    assert known.made is None and known.kept == answered("first").SerializeToString()
+    assert remembered._bytes == known.size_bytes > len(known.kept)
+
+
 def test_another_request_is_refused_at_work_and_after() -> None:
     remembered = RememberedAnswers()
     with remembered.request("clinic", asked()) as known:
@@ -75,7 +84,7 @@ def test_without_an_id_nothing_is_remembered() -> None:
 
 def test_answers_are_forgotten_after_a_day_and_beyond_the_limit() -> None:
     now_s = 0.0
-    remembered = RememberedAnswers(max_bytes=150, now=lambda: now_s)
+    remembered = RememberedAnswers(max_bytes=1500, now=lambda: now_s)
 
     def answer_of(request_id: str) -> str:
         with remembered.request("", asked(request_id=request_id)) as known:
@@ -87,6 +96,6 @@ def test_answers_are_forgotten_after_a_day_and_beyond_the_limit() -> None:
     now_s = REMEMBERED_S + 1
     assert answer_of(ID) == f"{now_s}"
     now_s += 1
-    answer_of(OTHER_ID)  # 2 x 100 bytes are more than 150
+    answer_of(OTHER_ID)  # each takes about 1,100 bytes
     now_s += 1
     assert answer_of(ID) == f"{now_s}"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmamil_sdk._proto.inference.open_inference_pb2 import ModelInferRequest, ModelInferResponse
-from cmamil_sdk.serving.open_inference.length import bytes_beside_raw, check_length
+from cmamil_sdk.serving.open_inference.length import MAX_FIELDS, check_length, lengths_beside_raw
 
 from .asking import INFER, Change, request, slide, tiles
 
@@ -209,7 +209,8 @@ def test_more_tiles_than_a_call_may_hold(address: str, raw_call: RawCall) -> Non
         (b'{"expected_sha256": 7}', "options"),
         (b'{"expected_sha256": "\\ud800"}', "options"),
         (b'{"expected_sha256": "abc"}', "slide.expected_sha256"),
-        (b"[" * 100_000, "options"),
+        (b"[" * 4_000, "options"),
+        (b" " * 4_097, "options"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -300,9 +301,26 @@ def test_arrays_of_different_bags(
     assert (code, reason) == INVALID
 
 
+def test_of_very_many_wrong_fields_the_first_are_named(address: str, raw_call: RawCall) -> None:
+    """All of them would not go into the trailers of an answer, and gRPC would make its own error."""
+
+    def ask(outputs: int) -> Any:
+        message = request("tiny-encoder", tiles())
+        for _ in range(outputs):
+            message.outputs.add(name="features")
+        return raw_call(address, INFER, message.SerializeToString())
+
+    code, reason, details = ask(MAX_FIELDS - 4)
+    assert (code, reason) == INVALID
+    named = fields(details)
+    assert named == [f"outputs[{number}].name" for number in range(1, len(named) + 1)]
+    assert 10 < len(named) < 100
+    assert ask(MAX_FIELDS)[:2] == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
 @given(st.binary(max_size=40))
 def test_the_length_of_anything_can_be_told(data: bytes) -> None:
-    beside = bytes_beside_raw(data)
+    beside = sum(lengths_beside_raw(data))
     assert 0 <= beside <= len(data) + 8
     check_length(data)
 
@@ -318,8 +336,9 @@ def test_typed_contents_give_the_same_answer(address: str, raw_call: RawCall) ->
     assert answers[0] == answers[1]
     raw = plain.SerializeToString()
     plain.raw_input_contents[0] = b""  # whose length takes two bytes less
-    assert bytes_beside_raw(spelled.SerializeToString()) == len(spelled.SerializeToString())
-    assert bytes_beside_raw(raw) == len(plain.SerializeToString()) + 2
+    whole = spelled.SerializeToString()
+    assert sum(lengths_beside_raw(whole)) == len(whole)
+    assert sum(lengths_beside_raw(raw)) == len(plain.SerializeToString()) + 2
     long = request("tiny-encoder", arrays, typed(uint_contents=[200] * 2**20)).SerializeToString()
     assert raw_call(address, INFER, long)[:2] == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
