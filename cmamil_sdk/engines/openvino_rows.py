@@ -1,7 +1,7 @@
 """Products of features with weights on OpenVINO, in blocks of fixed numbers of rows.
 
 OpenVINO compiles anew for every number of rows, and every slide has another number of tiles. Here it is
-compiled for two numbers, once. A block also stays in a core's cache on its way to the product.
+compiled for one number, once. A block also stays in a core's cache on its way to the product.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cmamil_sdk.engines.openvino import compile_part
 
 Float32 = npt.NDArray[np.float32]
 
-_BLOCK_ROWS = (512, 64)
-"""As many of the first as there are rows for, then some of the second, the last of which is padded."""
-
 EXACT_BELOW_ROWS = 512
 """Fewer rows are multiplied in float32: where tiles are few each weighs much, and rounding shows."""
+
+_BLOCK_ROWS = EXACT_BELOW_ROWS
+_EXACT_BLOCK_ROWS = 64
 
 
 class RowProducts:
@@ -60,8 +60,8 @@ class RowProducts:
             part = partial(_block_of, rows, features, products)
             return _Requests(compile_part(model, graph, kind, streams=streams, part=part))
 
-        self._ways = [compiled(precision, rows) for rows in _BLOCK_ROWS]
-        self._exact = compiled("fp32", _BLOCK_ROWS[-1])
+        self._rounded = compiled(precision, _BLOCK_ROWS)
+        self._exact = compiled("fp32", _EXACT_BLOCK_ROWS)
 
     def room(self, rows: int) -> list[Float32]:
         """Arrays for the products of so many rows."""
@@ -71,13 +71,9 @@ class RowProducts:
         self, features: Float32, products: Sequence[Float32], exact_below_rows: int
     ) -> Iterator[_Block]:
         """What has to be done to fill ``products``; features are contiguous."""
-        start, n = 0, len(features)
-        ways = [self._exact] if n < exact_below_rows else self._ways
-        for way in ways:
-            while n - start >= way.rows or (way is ways[-1] and start < n):
-                taken = slice(start, start + way.rows)
-                yield _Block(way, features[taken], [product[taken] for product in products])
-                start += way.rows
+        way = self._exact if len(features) < exact_below_rows else self._rounded
+        for start in range(0, len(features), way.rows):
+            yield _Block(way, features, products, start)
 
 
 def multiply(
@@ -101,15 +97,25 @@ def multiply(
 
 
 class _Block:
-    """Some rows of features, and where their products go."""
+    """Some rows of features, and where their products go.
 
-    def __init__(self, way: _Requests, features: Float32, products: Sequence[Float32]) -> None:
-        self._way, self._features, self._products = way, features, products
-        self._read, self._written = features, products
+    The last block begins so early that it is full, and gives only the rows that no other has given. Where
+    there are fewer rows than a block has, it is padded.
+    """
+
+    def __init__(
+        self, way: _Requests, features: Float32, products: Sequence[Float32], start: int
+    ) -> None:
+        first = max(0, min(start, len(features) - way.rows))
+        self._way, self._given = way, slice(start - first, len(features) - first)
+        self._features = features[first : first + way.rows]
+        self._products = [product[start : start + way.rows] for product in products]
+        self._read, self._written = self._features, self._products
         # a request reads and writes where arrays lie, if these are whole and may be written to
-        if len(features) < way.rows or not features.flags.writeable:
+        if len(self._features) < way.rows or not features.flags.writeable:
             self._read = np.zeros((way.rows, features.shape[1]), np.float32)
-            self._read[: len(features)] = features
+            self._read[: len(self._features)] = self._features
+        if any(len(product) < way.rows for product in self._products):
             self._written = [np.empty((way.rows, width), np.float32) for width in way.widths]
         self._request: ov.InferRequest | None = None
 
@@ -129,8 +135,8 @@ class _Block:
         self._way.give_back(request)
         if self._written is not self._products:
             for product, written in zip(self._products, self._written, strict=True):
-                product[:] = written[: len(product)]
-            self._read, self._written = self._features, self._products
+                product[:] = written[self._given]
+        self._read, self._written = self._features, self._products
 
 
 class _Requests:
