@@ -115,7 +115,11 @@ class ServerConfig(BaseModel):
         description="pixels of a PNG, JPEG or TIFF that each worker decodes as a whole, 3 bytes each",
     )
     max_levels: int = Field(32, ge=1, description="stored pyramid levels of a slide")
-    max_request_bytes: int = Field(4 * 2**20, ge=1024)
+    max_request_bytes: int = Field(
+        2**18,
+        ge=1024,
+        description="of a request; one of many MiB of small fields would hold up other calls",
+    )
     max_message_bytes: int = Field(16 * 2**20, ge=1024, description="of any message, both ways")
 
     jobs_file: Path | None = Field(

@@ -23,6 +23,8 @@ DOMAIN = "cmamil.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_CHARACTERS = 1000  # HTTP/2 trailers are limited to 8 KiB in all
 _FIELDS_BYTES = 2500  # of the wrong fields that are named in them
+_FIELD_CHARACTERS = 600  # of the path of one, and of what is wrong with it
+_BESIDE_BYTES = 8  # of one, beside those
 _RETRY_AFTER_S: dict[type[CmamilError], float] = {
     JobsUnavailable: 5.0,
     ModelNotReady: 1.0,
@@ -86,10 +88,11 @@ def _first(problems: Sequence[FieldProblem]) -> list[FieldProblem]:
     named: list[FieldProblem] = []
     room = _FIELDS_BYTES
     for each in problems:
-        room -= len(f"{each.field}{each.problem}".encode(errors="replace"))
+        cut = FieldProblem(each.field[:_FIELD_CHARACTERS], each.problem[:_FIELD_CHARACTERS])
+        room -= len(f"{cut.field}{cut.problem}".encode(errors="replace")) + _BESIDE_BYTES
         if named and room < 0:
             break
-        named.append(each)
+        named.append(cut)
     return named
 
 

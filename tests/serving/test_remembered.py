@@ -38,8 +38,9 @@ def test_an_answer_is_kept_as_bytes() -> None:
     remembered = RememberedAnswers()
     with remembered.request("", asked()) as known, remembered.request("", asked()) as twin:
         twin.settle(answered("first"))
-    assert known.made is None and known.kept == answered("first").SerializeToString()
-    assert remembered._bytes == known.size_bytes > len(known.kept)
+    kept = answered("first").SerializeToString()
+    assert known.made is None and known.kept == kept
+    assert remembered._bytes == known.size_bytes > len(kept)
 
 
 def test_another_request_is_refused_at_work_and_after() -> None:

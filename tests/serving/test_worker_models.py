@@ -36,7 +36,7 @@ RECIPE = TilingRecipe(scales=parse_scales("20x"))
 def spec(number: int, encoder: str = "encoder", info: EngineInfo = ON_CPU) -> ModelSpec:
     graph = GraphSpec(f"/secret/{number}/aggregator.onnx", {"a": f"aggregator {number}"}, info)
     path = f"/secret/{number}/{encoder}.onnx"
-    return ModelSpec(number, EncoderSpec(path, {"e": encoder}, info, RECIPE), graph)
+    return ModelSpec(number, EncoderSpec(path, {f"{encoder}.onnx": encoder}, info, RECIPE), graph)
 
 
 def setup_of(*models: ModelSpec) -> WorkerSetup:
