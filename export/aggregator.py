@@ -131,7 +131,6 @@ def export_aggregator(
         outputs=module.output_names,
         argument="tensors",
     )
-    write_split(path)
     report = compare_aggregator(path, module, scales)
     missed = missed_gates(report)
     if missed and not (force and all(map(isfinite, report.values()))):
@@ -139,6 +138,7 @@ def export_aggregator(
             f"The exported aggregator does not reproduce its model: {missed}; use another model, or mark "
             "the bundle as failed with --force."
         )
+    write_split(path)
     return report
 
 

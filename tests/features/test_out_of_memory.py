@@ -11,7 +11,7 @@ import pytest
 
 from cmamil_sdk.engines import EngineInfo, onnxruntime
 from cmamil_sdk.engines.onnxruntime import OnnxRuntimeEngine
-from cmamil_sdk.errors import GpuOutOfMemory
+from cmamil_sdk.errors import GpuOutOfMemory, MemoryTooSmall, UnexpectedError
 from cmamil_sdk.features.encode import infer_tiles
 
 ON_GPU = EngineInfo("onnxruntime", "cuda:0", "fp32", "1", "a test", takes_device_arrays=True)
@@ -91,11 +91,14 @@ def test_onnxruntime_says_in_words_that_a_gpu_is_full(
     ):
         failing(message, ON_GPU, monkeypatch).infer({})
     on_cpu = replace(ON_GPU, device="cpu", takes_device_arrays=False)
-    with pytest.raises(onnxruntime._STATE.RuntimeException):
-        failing(message, on_cpu, monkeypatch).infer({})
+    engine, again = failing(message, on_cpu, monkeypatch), object()
+    engine._open = lambda: again
+    with pytest.raises(MemoryTooSmall, match="needs more memory than there is for this process"):
+        engine.infer({})
+    assert engine._session is again, "else its arena would not give the memory back"
 
 
 def test_other_errors_of_a_gpu_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     message = "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access"
-    with pytest.raises(onnxruntime._STATE.RuntimeException):
+    with pytest.raises(UnexpectedError, match="illegal memory access"):
         failing(message, ON_GPU, monkeypatch).infer({})
