@@ -68,13 +68,17 @@ def aggregator_differences(
 ) -> dict[str, float]:
     """Of the aggregator on each CPU engine of this machine, the largest from the golden outputs."""
     found: dict[str, float] = {}
+    graph = root / AGGREGATOR_GRAPH
     stored: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in stored:
-        if graph_in(root / AGGREGATOR_GRAPH, precision).name in manifest.files:
-            found |= _difference(root, golden, precision, hashes)
-    with suppress(
-        EngineMissing, BundleUnsupported, FieldInvalid
-    ):  # :func:`open_aggregator` says why
+        if graph_in(graph, precision).name in manifest.files:
+            engine = load_engine(
+                graph, engine="onnxruntime", device="cpu", precision=precision, hashes=hashes
+            )
+            found[engine.info.label] = golden.aggregator_difference(engine.infer(golden.inputs))
+            engine.close()
+    # where it cannot be measured, :func:`open_aggregator` says why
+    with suppress(EngineMissing, BundleUnsupported, FieldInvalid):
         engine, difference = _measured_in_bf16(root, manifest, golden, hashes)
         engine.close()
         found[engine.info.label] = difference
@@ -118,18 +122,6 @@ def _why_no_parts(manifest: Manifest) -> str:
             "export the model again."
         )
     return "it would gain nothing, as it multiplies no wide features; use --precision fp32."
-
-
-def _difference(
-    root: Path, golden: Golden, precision: Precision, hashes: Mapping[str, str] | None
-) -> dict[str, float]:
-    graph = root / AGGREGATOR_GRAPH
-    engine = load_engine(
-        graph, engine="onnxruntime", device="cpu", precision=precision, hashes=hashes
-    )
-    difference = golden.aggregator_difference(engine.infer(golden.inputs))
-    engine.close()
-    return {engine.info.label: difference}
 
 
 def _device(encoder: EngineInfo) -> str:
